@@ -1,0 +1,45 @@
+# make run     train on digits in a fresh environment: the first thing to try
+# make test    every check: lint, format, types, tests
+# make lint    all of them but the tests
+# make bench   time one training step
+# make clean   remove the environment, caches and build products (runs/ stays)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := run
+.PHONY: run test lint bench clean
+
+run: $(VENV)/.installed
+	$(BIN)/dplip train --data digits --epsilon 8 --out runs/digits
+
+# One thread per worker: small tests gain nothing from more, and two workers would fight over the cores.
+test: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Both installs are editable, so that a changed source file needs no new install and neither undoes the other.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing dplip into $(VENV) (a minute or two)"
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the tools that the checks need"
+	$(INSTALL) -e '.[dev]'
+	touch $@

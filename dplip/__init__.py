@@ -1,0 +1,66 @@
+"""Differentially private training of Lipschitz networks: one set of bounds for privacy and for robustness."""
+
+from dplip import losses, nn
+from dplip.accounting import create_accountant, get_noise_multiplier
+from dplip.certify import certify, lipschitz
+from dplip.constraints import (
+    ColumnL1Ball,
+    EntryBall,
+    FrobeniusBall,
+    Orthogonal,
+    RowL1Ball,
+    SpectralBall,
+    constrain,
+    project,
+)
+from dplip.engine import PrivacyEngine
+from dplip.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    DPLipError,
+    LedgerError,
+    UnboundedInputError,
+    UnboundedOperationError,
+)
+from dplip.norms import Norms, OperatorNorms
+from dplip.optimizer import DPLipOptimizer
+from dplip.propagate import propagate
+from dplip.rules.registry import rule
+from dplip.sampling import PoissonLoader
+from dplip.sensitivity import parameter_bounds, sensitivity
+from dplip.trainer import DPLipTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExceededError",
+    "ColumnL1Ball",
+    "ConfigurationError",
+    "DPLipError",
+    "DPLipOptimizer",
+    "DPLipTrainer",
+    "EntryBall",
+    "FrobeniusBall",
+    "LedgerError",
+    "Norms",
+    "OperatorNorms",
+    "Orthogonal",
+    "PoissonLoader",
+    "PrivacyEngine",
+    "RowL1Ball",
+    "SpectralBall",
+    "UnboundedInputError",
+    "UnboundedOperationError",
+    "certify",
+    "constrain",
+    "create_accountant",
+    "get_noise_multiplier",
+    "lipschitz",
+    "losses",
+    "nn",
+    "parameter_bounds",
+    "project",
+    "propagate",
+    "rule",
+    "sensitivity",
+]

@@ -1,0 +1,355 @@
+"""What a run spent: one event a step, composed into epsilon by Opacus's RDP or PRV implementation.
+
+Opacus is imported when an epsilon is first asked for, so that importing this module stays cheap.
+"""
+
+import difflib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from dplip.errors import ConfigurationError
+
+# Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
+# integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 1024
+# use the plain Gaussian.
+_LARGEST_SAMPLED_ORDER = 1024
+_ORDERS: tuple[float, ...] = tuple(
+    [1.01, 1.02, 1.05]
+    + [1 + x / 10 for x in range(1, 100)]
+    + [float(x) for x in range(11, 64)]
+    + [float(round(64 * 2 ** (x / 8))) for x in range(33)]
+    + [1024 * 2 ** (x / 4) for x in range(1, 121)]
+)
+_COARSE = tuple(
+    i for i, order in enumerate(_ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0
+)
+
+_LARGEST_NOISE_MULTIPLIER = 1e6
+_SMALLEST_NOISE_MULTIPLIER = 1e-3
+
+
+@dataclass(frozen=True)
+class GaussianEvent:
+    """One Poisson-subsampled Gaussian release.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise per unit of l2 sensitivity; 0 means no noise.
+        sample_rate: Probability with which each example takes part, in (0, 1]; 1 is the plain Gaussian
+            mechanism.
+
+    Raises:
+        ConfigurationError: If either is out of range or not finite.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        object.__setattr__(self, "sample_rate", float(self.sample_rate))
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ConfigurationError(
+                f"noise_multiplier={self.noise_multiplier}: the noise is a finite number of sensitivities, "
+                "0 or more; pass such a number, or calibrate one with get_noise_multiplier"
+            )
+        if not 0 < self.sample_rate <= 1:
+            raise ConfigurationError(
+                f"sample_rate={self.sample_rate}: a sampling probability lies in (0, 1]; "
+                "pass the expected batch size divided by the public size of the data"
+            )
+
+
+class Accountant:
+    """Composes the events of a run into epsilon.
+
+    Args:
+        mechanism: "rdp" (Renyi differential privacy) or "prv" (numerical composition of privacy loss
+            variables).
+
+    Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
+    under the neighbouring relation of the sensitivity that the noise multiplier refers to. "prv" reports the
+    smaller of the upper bounds of PRV and RDP, and RDP alone where PRV is numerically unsafe: epsilon above
+        100, delta below 1e-13 per step.
+
+    Source: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530); Balle et al. 2020 (1905.09982, theorem 21); Gopi,
+    Lee, Wutschitz 2021 (2106.02848); Opacus for the implementations.
+    """
+
+    def __init__(self, mechanism: str = "rdp") -> None:
+        if mechanism not in _EPSILON:
+            nearest = difflib.get_close_matches(str(mechanism), _EPSILON, n=1, cutoff=0)[0]
+            raise ConfigurationError(
+                f"accountant={mechanism!r}: there is no such accountant; the nearest name is {nearest!r} "
+                f"(known: {', '.join(map(repr, _EPSILON))})"
+            )
+        self._mechanism = mechanism
+        self._history: list[tuple[float, float, int]] = []
+
+    def mechanism(self) -> str:
+        """The name of the accounting mechanism."""
+        return self._mechanism
+
+    @property
+    def history(self) -> list[tuple[float, float, int]]:
+        """(noise_multiplier, sample_rate, num_steps) in order of time, equal neighbours merged; a copy."""
+        return list(self._history)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps taken so far."""
+        return sum(steps for _, _, steps in self._history)
+
+    def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
+        """Count one more step.
+
+        Raises:
+            ConfigurationError: If the pair is not a valid :class:`GaussianEvent`; nothing is counted then.
+        """
+        self._add(GaussianEvent(noise_multiplier, sample_rate), 1)
+
+    def get_epsilon(self, delta: float) -> float:
+        """An upper bound of epsilon at ``delta``: 0 before the first step, infinite once a step had no noise."""
+        return _epsilon(self._mechanism, self._events(), delta)
+
+    def epsilon_after(self, event: GaussianEvent, steps: int, delta: float) -> float:
+        """What :meth:`get_epsilon` would return after ``steps`` more of ``event``; changes nothing."""
+        events = self._events()
+        events[event] += _count("steps", steps, least=0)
+        return _epsilon(self._mechanism, events, delta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state under Opacus's keys, "history" and "mechanism"."""
+        return {"history": self.history, "mechanism": self._mechanism}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace the state by one that :meth:`state_dict` or an Opacus accountant wrote.
+
+        Raises:
+            ConfigurationError: If it is of another mechanism or not such a state; the present state is kept
+                then.
+        """
+        for key in ("history", "mechanism"):
+            if key not in state_dict:
+                raise ConfigurationError(
+                    f"state_dict with the keys {sorted(state_dict)}: {key!r} is missing; "
+                    "pass the state_dict() of an accountant"
+                )
+        if state_dict["mechanism"] != self._mechanism:
+            raise ConfigurationError(
+                f"mechanism={state_dict['mechanism']!r} in the state: this accountant is "
+                f"{self._mechanism!r}; load it into create_accountant({state_dict['mechanism']!r})"
+            )
+        loaded = Accountant(self._mechanism)
+        for noise_multiplier, sample_rate, steps in state_dict["history"]:
+            loaded._add(GaussianEvent(noise_multiplier, sample_rate), _count("num_steps", steps, least=1))
+        self._history = loaded._history
+
+    def _add(self, event: GaussianEvent, steps: int) -> None:
+        if self._history and self._history[-1][:2] == (event.noise_multiplier, event.sample_rate):
+            steps += self._history.pop()[2]
+        self._history.append((event.noise_multiplier, event.sample_rate, steps))
+
+    def _events(self) -> Counter[GaussianEvent]:
+        events: Counter[GaussianEvent] = Counter()
+        for noise_multiplier, sample_rate, steps in self._history:
+            events[GaussianEvent(noise_multiplier, sample_rate)] += steps
+        return events
+
+
+def create_accountant(mechanism: str) -> Accountant:
+    """A new accountant: "rdp" or "prv".
+
+    Raises:
+        ConfigurationError: If the name is unknown; names the nearest.
+    """
+    return Accountant(mechanism)
+
+
+def get_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sample_rate: float,
+    epochs: int | None = None,
+    steps: int | None = None,
+    accountant: str = "rdp",
+    epsilon_tolerance: float = 0.01,
+) -> float:
+    """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
+
+    Args:
+        target_epsilon: Above 0; infinite asks for no noise.
+        target_delta: In (0, 1).
+        sample_rate: Sampling probability of each step, in (0, 1].
+        epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
+        steps: Number of steps.
+        accountant: "rdp" or "prv".
+        epsilon_tolerance: How far below the target epsilon may end.
+
+    Raises:
+        ConfigurationError: If an argument is out of range, or no noise multiplier up to 1e6 reaches the
+            target.
+
+    Guarantee: epsilon of the result never exceeds the target; it is within the tolerance below it, unless no
+    smaller multiplier above 1e-3 makes a difference.
+    """
+    if (epochs is None) == (steps is None):
+        raise ConfigurationError(
+            f"epochs={epochs}, steps={steps}: a run has one length; give exactly one of the two"
+        )
+    if not target_epsilon > 0:
+        raise ConfigurationError(
+            f"target_epsilon={target_epsilon}: a budget is above 0; pass a positive number"
+        )
+    if not 0 < epsilon_tolerance < math.inf:
+        raise ConfigurationError(
+            f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance"
+        )
+    mechanism = Accountant(accountant).mechanism()
+    GaussianEvent(1.0, sample_rate)
+    if epochs is not None:
+        steps = _count("epochs", epochs, least=1) * max(1, round(1 / sample_rate))
+    steps = _count("steps", steps, least=1)
+    _require_delta(target_delta)
+    if target_epsilon == math.inf:
+        return 0.0
+
+    def epsilon(mechanism: str, sigma: float) -> float:
+        return _epsilon(mechanism, {GaussianEvent(sigma, sample_rate): steps}, target_delta)
+
+    tolerance = min(epsilon_tolerance, target_epsilon / 100)
+    sigma = _smallest(partial(epsilon, "rdp"), 1.0, 0.5, target_epsilon, tolerance)
+    if mechanism == "rdp":
+        return sigma
+    return _smallest(partial(epsilon, mechanism), sigma, 0.9, target_epsilon, tolerance)
+
+
+def _smallest(
+    epsilon: Callable[[float], float], start: float, factor: float, target: float, tolerance: float
+) -> float:
+    """The least noise multiplier whose epsilon lies in [target - tolerance, target]: bracket from start, then narrow."""
+    low = high = start
+    below = above = epsilon(high)
+    while below > target:
+        low, above = high, below
+        high /= factor
+        if high > _LARGEST_NOISE_MULTIPLIER:
+            raise ConfigurationError(
+                f"target_epsilon={target}: no noise multiplier up to {_LARGEST_NOISE_MULTIPLIER:.0e} keeps "
+                "the run within it; take fewer steps, a smaller sample rate, a larger delta or a larger "
+                "target"
+            )
+        below = epsilon(high)
+    while above <= target and low > _SMALLEST_NOISE_MULTIPLIER:
+        high, below = low, above
+        low *= factor
+        above = epsilon(low)
+    if above <= target:
+        return low
+    # Invariant: below = epsilon(high) <= target, so the upper end is always safe to return.
+    secant = True
+    while target - below > tolerance and high - low > 1e-9 * high:
+        fraction = 0.5
+        if secant and math.isfinite(above) and below > 0:
+            fraction = math.log(above / (target - tolerance / 2)) / math.log(above / below)
+        middle = low * (high / low) ** fraction
+        secant = not secant  # every second step bisects, so that the bracket always closes
+        tried = epsilon(middle)
+        if tried <= target:
+            high, below = middle, tried
+        else:
+            low, above = middle, tried
+    return high
+
+
+def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) -> float:
+    _require_delta(delta)
+    spent = {event: steps for event, steps in events.items() if steps > 0}
+    if not spent:
+        return 0.0
+    if any(event.noise_multiplier == 0 for event in spent):
+        return math.inf
+    return max(0.0, _EPSILON[mechanism](spent, delta))
+
+
+def _rdp_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+    def spent(order: float) -> float:
+        return sum(steps * _renyi_divergence(event, order) for event, steps in events.items())
+
+    def epsilon(order: float) -> float:  # Balle et al. 2020, theorem 21
+        return spent(order) - (math.log(delta) + math.log(order)) / (order - 1) + math.log1p(-1 / order)
+
+    # Total variation is at most sqrt(1 - exp(-KL)) (Bretagnolle and Huber 1979), and KL at most any Renyi
+    # divergence.
+    if -math.expm1(-spent(2.0)) <= delta**2:
+        return 0.0
+    bounds = [epsilon(_ORDERS[i]) for i in _COARSE]
+    best = bounds.index(min(bounds))
+    left = _COARSE[best - 1] if best > 0 else -1
+    right = _COARSE[best + 1] if best + 1 < len(_COARSE) else len(_ORDERS)
+    return min(epsilon(order) for order in _ORDERS[left + 1 : right])
+
+
+@lru_cache(maxsize=1 << 18)
+def _renyi_divergence(event: GaussianEvent, order: float) -> float:
+    """An upper bound of the Renyi divergence of one step; infinite at worst."""
+    sigma, q = event.noise_multiplier, event.sample_rate
+    plain = order / 2 / sigma / sigma  # sampling never increases it (joint quasi-convexity)
+    if q == 1 or order > _LARGEST_SAMPLED_ORDER:
+        return plain
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    try:
+        sampled = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
+    except (ValueError, ArithmeticError):  # its series ran out of floating-point range
+        return plain
+    # The series at fractional orders is cut off at exp(-30); integer orders only round.
+    error = 1e-15 * order if order.is_integer() else 4e-13
+    bound = max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
+    return min(plain, bound) if math.isfinite(bound) else plain
+
+
+def _prv_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+    import numpy as np
+    from opacus.accountants import PRVAccountant
+    from scipy.integrate import IntegrationWarning
+
+    rdp = _rdp_epsilon(events, delta)
+    # Rounding of the FFT reaches delta (seen: epsilon too low at 1e-13 after 1,000 steps), and exp overflows.
+    if delta < 1e-13 * max(1000, sum(events.values())) or rdp > 100:
+        return rdp
+    prv = PRVAccountant()
+    prv.history = [(event.noise_multiplier, event.sample_rate, steps) for event, steps in events.items()]
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", IntegrationWarning)  # an unreliable mean would be a wrong number
+            bound = float(prv.get_epsilon(delta))
+    except (RuntimeError, ValueError, ArithmeticError, IndexError, MemoryError, IntegrationWarning):
+        return rdp
+    return min(rdp, bound) if math.isfinite(bound) else rdp
+
+
+_EPSILON: dict[str, Callable[[Mapping[GaussianEvent, int], float], float]] = {
+    "rdp": _rdp_epsilon,
+    "prv": _prv_epsilon,
+}
+
+
+def _require_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ConfigurationError(
+            f"delta={delta}: a failure probability lies strictly between 0 and 1; "
+            "pass one below 1 / (number of examples)"
+        )
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: this is a whole number, at least {least}; pass an int")
+    return value

@@ -1,0 +1,167 @@
+"""Certificates of robustness: how far an input must move before the prediction can change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dplip.errors import ConfigurationError
+from dplip.norms import Bound, Norms, largest
+from dplip.propagate import Walk
+
+DUAL = {1: math.inf, 2: 2, math.inf: 1}
+ROUNDING = 4e-6
+"""Error of a float32 score, relative to the largest score of the example, that margins are reduced by."""
+
+
+def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> float:
+    """A certified Lipschitz constant of a layer or a model, from the lp norm to the lp norm.
+
+    Args:
+        module: a layer or a model, in the mode that is meant.
+        input_shape: shape of one example.
+        norm: 1, 2 or inf, at both ends.
+
+    Guarantee: an upper bound, for the present weights; inf where no bound is known.
+    """
+    dual = _dual(norm)
+    output, pullback = Walk(module, input_shape)()
+    names = {1: "l1", 2: "l2", math.inf: "linf"}
+    return largest(pullback(Norms(output.shape, **{names[dual]: 1.0}))[0].norm(dual))
+
+
+def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048) -> Tensor:
+    """The radius around each input within which the predicted class cannot change.
+
+    Args:
+        model: a classifier: scores (batch, classes), or one score per example whose sign decides.
+        x: inputs, shape (batch, ...), in the model's own input space (raw pixels, where scaling is part of the model).
+        norm: 1, 2 or inf: the norm in which the input moves.
+
+    Returns:
+        A float64 tensor of shape (batch,), 0 where the prediction is tied or not finite.
+
+    Guarantee: no input strictly within the radius has another prediction. With L_j the certified bound of the dual
+    norm of the gradient of z_y - z_j, the smallest ``(z_y - z_j) / L_j`` is such a radius; L_j is taken through the
+    actual rows of the last linear layer where there is one. Evaluation mode; margins are reduced by the rounding of
+    a score.
+    """
+    if x.ndim < 2 and not (x.ndim == 1):
+        raise ConfigurationError(f"x of shape {tuple(x.shape)}: give a batch of inputs.")
+    with evaluation(model), torch.no_grad():
+        slopes = pairwise(model, tuple(x.shape[1:]), norm)
+        return torch.cat([radii(model(part), slopes) for part in x.split(batch_size)]) if len(x) else x.new_zeros(0)
+
+
+def radii(scores: Tensor, slopes: Tensor) -> Tensor:
+    """The radii of given scores, from the slopes of :func:`pairwise`."""
+    z = scores.detach().double().flatten(1) if scores.ndim > 1 else scores.detach().double()[:, None]
+    sound = z.isfinite().all(1)
+    z = torch.where(sound[:, None], z, torch.zeros_like(z))
+    slack = ROUNDING * z.abs().amax(1, keepdim=True)
+    slopes = slopes.to(z.device)
+    if z.shape[1] == 1:
+        return torch.where(sound, ((z.abs() - slack) / slopes).clamp_min(0)[:, 0], 0.0)
+    top = z.argmax(1)
+    gaps = z.gather(1, top[:, None]) - z - 2 * slack
+    ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
+    ratios.scatter_(1, top[:, None], math.inf)
+    return torch.where(sound, ratios.min(1).values, 0.0)
+
+
+def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> Tensor:
+    """Entry (y, j): a bound of the dual norm of the gradient of ``z_y - z_j``, shape (classes, classes), float64.
+
+    With a single output, the bound of that score's gradient, shape (1, 1).
+    """
+    dual = _dual(norm)
+    walk = Walk(model, input_shape)
+    output, pullback = walk()
+    classes = math.prod(output.shape)
+    if len(output.shape) > 1 or classes < 1:
+        raise ConfigurationError(f"output of shape {output.shape}: certify takes scores of shape (batch, classes).")
+    if classes == 1:
+        return torch.tensor([[largest(pullback(Norms(output.shape, l1=1.0))[0].norm(dual))]], dtype=torch.float64)
+    head = walk.head()
+    if head is None:
+        # e_y - e_j has l1 norm 2, l2 norm sqrt 2, linf norm 1, whatever the pair.
+        bound: Bound = pullback(Norms(output.shape, l1=2.0, l2=math.sqrt(2), linf=1.0))[0].norm(dual)
+        return torch.full((classes, classes), largest(bound), dtype=torch.float64)
+    weight, below = head
+    rows = weight.detach().double().cpu()
+    differences = (rows[:, None] - rows[None]).flatten(0, 1)
+    slack = 1 + 1e-6
+    norms = Norms(
+        (rows.shape[1],),
+        *(torch.linalg.vector_norm(differences, p, 1) * slack for p in (1, 2, math.inf)),
+    )
+    bound = below(norms).norm(dual)
+    return (bound if isinstance(bound, Tensor) else torch.full((classes**2,), bound)).reshape(classes, classes)
+
+
+def correct_radii(
+    model: nn.Module, data: Dataset[tuple[Tensor, Tensor]], norm: float = 2, batch_size: int = 2048
+) -> Tensor:
+    """The radius of each example that is classified correctly, and -1 where it is not; shape (examples,)."""
+    found = []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluation(model), torch.no_grad():
+        slopes = None
+        for x, y in DataLoader(data, batch_size):
+            if slopes is None:
+                slopes = pairwise(model, tuple(x.shape[1:]), norm)
+            scores = model(x.to(device)).cpu()
+            right = predictions(scores) == y.reshape(len(y))
+            found.append(torch.where(right, radii(scores, slopes), -1.0))
+    if not found:
+        raise ConfigurationError("The data set is empty: give at least one example.")
+    return torch.cat(found)
+
+
+def predictions(scores: Tensor) -> Tensor:
+    """The predicted class of each example: the largest score, or the sign of a single one."""
+    if scores.ndim == 1 or scores.shape[1] == 1:
+        return (scores.reshape(len(scores)) > 0).long()
+    return scores.argmax(1)
+
+
+def certified_accuracy(radii: Tensor, at: Sequence[float]) -> list[float]:
+    """The fraction of examples that are right, and stay right at each radius, from :func:`correct_radii`."""
+    return [float((radii > r).double().mean()) if r > 0 else float((radii >= 0).double().mean()) for r in at]
+
+
+def average_certified_radius(radii: Tensor) -> float:
+    """The mean radius, 0 for wrong predictions: the area under the curve of certified accuracy."""
+    return float(radii.clamp_min(0).mean())
+
+
+def certified_curve(radii: Tensor, points: int = 100) -> tuple[list[float], list[float]]:
+    """Certified accuracy against radius, at evenly spaced radii up to the largest one."""
+    top = float(radii[radii.isfinite()].max()) if bool(radii.isfinite().any()) else 0.0
+    at = [max(top, 0.0) * i / points for i in range(points + 1)]
+    return at, certified_accuracy(radii, at)
+
+
+def _dual(norm: float) -> float:
+    if norm not in DUAL:
+        raise ConfigurationError(f"norm={norm}: certificates are in the norms 1, 2 and float('inf').")
+    return DUAL[norm]
+
+
+class evaluation:
+    """Evaluation mode inside the block, and each module's own mode again after it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.modes = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.modes:
+            module.training = mode

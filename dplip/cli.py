@@ -1,0 +1,192 @@
+"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import dplip
+from dplip.errors import ConfigurationError, DPLipError
+
+app = typer.Typer(
+    help="Differentially private training of Lipschitz networks, with certified robustness.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Epsilon = Annotated[float, typer.Option(help="The budget; inf trains without noise.")]
+Delta = Annotated[float, typer.Option(help="The delta of every epsilon; well below 1 / examples.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the data set's published files (or set DPLIP_DATA).")
+]
+
+
+class AccountantName(str, Enum):
+    """The accountants."""
+
+    rdp = "rdp"
+    prv = "prv"
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(dplip.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Differentially private training of Lipschitz networks, with certified robustness."""
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or cifar10.")] = "digits",
+    data_dir: DataDir = None,
+    epsilon: Epsilon = 8.0,
+    delta: Delta = 1e-5,
+    seed: Annotated[int | None, typer.Option(help="Repeatable, and so not private: for tests.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report, weights and ledger. [runs/DATA]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [the preset's]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Expected Poisson batch. [the preset's]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [the preset's]")] = None,
+    accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
+    max_physical_batch_size: Annotated[int | None, typer.Option(help="Most examples at once in memory.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
+) -> None:
+    """Train a private, certified model on a data set, and write DIR/report.json."""
+    import torch
+
+    from dplip.data import load
+    from dplip.models import preset
+    from dplip.trainer import DPLipTrainer
+
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    loaded = load(data, data_dir)
+    recipe = dataclasses.replace(preset(loaded.name), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = recipe.model(loaded.input_shape, loaded.num_classes)
+    trainer = DPLipTrainer(
+        model,
+        loss=recipe.loss(),
+        optimizer=recipe.optimizer(model),
+        train_dataset=loaded.train,
+        eval_dataset=loaded.test,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        target_epsilon=epsilon,
+        target_delta=delta,
+        accountant=accountant.value,
+        max_physical_batch_size=max_physical_batch_size,
+        output_dir=Path("runs") / loaded.name if out is None else out,
+        seed=seed,
+        progress=progress,
+        ema_decay=recipe.ema_decay,
+    )
+    trainer.plan()
+    trainer.fit()
+    path = trainer.save(run={"data": loaded.name, "preset": dataclasses.asdict(recipe)})
+    _show(path.parent)
+
+
+@app.command()
+def account(
+    sample_rate: Annotated[float | None, typer.Option(help="Probability that an example is in a step.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Std of the noise per sensitivity.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="In place of the noise: the epsilon to reach.")] = None,
+    delta: Delta = 1e-5,
+    accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
+    ledger: Annotated[Path | None, typer.Option(help="Recompute what a run spent from its ledger alone.")] = None,
+) -> None:
+    """Say what a run spends, what noise a budget needs, or what a ledger shows."""
+    from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+    from dplip.ledger import Ledger
+
+    if ledger is not None:
+        typer.echo(f"epsilon {Ledger.read(ledger).epsilon(delta):.6f} at delta {delta:g}")
+        return
+    if sample_rate is None or steps is None or (noise_multiplier is None) == (epsilon is None):
+        raise ConfigurationError(
+            "account: give --sample-rate and --steps with one of --noise-multiplier and --epsilon, or give --ledger."
+        )
+    if noise_multiplier is None:
+        assert epsilon is not None
+        noise_multiplier = get_noise_multiplier(
+            target_epsilon=epsilon,
+            target_delta=delta,
+            sample_rate=sample_rate,
+            steps=steps,
+            accountant=accountant.value,
+        )
+    event = GaussianEvent(noise_multiplier, sample_rate)
+    spent = create_accountant(accountant.value).epsilon_after(event, steps, delta)
+    typer.echo(f"epsilon {spent:.6f} at delta {delta:g}, noise multiplier {noise_multiplier:.6f}, {steps} steps")
+
+
+@app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of dplip train.")],
+    data_dir: DataDir = None,
+    norm: Annotated[float, typer.Option(help="1, 2 or inf: the norm in which inputs move.")] = 2,
+    points: Annotated[int, typer.Option(help="Rows of the table.", min=1)] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (needs the extra 'plot').")] = None,
+) -> None:
+    """Certify a trained model on its test data: accuracy against radius."""
+    import torch
+
+    from dplip.certify import average_certified_radius, certified_curve, correct_radii
+    from dplip.data import load
+    from dplip.models import Preset
+    from dplip.trainer import read_report
+
+    report = read_report(run)
+    if "run" not in report:
+        raise ConfigurationError(f"{run}: its report does not name the data. Give a folder that dplip train wrote.")
+    loaded = load(report["run"]["data"], data_dir)
+    settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+    model = Preset(**settings).model(loaded.input_shape, loaded.num_classes)
+    model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
+    radii = correct_radii(model, loaded.test, norm)
+    at, accuracy = certified_curve(radii, points)
+    for radius, value in zip(at, accuracy, strict=True):
+        typer.echo(f"radius {radius:8.4f}  certified accuracy {value:.4f}")
+    typer.echo(f"average certified radius {average_certified_radius(radii):.4f} (norm {norm:g})")
+    if plot is not None:
+        from dplip.plots import certified_accuracy_plot
+
+        certified_accuracy_plot(radii, plot, norm=norm)
+        typer.echo(f"picture {plot}")
+
+
+def _show(folder: Path) -> None:
+    from dplip.trainer import read_report
+
+    report = read_report(folder)
+    privacy, certified = report["privacy"], report["certified"]
+    typer.echo(f"accuracy  {report['utility']['accuracy']:.4f}")
+    for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
+        if radius > 0:
+            typer.echo(f"certified {accuracy:.4f} at l{certified['norm']} radius {radius:.4f}")
+    seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
+    epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
+    typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
+    typer.echo(f"report    {folder / 'report.json'}")
+
+
+def main() -> None:
+    """Run the command line; an error of the library's is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except DPLipError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,139 @@
+"""PrivacyEngine: from a model, an optimizer and a loader to private ones, with Opacus's keywords."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+from dplip.budget import Budget
+from dplip.errors import ConfigurationError
+from dplip.losses import Loss
+from dplip.noise import GaussianNoise
+from dplip.optimizer import DPLipOptimizer
+from dplip.sampling import PoissonLoader, example_shape
+
+
+class PrivacyEngine:
+    """Makes training private and keeps count of what was spent.
+
+    Args:
+        accountant: ``"rdp"`` or ``"prv"``.
+
+    Guarantee: the releases of every step taken by the optimizers that it made are (``get_epsilon(delta)``, delta)-DP,
+    under the neighbouring relation named when they were made.
+    """
+
+    def __init__(self, accountant: str = "rdp", *, secure_mode: bool = False) -> None:
+        if secure_mode:
+            _refuse("secure_mode=True", "noise that is exact in floating point is not offered", "Leave it off")
+        self.accountant = create_accountant(accountant)
+
+    def make_private(
+        self,
+        *,
+        module: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any] | PoissonLoader,
+        criterion: Loss,
+        noise_multiplier: float,
+        max_grad_norm: float | None = None,
+        loss_reduction: str = "sum",
+        poisson_sampling: bool = True,
+        neighboring: str = "add_remove",
+        public_size: int | None = None,
+        max_physical_batch_size: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        seed: int | None = None,
+        budget: Budget | None = None,
+    ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
+        """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
+
+        Args:
+            module: a model that the algebra can walk, its input bounded inside (``BallProjection``).
+            optimizer: any torch optimizer over its trainable parameters.
+            data_loader: its data set and batch size are kept; its sampling is replaced by Poisson's.
+            criterion: one of :mod:`dplip.losses`.
+            noise_multiplier: std of the noise per unit of sensitivity.
+            public_size: the size of the data that is public; None: its length, treated as public.
+            max_physical_batch_size: most examples at once in memory.
+            input_shape: shape of one example; None: that of the first item.
+            seed: makes sampling and noise repeatable, **and so not private**; for tests.
+            budget: steps beyond it are refused.
+
+        Raises:
+            ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
+        """
+        if max_grad_norm is not None:
+            _refuse(f"max_grad_norm={max_grad_norm}", "gradients are bounded by the model, not clipped",
+                    "Leave it out; to rescale logit gradients use the loss's max_gradient=")  # fmt: skip
+        if loss_reduction != "sum":
+            _refuse(f"loss_reduction={loss_reduction!r}", "dividing by the batch's own size would leak it",
+                    "Use a loss of dplip.losses, which sums")  # fmt: skip
+        if not poisson_sampling:
+            _refuse("poisson_sampling=False", "a shuffled loader is not what is accounted for",
+                    "Leave it on; batch_size=len(dataset) gives the full batch")  # fmt: skip
+        if isinstance(data_loader, PoissonLoader):
+            loader = data_loader
+        else:
+            loader = PoissonLoader.from_data_loader(
+                data_loader, public_size=public_size, max_physical_batch_size=max_physical_batch_size, seed=seed
+            )
+        private = DPLipOptimizer(
+            optimizer,
+            model=module,
+            loss=criterion,
+            input_shape=example_shape(loader.dataset) if input_shape is None else input_shape,
+            noise_multiplier=noise_multiplier,
+            batches=loader,
+            neighboring=neighboring,
+            charge=lambda event: self.charge(event, budget),
+            noise=GaussianNoise(None if seed is None else seed + 1),
+        )
+        return module, private, loader
+
+    def make_private_with_epsilon(
+        self, *, target_epsilon: float, target_delta: float, epochs: int, data_loader: DataLoader[Any], **arguments: Any
+    ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
+        """:meth:`make_private` with the noise that spends at most the target in ``epochs``; later steps are refused.
+
+        Raises:
+            ConfigurationError: also if this engine has already spent something.
+        """
+        if "noise_multiplier" in arguments:
+            _refuse("noise_multiplier", "it follows from the target", "Leave it out")
+        if self.accountant.num_steps:
+            _refuse(f"num_steps={self.accountant.num_steps}", "the engine has already spent a part of some budget",
+                    "Make a new PrivacyEngine for a new run")  # fmt: skip
+        loader = PoissonLoader.from_data_loader(
+            data_loader,
+            public_size=arguments.pop("public_size", None),
+            max_physical_batch_size=arguments.pop("max_physical_batch_size", None),
+            seed=arguments.get("seed"),
+        )
+        sigma = get_noise_multiplier(
+            target_epsilon=target_epsilon,
+            target_delta=target_delta,
+            sample_rate=loader.sample_rate,
+            steps=epochs * loader.steps_per_epoch,
+            accountant=self.accountant.mechanism(),
+        )
+        budget = Budget(target_epsilon, target_delta)
+        return self.make_private(data_loader=loader, noise_multiplier=sigma, budget=budget, **arguments)
+
+    def charge(self, event: GaussianEvent, budget: Budget | None = None) -> None:
+        """Count one step, or refuse it because it would exceed the budget."""
+        if budget is not None:
+            budget.require(self.accountant, event)
+        self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+
+    def get_epsilon(self, delta: float) -> float:
+        """The epsilon spent so far, at this delta."""
+        return self.accountant.get_epsilon(delta)
+
+
+def _refuse(found: str, reason: str, remedy: str) -> NoReturn:
+    raise ConfigurationError(f"{found}: {reason}. {remedy}.")

@@ -1,0 +1,25 @@
+"""The library's errors: each says what was found (``name=value``), why it cannot be, and what to do."""
+
+
+class DPLipError(Exception):
+    """Base class of every error that dplip raises on purpose."""
+
+
+class ConfigurationError(DPLipError, ValueError):
+    """An argument, a data set or a combination of options that no sound run can be made from."""
+
+
+class UnboundedOperationError(DPLipError):
+    """The model does something for which no bound is known, so nothing can be promised about it."""
+
+
+class UnboundedInputError(DPLipError):
+    """A layer's gradient grows with an input that nothing bounds."""
+
+
+class BudgetExceededError(DPLipError):
+    """The next step would spend more than the declared budget; it has not been run."""
+
+
+class LedgerError(DPLipError):
+    """The durable record of what was spent cannot be written, or what was read is not a valid record."""

@@ -1,0 +1,315 @@
+"""The durable record of what a run spent: one line a step, on disk before the step's noise is released.
+
+A ledger is a text file of JSON lines. The first is a header: format version, run id, accounting mechanism,
+neighbouring relation, delta, public facts. Each further line is one step, in order:
+
+    {"step":1,"noise_multiplier":1.1,"sample_rate":0.01,"chain":"6f..."}
+
+``chain`` is a digest of the line and of the chain before it, so that a line that was changed, moved, dropped
+or added in between does not verify. It is a checksum and not a signature: it shows damage and slips, not a
+forger who recomputes it. Nor can a file show that whole lines are missing at its end; compare the number of
+steps with a checkpoint's.
+
+A crash in the middle of a write leaves a torn last line. :meth:`Ledger.append` had not returned, so the noise
+of that step was never released; still, ``resume=True`` counts it as a step, at the least noise and the
+highest rate of the record, and writes that down in its place. Nothing that was released can so be left out.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from dplip.accounting import GaussianEvent, create_accountant
+from dplip.errors import ConfigurationError, LedgerError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs must be kept apart by hand
+    fcntl = None  # type: ignore[assignment]
+
+_VERSION = 1
+_sync = getattr(os, "fdatasync", os.fsync)  # leaves out the time stamps only
+
+
+@dataclass(frozen=True)
+class LedgerRecord:
+    """What a verified ledger says."""
+
+    run: str
+    mechanism: str
+    neighboring: str
+    delta: float | None
+    facts: Mapping[str, Any]
+    events: tuple[GaussianEvent, ...]
+
+    def history(self) -> list[GaussianEvent]:
+        """The event of every step, in order."""
+        return list(self.events)
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """Epsilon of the recorded steps at ``delta``, by default at the delta of the header."""
+        if delta is None:
+            delta = self.delta
+        if delta is None:
+            raise ConfigurationError("delta=None: this ledger was opened without a delta; pass one")
+        accountant = create_accountant(self.mechanism)
+        for event in self.events:
+            accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+        return accountant.get_epsilon(delta)
+
+
+class Ledger:
+    """An append-only file of the steps of one run, open for writing by one process at a time.
+
+    Args:
+        path: The file. For a new run it must not exist, or be empty.
+        mechanism: Accounting mechanism, "rdp" or "prv".
+        neighboring: Neighbouring relation that the noise multipliers refer to.
+        delta: The delta at which the run reports, if any.
+        facts: Public facts to keep with the run, such as its sizes; anything that JSON can hold.
+        run: Identifies the run; by default drawn at random.
+        resume: Continue an existing ledger, whose header must say the same (whatever its run, unless one is
+            given).
+
+    Raises:
+        LedgerError: If the file exists without ``resume`` or is missing with it, if it is damaged, of another
+            run or open elsewhere, or if it cannot be written.
+
+    Guarantee: when :meth:`append` returns, the operating system has confirmed that the step is on disk.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mechanism: str = "rdp",
+        neighboring: str = "add_remove",
+        delta: float | None = None,
+        facts: Mapping[str, Any] | None = None,
+        run: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        create_accountant(mechanism)
+        self.path = Path(path)
+        header = {
+            "ledger": "dplip",
+            "version": _VERSION,
+            "run": secrets.token_hex(8) if run is None else run,
+            "mechanism": mechanism,
+            "neighboring": neighboring,
+            "delta": delta,
+            "facts": dict(facts or {}),
+        }
+        try:
+            line, chain = _seal(header, "")
+        except (TypeError, ValueError) as problem:
+            raise ConfigurationError(
+                f"facts={facts!r}: a ledger keeps finite JSON values; {problem}"
+            ) from None
+        self._file: BinaryIO | None = _open_locked(self.path, create=not resume)
+        try:
+            content = self._file.read()
+            if resume:
+                self._resume(content, json.loads(line), any_run=run is None)
+            elif content:
+                raise LedgerError(
+                    f"{self.path}: {len(content)} bytes of a ledger are there already, and a new run would "
+                    "hide what it spent; choose another path, or pass resume=True to continue that run"
+                )
+            else:
+                self.run, self._steps, self._chain = header["run"], 0, chain
+                self._write(line)
+                _sync_directory(self.path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def steps(self) -> int:
+        """The number of steps on record."""
+        return self._steps
+
+    def append(self, event: GaussianEvent) -> None:
+        """Put one more step on disk; to be called before its noise is released.
+
+        Raises:
+            LedgerError: If it cannot be written. The step must not be released, and the ledger is closed.
+        """
+        step = {
+            "step": self._steps + 1,
+            "noise_multiplier": event.noise_multiplier,
+            "sample_rate": event.sample_rate,
+        }
+        line, chain = _seal(step, self._chain)
+        self._write(line)
+        self._steps, self._chain = self._steps + 1, chain
+
+    def history(self) -> list[GaussianEvent]:
+        """The event of every step, read back from the file."""
+        return self.read(self.path).history()
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """Epsilon at ``delta``, by default the ledger's own, recomputed from the file."""
+        return self.read(self.path).epsilon(delta)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> LedgerRecord:
+        """Read and verify a ledger, whether or not a run has it open.
+
+        Raises:
+            LedgerError: If it is missing, damaged, edited, cut off in a line, or not a ledger; names the line
+                at fault.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as problem:
+            raise LedgerError(
+                f"{path}: cannot be read ({problem.strerror}); pass the path of a ledger"
+            ) from None
+        record, _, end = _parse(content, path)
+        if end < len(content):
+            raise LedgerError(
+                f"{path}, line {len(record.events) + 2}: {len(content) - end} bytes without an end, as a "
+                "crash leaves them; open the ledger with resume=True, which counts that step as spent"
+            )
+        return record
+
+    def close(self) -> None:
+        """Close the file and give up the lock."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, line: bytes) -> None:
+        if self._file is None:
+            raise LedgerError(f"{self.path}: this ledger is closed; open it again with resume=True")
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes written")
+            _sync(self._file.fileno())
+        except OSError as problem:  # what is on disk is unknown now: nothing may follow it
+            self.close()
+            raise LedgerError(
+                f"{self.path}, line {self._steps + 2}: it could not be written ({problem}), so the step "
+                "must not be released; make room or mend the disk, then open the ledger with resume=True"
+            ) from None
+
+    def _resume(self, content: bytes, expected: dict[str, Any], any_run: bool) -> None:
+        assert self._file is not None
+        record, self._chain, end = _parse(content, self.path)
+        self.run, self._steps = record.run, len(record.events)
+        for name in ("mechanism", "neighboring", "delta", "facts") + (() if any_run else ("run",)):
+            if getattr(record, name) != expected[name]:
+                raise LedgerError(
+                    f"{self.path}: {name}={getattr(record, name)!r} on record, {name}={expected[name]!r} "
+                    "now: one ledger is one run; continue with the recorded value, or begin a new ledger"
+                )
+        if end == len(content):
+            return
+        if not record.events:
+            raise LedgerError(
+                f"{self.path}, line 2: the first step is torn, so that its cost is unknown; no step was "
+                "released yet, begin a new ledger"
+            )
+        torn = {
+            "step": self._steps + 1,
+            "noise_multiplier": min(event.noise_multiplier for event in record.events),
+            "sample_rate": max(event.sample_rate for event in record.events),
+            "torn": True,
+        }
+        line, chain = _seal(torn, self._chain)
+        self._file.seek(end)  # over the torn bytes, so that a second crash leaves a torn line again
+        self._write(line)
+        self._file.truncate()
+        _sync(self._file.fileno())
+        self._steps, self._chain = self._steps + 1, chain
+
+
+def _seal(record: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
+    """The line of a record and its chain."""
+    body = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    chain = hashlib.sha256((previous + body).encode()).hexdigest()[:32]
+    return f'{body[:-1]},"chain":"{chain}"}}\n'.encode(), chain
+
+
+def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, str, int]:
+    """The record, its last chain, and the end of its last whole line."""
+    lines = content.splitlines(keepends=True)
+    torn = bool(lines) and not lines[-1].endswith(b"\n")
+    header: dict[str, Any] = {}
+    events: list[GaussianEvent] = []
+    chain, end = "", 0
+    for number, line in enumerate(lines[: len(lines) - torn], start=1):
+        try:
+            record = json.loads(line)
+            del record["chain"]
+            sealed, chain = _seal(record, chain)
+            if sealed != line:
+                raise ValueError("its checksum does not match")
+            if number == 1:
+                if (record.pop("ledger"), record.pop("version")) != ("dplip", _VERSION):
+                    raise ValueError(f"this is not a ledger of version {_VERSION}")
+                header = record
+            else:
+                if record["step"] != number - 1:
+                    raise ValueError(f"step={record['step']} where {number - 1} belongs")
+                events.append(GaussianEvent(record["noise_multiplier"], record["sample_rate"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as problem:
+            raise LedgerError(
+                f"{path}, line {number}: not the line that was written "
+                f"({problem or type(problem).__name__}); what was spent is unknown from here on: restore "
+                "the file from a copy"
+            ) from None
+        end += len(line)
+    if not header:
+        raise LedgerError(
+            f"{path}, line 1: there is no header, so this is not a ledger; pass the path of one"
+        )
+    return LedgerRecord(**header, events=tuple(events)), chain, end
+
+
+def _open_locked(path: Path, create: bool) -> BinaryIO:
+    try:
+        descriptor = os.open(
+            path, os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_BINARY", 0), 0o644
+        )
+    except OSError as problem:
+        raise LedgerError(
+            f"{path}: cannot be opened for writing ({problem.strerror}); check the path, and that there is "
+            "a ledger to resume"
+        ) from None
+    file = os.fdopen(descriptor, "r+b", buffering=0)
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise LedgerError(
+                f"{path}: another run has this ledger open; wait for it to end, or give this run a ledger "
+                "of its own"
+            ) from None
+    return file
+
+
+def _sync_directory(directory: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere a directory cannot be synced, nor needs to be
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

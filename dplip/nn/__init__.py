@@ -1,0 +1,25 @@
+"""Layers that torch lacks, each a module with its rule."""
+
+from dplip.nn.ball import BallProjection
+from dplip.nn.center import Center
+from dplip.nn.clamp import Clamp
+from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
+from dplip.nn.householder import Householder
+from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
+from dplip.nn.pooling import ScaledL2NormPool2d
+from dplip.nn.shift import Shift
+
+__all__ = [
+    "BallProjection",
+    "Center",
+    "Clamp",
+    "FullSort",
+    "GroupSort",
+    "Householder",
+    "MaxMin",
+    "OrthogonalLinear",
+    "ScaledL2NormPool2d",
+    "Shift",
+    "SpectralConv2d",
+    "SpectralLinear",
+]

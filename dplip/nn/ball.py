@@ -1,0 +1,58 @@
+"""The projection of one example onto an l2 ball: the input bound as a part of the model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+from dplip.norms import Norms, OperatorNorms, least
+from dplip.rules.registry import Pullback, rule
+
+ROUNDING = 1e-6
+
+
+class BallProjection(nn.Module):
+    """Project each example onto the l2 ball of the given radius; NaN and infinite entries become 0.
+
+    Args:
+        radius: the largest l2 norm of one example's output, in the units of the input.
+
+    Shape: any shape with the batch first; the norm is over all other axes.
+
+    Guarantee: for every input whatsoever the output is finite with ``|y|_2 <= radius``, and for finite inputs the
+    map is 1-Lipschitz in l2 (projection onto a convex set).
+    """
+
+    def __init__(self, radius: float) -> None:
+        super().__init__()
+        if not (math.isfinite(radius) and radius > 0):
+            raise ConfigurationError(f"radius={radius}: the radius of a ball is a finite number > 0.")
+        self.radius = float(radius)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1)
+        # Rounded towards the inside, so that the float32 result obeys the bound. A norm that overflows gives 0.
+        scale = (self.radius * (1 - ROUNDING) / norms.clamp_min(self.radius * (1 - ROUNDING))).to(x.dtype)
+        return x * scale.reshape(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        return f"radius={self.radius:g}"
+
+
+@rule(BallProjection)
+def ball_projection(module: BallProjection, x: Norms) -> tuple[Norms, Pullback]:
+    output = Norms(x.shape, x.l1, least(x.l2, module.radius), x.linf)
+    # Jacobian I inside, (R / |x|)(I - uu^T) outside: l2 norm 1, and column j has l1 norm at most
+    # 1 - u_j^2 + |u_j| (|u|_1 - |u_j|) <= (1 + sqrt n) / 2.
+    spread = (1 + math.sqrt(x.size)) / 2 if x.size > 1 else 1.0
+    jacobian = OperatorNorms(one_one=spread, two_two=1.0, inf_inf=spread)
+
+    def pullback(v: Norms) -> Any:
+        return (jacobian.T(v, x.shape),), {}
+
+    return output, pullback

@@ -1,0 +1,70 @@
+"""Pooling that keeps the l2 norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+from dplip.norms import Norms, OperatorNorms
+from dplip.rules.registry import Pullback, refuse_module, rule, through
+
+
+class ScaledL2NormPool2d(nn.Module):
+    """The l2 norm of each non-overlapping window of a feature map.
+
+    Args:
+        kernel_size: side of the square window, which is also the stride; must divide height and width.
+
+    Guarantee: 1-Lipschitz in l2 (each window's norm is), and it keeps the l2 norm; the gradient at a zero window is 0.
+    """
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size < 1:
+            raise ConfigurationError(f"kernel_size={kernel_size}: a window has at least one entry.")
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _WindowNorm.apply(x, self.kernel_size)  # type: ignore[no-any-return,no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}"
+
+
+class _WindowNorm(torch.autograd.Function):
+    """sqrt of the window's sum of squares, whose gradient at zero is 0 where autograd's own is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
+        # Scaled by the largest entry of each window, so that squares neither overflow nor vanish.
+        peak = F.max_pool2d(x.abs(), k)
+        safe = torch.where(peak > 0, peak, torch.ones_like(peak))
+        unit = x / safe.repeat_interleave(k, -1).repeat_interleave(k, -2)
+        norm = safe * (F.avg_pool2d(unit.square(), k) * k * k).sqrt()
+        norm = torch.where(peak > 0, norm, torch.zeros_like(norm))
+        ctx.save_for_backward(x, norm)
+        ctx.k = k
+        return norm
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, norm = ctx.saved_tensors
+        safe = torch.where(norm > 0, norm, torch.ones_like(norm))
+        wide = [t.repeat_interleave(ctx.k, -1).repeat_interleave(ctx.k, -2) for t in (safe, grad)]
+        return x / wide[0] * wide[1], None
+
+
+@rule(ScaledL2NormPool2d)
+def scaled_l2_norm_pool(module: ScaledL2NormPool2d, x: Norms) -> tuple[Norms, Pullback]:
+    k = module.kernel_size
+    channels, height, width = x.shape
+    if height % k or width % k:
+        refuse_module(module, f"does not divide a map of {height} x {width}.", "Choose a size that does.")
+    # A row of the Jacobian is a unit vector on its window, and windows are disjoint.
+    jacobian = OperatorNorms(one_one=1.0, one_two=1.0, one_inf=1.0, two_two=1.0, two_inf=1.0, inf_inf=float(k))
+    return through(jacobian, x, (channels, height // k, width // k))  # type: ignore[no-any-return]

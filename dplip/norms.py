@@ -1,0 +1,209 @@
+"""Upper bounds on the l1, l2 and l-infinity norms of one example's value, and of the operators that act on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dplip.errors import ConfigurationError
+
+Bound = float | Tensor
+"""A bound: one number for every example, or a float64 tensor of one entry per example."""
+
+ROUNDING = 1e-6
+"""Relative slack that covers float64 reductions over float32 data."""
+
+
+def least(first: Bound, *others: Bound) -> Bound:
+    """The smaller of several bounds, entry by entry: the minimum of valid bounds is valid."""
+    for other in others:
+        if isinstance(first, Tensor) or isinstance(other, Tensor):
+            first = torch.minimum(torch.as_tensor(first), torch.as_tensor(other))
+        else:
+            first = min(first, other)
+    return first
+
+
+def times(a: Bound, b: Bound) -> Bound:
+    """The product of two bounds, where 0 times infinity is infinity: nothing is known, so nothing is claimed."""
+    product = a * b
+    if isinstance(product, Tensor):
+        return torch.nan_to_num(product, nan=math.inf, posinf=math.inf)
+    return math.inf if math.isnan(product) else product
+
+
+def root(a: Bound) -> Bound:
+    """The square root of a bound."""
+    return a.sqrt() if isinstance(a, Tensor) else math.sqrt(a)
+
+
+def largest(a: Bound) -> float:
+    """The bound that holds for every example."""
+    return float(a.max()) if isinstance(a, Tensor) else a
+
+
+def _checked(name: str, value: Bound | int) -> Bound:
+    if isinstance(value, Tensor):
+        value = value.detach().to(torch.float64)
+        wrong = bool((value.isnan() | (value < 0)).any())
+    else:
+        value = float(value)
+        wrong = math.isnan(value) or value < 0
+    if wrong:
+        raise ConfigurationError(f"{name}={value}: a norm is a number >= 0. Give an upper bound, or inf for none.")
+    return value
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Upper bounds on the norms of one example's value (or of its cotangent).
+
+    Construction tightens the three by ``linf <= l2 <= l1 <= sqrt(n) l2``, ``l1 <= n linf`` and
+    ``l2 <= sqrt(l1 linf)`` (Hoelder), n the number of entries.
+
+    Args:
+        shape: the shape of one example's value, without the batch dimension.
+        l1, l2, linf: floats, or tensors with one entry per example; inf where nothing is known.
+
+    Raises:
+        ConfigurationError: a bound is negative or NaN.
+    """
+
+    shape: tuple[int, ...]
+    l1: Bound = math.inf
+    l2: Bound = math.inf
+    linf: Bound = math.inf
+
+    def __post_init__(self) -> None:
+        shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(s) for s in self.shape)
+        n = math.prod(shape)
+        l1, l2, linf = (_checked(k, getattr(self, k)) for k in ("l1", "l2", "linf"))
+        if n == 0:
+            l1 = l2 = linf = 0.0
+        linf = least(linf, l2, l1)
+        l1 = least(l1, times(math.sqrt(n), l2), times(n, linf))
+        l2 = least(l2, l1, times(math.sqrt(n), linf), root(times(l1, linf)))
+        linf = least(linf, l2)
+        for name, value in {"shape": shape, "l1": l1, "l2": l2, "linf": linf}.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def zero(cls, shape: tuple[int, ...]) -> Norms:
+        return cls(shape, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def of(cls, value: Tensor) -> Norms:
+        """The norms of a constant (a weight, a buffer), with float slack."""
+        v = value.detach()
+        l1, l2, linf = (
+            float(torch.linalg.vector_norm(v, p, dtype=torch.float64)) if v.numel() else 0.0 for p in (1, 2, math.inf)
+        )
+        if not math.isfinite(l1):
+            raise ConfigurationError("A weight or constant of the model is NaN or infinite: restore finite values.")
+        return cls(tuple(v.shape), l1 * (1 + ROUNDING), l2 * (1 + ROUNDING), linf)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def norm(self, p: float) -> Bound:
+        """The bound for the lp norm, p in {1, 2, inf}."""
+        try:
+            return {1: self.l1, 2: self.l2, math.inf: self.linf}[p]
+        except KeyError:
+            raise ConfigurationError(f"norm={p}: the norms are 1, 2 and float('inf').") from None
+
+    def __add__(self, other: Norms) -> Norms:
+        """The triangle inequality."""
+        if self.shape != other.shape:
+            raise ConfigurationError(f"Norms of shapes {self.shape} and {other.shape} do not add.")
+        return Norms(self.shape, self.l1 + other.l1, self.l2 + other.l2, self.linf + other.linf)
+
+    def __mul__(self, factor: Bound) -> Norms:
+        """The norms of ``c x`` for ``|c| <= factor``."""
+        return Norms(self.shape, times(self.l1, factor), times(self.l2, factor), times(self.linf, factor))
+
+    __rmul__ = __mul__
+
+    def __and__(self, other: Norms) -> Norms:
+        """Both bounds hold: the smaller of each."""
+        return Norms(
+            self.shape, least(self.l1, other.l1), least(self.l2, other.l2), least(self.linf, other.linf)
+        )
+
+    def reshape(self, shape: tuple[int, ...]) -> Norms:
+        """The same entries in another shape; or bounds of some of the entries, or of all with zeros between."""
+        return Norms(shape, self.l1, self.l2, self.linf)
+
+    def repeat(self, shape: tuple[int, ...]) -> Norms:
+        """The norms of this value broadcast to ``shape``: every entry stands there ``copies`` times."""
+        copies = _copies(shape, self.shape)
+        return Norms(shape, times(copies, self.l1), times(math.sqrt(copies), self.l2), self.linf)
+
+    def sum_to(self, shape: tuple[int, ...]) -> Norms:
+        """The adjoint of :meth:`repeat`: sums of ``copies`` entries each (Cauchy-Schwarz for l2)."""
+        copies = _copies(self.shape, shape)
+        return Norms(shape, self.l1, times(math.sqrt(copies), self.l2), times(copies, self.linf))
+
+    @staticmethod
+    def concatenate(parts: list[Norms], shape: tuple[int, ...]) -> Norms:
+        """The norms of a value made of disjoint parts."""
+        l1: Bound = 0.0
+        square: Bound = 0.0
+        linf: Bound = 0.0
+        for part in parts:
+            l1 = l1 + part.l1
+            square = square + part.l2 * part.l2
+            linf = -least(-linf, -part.linf)
+        return Norms(shape, l1, root(square), linf)
+
+
+def _copies(large: tuple[int, ...], small: tuple[int, ...]) -> int:
+    return math.prod(large) // math.prod(small) if math.prod(small) else 1
+
+
+@dataclass(frozen=True)
+class OperatorNorms:
+    """Upper bounds on the induced norms of a linear operator, or of every Jacobian of a map.
+
+    ``two_inf`` bounds the largest l-infinity norm of an output for an input of l2 norm 1, and so on. The
+    adjoint exchanges p -> q with q* -> p*. Construction tightens by monotonicity of the norms and by
+    Riesz-Thorin, ``two_two <= sqrt(one_one inf_inf)``.
+    """
+
+    one_one: float = math.inf
+    one_two: float = math.inf
+    one_inf: float = math.inf
+    two_two: float = math.inf
+    two_inf: float = math.inf
+    inf_inf: float = math.inf
+
+    def __post_init__(self) -> None:
+        two_two = min(self.two_two, float(root(times(self.one_one, self.inf_inf))))
+        one_two = min(self.one_two, self.one_one, two_two)
+        two_inf = min(self.two_inf, self.inf_inf, two_two)
+        one_inf = min(self.one_inf, one_two, two_inf)
+        for name, value in {"two_two": two_two, "one_two": one_two, "two_inf": two_inf, "one_inf": one_inf}.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def diagonal(cls, bound: float) -> OperatorNorms:
+        """Of a diagonal operator (an elementwise map), or a permutation, with entries of at most ``bound``."""
+        return cls(one_one=bound, inf_inf=bound)
+
+    @property
+    def T(self) -> OperatorNorms:
+        """The norms of the adjoint."""
+        return OperatorNorms(self.inf_inf, self.two_inf, self.one_inf, self.two_two, self.one_two, self.one_one)
+
+    def __call__(self, x: Norms, shape: tuple[int, ...]) -> Norms:
+        """The norms of the image, a value of ``shape``, of a value with norms ``x``."""
+        return Norms(
+            shape,
+            times(self.one_one, x.l1),
+            least(times(self.two_two, x.l2), times(self.one_two, x.l1)),
+            least(times(self.inf_inf, x.linf), times(self.two_inf, x.l2), times(self.one_inf, x.l1)),
+        )

@@ -1,0 +1,136 @@
+"""The report of a run: what was spent, what was reached, and with which versions, as one JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from dplip.errors import ConfigurationError
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "privacy": (
+        "epsilon",
+        "delta",
+        "accountant",
+        "noise_multiplier",
+        "sample_rate",
+        "steps",
+        "neighboring",
+        "seeded",
+        "public_size",
+        "tuning",
+    ),
+    "utility": ("accuracy",),
+    "certified": ("norm", "radii", "accuracy"),
+    "time": (),
+    "versions": ("python", "dplip", "torch", "opacus", "numpy", "platform"),
+}
+"""The sections of a report and the fields that each must have; more are welcome."""
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's figures depend on, read without importing the packages.
+
+    >>> list(versions())
+    ['python', 'dplip', 'torch', 'opacus', 'numpy', 'platform']
+    """
+    packages = {name: _version(name) for name in ("dplip", "torch", "opacus", "numpy")}
+    return {"python": platform.python_version(), **packages, "platform": platform.platform()}
+
+
+def validate_report(report: Mapping[str, Any]) -> None:
+    """Refuse a report in which a field of ``FIELDS`` is missing or the certificate's lists disagree.
+
+    Raises:
+        ConfigurationError: naming every missing field.
+    """
+    missing = []
+    for section, fields in FIELDS.items():
+        content = report.get(section)
+        if not isinstance(content, Mapping):
+            missing.append(section)
+        else:
+            missing += [f"{section}.{field}" for field in fields if field not in content]
+    if missing:
+        raise ConfigurationError(f"the report lacks {', '.join(missing)}: fill in every field of its schema")
+    radii, accuracy = report["certified"]["radii"], report["certified"]["accuracy"]
+    if len(radii) != len(accuracy):
+        raise ConfigurationError(
+            f"certified.radii={radii} and certified.accuracy={accuracy} differ in length: "
+            "give one accuracy per radius"
+        )
+
+
+def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, whole or not at all: a reader never sees half a file.
+
+    An infinite number is written as the string ``"inf"`` or ``"-inf"``, which JSON has no number for.
+
+    Args:
+        path: the file; its folder is made if need be.
+        report: nested mappings and sequences of strings, numbers, booleans and None.
+
+    Raises:
+        ConfigurationError: a value is NaN or has no JSON form, or the file cannot be written.
+    """
+    text = json.dumps(_json_value(report, "report"), indent=2, allow_nan=False) + "\n"
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"path={str(path)!r} cannot be written ({error}): name a file in a folder that you can write to"
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _json_value(value: object, name: str) -> Any:
+    """The value in JSON's own types; ``name`` is its dotted place in the report."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if math.isnan(number):
+            raise ConfigurationError(
+                f"{name}={number} is not a number, so it reports nothing: leave it out or mend it"
+            )
+        return number if math.isfinite(number) else str(number)
+    if isinstance(value, Mapping):
+        return {_key(key, name): _json_value(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    raise ConfigurationError(
+        f"{name} is a {type(value).__name__}, which JSON has no form for: "
+        "pass numbers, strings, lists or mappings"
+    )
+
+
+def _key(key: object, name: str) -> str:
+    if not isinstance(key, str):
+        raise ConfigurationError(f"{name} has the key {key!r}, which is not a string: name it by a string")
+    return key

@@ -1,0 +1,64 @@
+"""Linear layers: ``y = W x + b``, applied to the last axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dplip import operators
+from dplip.norms import Norms, least, times
+from dplip.rules.registry import Call, Pullback, rule
+
+
+def outer(x: Norms, v: Norms, shape: tuple[int, ...], reuse: float = 1.0) -> Norms:
+    """The norms of ``sum_p v_p x_p^T``, where each entry of x is read for at most ``reuse**2`` positions p.
+
+    l1: each pair of entries meets at most once. l2: by Cauchy-Schwarz over the reads, ``reuse |v|_2 |x|_2``; and by
+    Young's inequality ``|v|_1 |x|_2`` and ``|v|_2 |x|_1``. linf: Hoelder.
+    """
+    return Norms(
+        shape,
+        times(v.l1, x.l1),
+        least(times(reuse, times(v.l2, x.l2)), times(v.l1, x.l2), times(v.l2, x.l1)),
+        least(times(v.l2, x.l2), times(v.l1, x.linf), times(v.linf, x.l1)),
+    )
+
+
+def _linear(x: Norms, weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:
+    jacobian = operators.matrix(weight)
+    shape = (*x.shape[:-1], weight.shape[0])
+    output = jacobian(x, shape)
+    if bias is not None:
+        output = output + Norms.of(bias).repeat(shape)
+
+    def pullback(v: Norms) -> Any:
+        # Tokens share the weight: |sum_t v_t x_t^T|_F <= |V|_F |X|_op <= |v|_2 |x|_2, whatever their number.
+        gradients = {"weight": outer(x, v, tuple(weight.shape))}
+        if bias is not None:
+            gradients["bias"] = v.sum_to(tuple(bias.shape))
+        return (jacobian.T(v, x.shape),), gradients
+
+    return output, pullback
+
+
+@rule(nn.Linear)
+def linear(module: nn.Linear, x: Norms) -> tuple[Norms, Pullback]:
+    return _linear(x, module.weight, module.bias)
+
+
+@rule(F.linear)
+def functional_linear(
+    call: Call, input: Norms, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Norms, Pullback]:
+    if not isinstance(input, Norms) or isinstance(weight, Norms) or isinstance(bias, Norms):
+        call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer as the weight.")
+    output, inner = _linear(input, weight, bias)
+
+    def pullback(v: Norms) -> Any:
+        inputs, named = inner(v)
+        tensors = {"weight": weight, "bias": bias}
+        return inputs, {tensors[name]: norms for name, norms in named.items()}
+
+    return output, pullback

@@ -1,0 +1,47 @@
+"""Normalisation of one example by its own statistics: a bounded output, for inputs of any size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from dplip.norms import Norms, OperatorNorms
+from dplip.rules.registry import Pullback, refuse_module, rule
+
+
+def _normalised(x: Norms, group: int, eps: float) -> tuple[Norms, Pullback]:
+    """Groups of ``group`` entries, each shifted to mean 0 and divided by sqrt(variance + eps).
+
+    z has ``|z|_2^2 = n var / (var + eps) <= n`` a group; with mean 0, ``|z_i| <= sqrt(n - 1)``. The Jacobian is
+    ``(I - 11^T/n - zz^T/n) / s`` with ``s >= sqrt(eps)`` and a contraction in the brackets: rarely useful, but true.
+    """
+    output = Norms(x.shape, l2=math.sqrt(x.size), linf=math.sqrt(group - 1))
+    jacobian = OperatorNorms(two_two=1 / math.sqrt(eps) if eps > 0 else math.inf)
+    return output, lambda v: ((jacobian.T(v, x.shape),), {})
+
+
+def _refuse_affine(module: nn.Module, affine: bool, keyword: str) -> None:
+    if affine:
+        refuse_module(module, "has a learnable scale and shift.", f"Build it with {keyword}=False.")
+
+
+@rule(nn.LayerNorm)
+def layer_norm(module: nn.LayerNorm, x: Norms) -> tuple[Norms, Pullback]:
+    _refuse_affine(module, module.elementwise_affine, "elementwise_affine")
+    return _normalised(x, math.prod(module.normalized_shape), module.eps)
+
+
+@rule(nn.GroupNorm)
+def group_norm(module: nn.GroupNorm, x: Norms) -> tuple[Norms, Pullback]:
+    _refuse_affine(module, module.affine, "affine")
+    return _normalised(x, x.size // module.num_groups, module.eps)
+
+
+@rule(nn.InstanceNorm1d, nn.InstanceNorm2d)
+def instance_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
+    _refuse_affine(module, module.affine, "affine")
+    if module.track_running_stats:
+        refuse_module(module, "keeps statistics of the batch.", "Build it with track_running_stats=False.")
+    return _normalised(x, math.prod(x.shape[1:]), module.eps)

@@ -1,0 +1,120 @@
+"""The registry of rules: for each function that may run in a model, how norms go through it, forward and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from torch import Tensor, nn
+
+from dplip.errors import UnboundedOperationError
+from dplip.norms import Norms, OperatorNorms
+
+Parameters = Mapping[str | Tensor, Norms]
+"""Cotangent norms of parameters, by the name that they have in the module, or by the tensor itself."""
+
+Pullback = Callable[[Any], tuple[Any, Parameters]]
+"""Cotangent norms of the output -> (those of each input, those of the parameters)."""
+
+Rule = Callable[..., tuple[Any, Pullback]]
+
+_RULES: dict[Any, Rule] = {}
+
+R = TypeVar("R", bound=Rule)
+
+HARMLESS = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__constants__", "__repr__"),
+    *("extra_repr", "reset_parameters", "__parameters__", "__orig_bases__", "__annotate__", "__annotate_func__"),
+    *("__annotations_cache__", "__static_attributes__", "__firstlineno__"),
+}
+"""What a subclass may define without changing what its inherited ``forward`` computes."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a function in a model: what a function's rule is told beside the arguments.
+
+    Attributes:
+        function: what is called.
+        shape: the shape of one example's output (a tuple of shapes where the function gives several values).
+        path: where it stands, for messages.
+    """
+
+    function: Any
+    shape: Any
+    path: str
+
+    def refuse(self, reason: str, remedy: str) -> NoReturn:
+        refuse(self.path, _name(self.function), reason, remedy)
+
+
+def refuse(path: str, operation: str, reason: str, remedy: str) -> NoReturn:
+    """Raise :class:`UnboundedOperationError` with the module path, the operation, why, and what to do."""
+    raise UnboundedOperationError(f"{path or 'the model'}: {operation} {reason} {remedy}")
+
+
+def refuse_module(module: nn.Module, reason: str, remedy: str) -> NoReturn:
+    """Refuse from inside a module's rule; the walk adds the module's path."""
+    raise UnboundedOperationError(f"{type(module).__name__}({module.extra_repr()}) {reason} {remedy}")
+
+
+def rule(*functions: Any) -> Callable[[R], R]:
+    """Register a rule for functions, tensor methods, or module classes (their ``forward``).
+
+    The rule is shaped like a vjp. It is called as ``rule(module, *norms)`` or ``rule(call, *arguments)``, with
+    :class:`Norms` in place of each value that depends on an example, and returns ``(output, pullback)``, where
+    ``pullback(cotangent)`` returns ``(input cotangents, {parameter name: cotangent})``.
+
+    Guarantee: none of its own. A rule is a claim: for all inputs within the given norms the output obeys the
+    returned ones, and for all cotangents within the given norms the input and parameter cotangents do.
+    """
+
+    def register(function: R) -> R:
+        for target in functions:
+            _RULES[target.forward if inspect.isclass(target) else target] = function
+        return function
+
+    return register
+
+
+def rule_of(function: Any) -> Rule | None:
+    """The rule of a function or tensor method, if there is one."""
+    return _RULES.get(function)
+
+
+def module_rule(module: nn.Module) -> Rule | None:
+    """The rule of a module, by the ``forward`` that runs; None where a subclass changes what that would compute."""
+    cls = type(module)
+    found = _RULES.get(cls.forward)
+    if found is None:
+        return None
+    for base in cls.__mro__:
+        if "forward" in vars(base):
+            break
+        if not set(vars(base)) <= HARMLESS:
+            return None
+    shadowed = [k for k in vars(module) if inspect.isfunction(getattr(cls, k, None))]
+    return None if shadowed else found
+
+
+def registered() -> dict[Any, Rule]:
+    """A copy of the registry, for the tests that run over all of it."""
+    return dict(_RULES)
+
+
+def through(jacobian: OperatorNorms, x: Norms, shape: tuple[int, ...], at_zero: Norms | None = None) -> Any:
+    """Output and pullback of a map f whose Jacobians are all bounded by ``jacobian``.
+
+    ``f(x) = f(0) + (integral of the Jacobian along the segment) x``, hence the forward bound; the cotangent goes
+    through the adjoint.
+    """
+    output = jacobian(x, shape)
+    if at_zero is not None:
+        output = output + at_zero
+    return output, lambda v: ((jacobian.T(v, x.shape),), {})
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or str(function)

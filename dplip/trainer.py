@@ -1,0 +1,374 @@
+"""DPLipTrainer: a data set and a model in, a private model with its epsilon and its certificates out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+from dplip.budget import Budget
+from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
+from dplip.constraints import project
+from dplip.data import check_dataset
+from dplip.errors import ConfigurationError
+from dplip.ledger import Ledger
+from dplip.losses import ClippedMSE, Huber, Loss
+from dplip.nn import BallProjection
+from dplip.noise import GaussianNoise
+from dplip.optimizer import DPLipOptimizer
+from dplip.propagate import propagate
+from dplip.report import validate_report, versions, write_report
+from dplip.sampling import PoissonLoader, example_shape
+from dplip.sensitivity import Sensitivities
+
+RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
+"""The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will spend, known before anything is spent; ``str`` gives a table."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    expected_batch_size: float
+    public_size: int
+    epsilon: float
+    delta: float
+    accountant: str
+    neighboring: str
+    sensitivities: Sensitivities
+    event: GaussianEvent
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
+                f"noise multiplier  {self.noise_multiplier:.4f}",
+                f"steps             {self.steps}",
+                f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
+                "",
+                str(self.sensitivities),
+            ]
+        )
+
+
+class DPLipTrainer:
+    """Trains a Lipschitz model with differential privacy and without clipping.
+
+    Args:
+        model: a model that the algebra can walk, with its input bounded inside (``BallProjection``, ``Clamp``).
+        loss: one of :mod:`dplip.losses`.
+        optimizer: any torch optimizer over the model's trainable parameters.
+        train_dataset: a map-style data set of (input, target) pairs; what is protected.
+        eval_dataset: held-out data for :meth:`evaluate` and :meth:`certified_accuracy`; not protected.
+        batch_size: the expected size of a Poisson batch; the size of the data: the full batch.
+        epochs: passes over the data, of ``round(public_size / batch_size)`` steps each.
+        target_epsilon: the budget, from which the noise follows; or else
+        noise_multiplier: std of the noise per unit of sensitivity; 0: no noise, epsilon is infinite.
+        target_delta: the delta of every epsilon.
+        neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
+        accountant: ``"rdp"`` or ``"prv"``.
+        max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
+        output_dir: where the ledger, the report and the weights are written.
+        seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
+        progress: show the plan and a progress bar.
+        public_size: the size of the data that is public; None: its length, which the report then names as public.
+        scheduler: a learning-rate scheduler, stepped after every private step.
+        ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
+        show_private_loss: show the loss on the private batch in the progress bar. **It leaks**: nothing accounts for it.
+
+    Raises:
+        ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
+
+    Guarantee: the weights after any number of steps are (``get_epsilon(delta)``, delta)-DP under ``neighboring``, for
+    the present data; choices that were made by looking at it (hyper-parameters, epochs) are not accounted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        train_dataset: Dataset[Any],
+        eval_dataset: Dataset[Any] | None = None,
+        batch_size: int = 4096,
+        epochs: int = 40,
+        target_epsilon: float | None = None,
+        target_delta: float = 1e-5,
+        noise_multiplier: float | None = None,
+        neighboring: str = "add_remove",
+        accountant: str = "rdp",
+        max_physical_batch_size: int | None = None,
+        output_dir: str | Path | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+        public_size: int | None = None,
+        scheduler: LRScheduler | None = None,
+        ema_decay: float | None = None,
+        show_private_loss: bool = False,
+    ) -> None:
+        if (target_epsilon is None) == (noise_multiplier is None):
+            raise ConfigurationError(
+                f"target_epsilon={target_epsilon}, noise_multiplier={noise_multiplier}: give one of the two."
+            )
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ConfigurationError(f"ema_decay={ema_decay}: the decay of an average lies in (0, 1).")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
+        self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
+        self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
+        self.accountant = create_accountant(accountant)
+        self.eval_dataset, self.progress, self.seed = eval_dataset, progress, seed
+        self.scheduler, self.show_private_loss = scheduler, show_private_loss
+        self._check_data(train_dataset, "train_dataset")
+        if eval_dataset is not None:
+            self._check_data(eval_dataset, "eval_dataset")
+        self.loader = PoissonLoader(
+            train_dataset,
+            batch_size=batch_size,
+            public_size=public_size,
+            max_physical_batch_size=max_physical_batch_size,
+            seed=seed,
+        )
+        if noise_multiplier is None:
+            noise_multiplier = get_noise_multiplier(
+                target_epsilon=self.budget.epsilon,
+                target_delta=target_delta,
+                sample_rate=self.loader.sample_rate,
+                steps=self.steps,
+                accountant=accountant,
+            )
+        self.optimizer = DPLipOptimizer(
+            optimizer,
+            model=model,
+            loss=loss,
+            input_shape=self.input_shape,
+            noise_multiplier=noise_multiplier,
+            batches=self.loader,
+            neighboring=neighboring,
+            charge=self._charge,
+            noise=GaussianNoise(None if seed is None else seed + 1),
+        )
+        average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._ledger: Ledger | None = None
+        self._seconds = 0.0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self._input_shape
+
+    @property
+    def steps(self) -> int:
+        """The number of private steps that :meth:`fit` takes in all."""
+        return self.epochs * self.loader.steps_per_epoch
+
+    def plan(self) -> Plan:
+        """What the whole run will spend; printed too, unless ``progress=False``. Nothing is spent."""
+        event = self.optimizer.event
+        plan = Plan(
+            noise_multiplier=event.noise_multiplier,
+            sample_rate=event.sample_rate,
+            steps=self.steps,
+            expected_batch_size=self.loader.expected_batch_size,
+            public_size=self.loader.public_size,
+            epsilon=self.accountant.epsilon_after(event, self.steps - self.accountant.num_steps, self.delta),
+            delta=self.delta,
+            accountant=self.accountant.mechanism(),
+            neighboring=self.optimizer.neighboring,
+            sensitivities=self.optimizer.sensitivities(),
+            event=event,
+        )
+        if self.progress:
+            tqdm.write(str(plan))
+        return plan
+
+    def fit(self) -> DPLipTrainer:
+        """Take the planned steps, and write the report if there is an ``output_dir``; returns the trainer.
+
+        Raises:
+            BudgetExceededError: a further step would exceed the budget (as after a completed :meth:`fit`); the steps
+                before it stand, and :meth:`get_epsilon` counts them.
+        """
+        self._open_ledger()
+        started = time.perf_counter()
+        self.model.train()
+        device = _device(self.model)
+        left = self.steps - self.accountant.num_steps
+        bar = tqdm(total=self.steps, initial=self.steps - max(left, 0), disable=not self.progress, unit="step")
+        try:
+            while True:
+                for x, y in self.loader:
+                    self.optimizer.zero_grad()
+                    value = self.loss(self.model(x.to(device)), y.to(device))
+                    value.backward()
+                    whole = self.loader.complete
+                    self.optimizer.step()
+                    if whole:
+                        self._after_step(bar, value, len(x))
+                        if self.accountant.num_steps >= self.steps:
+                            break
+                if self.accountant.num_steps >= self.steps:
+                    break
+        finally:
+            bar.close()
+            self._seconds += time.perf_counter() - started
+        if self._average is not None:
+            self.model.load_state_dict(self._average.module.state_dict())
+            project(self.model)
+        if self.output_dir is not None:
+            self.save()
+        return self
+
+    def get_epsilon(self, delta: float | None = None) -> float:
+        """The epsilon spent so far, at ``delta`` (None: the target delta)."""
+        return self.accountant.get_epsilon(self.delta if delta is None else delta)
+
+    @torch.no_grad()
+    def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
+        """The mean loss, and the accuracy (or the mean squared error of a regression), on held-out data."""
+        with evaluation(self.model):
+            device = _device(self.model)
+            total = right = square = 0.0
+            count = 0
+            for x, y in DataLoader(self._held_out(dataset), batch_size=2048):
+                z, y = self.model(x.to(device)), y.to(device)
+                total += float(self.loss(z, y))
+                count += len(x)
+                if self._regression:
+                    square += float((z - y.reshape(z.shape)).double().square().sum())
+                else:
+                    right += float((predictions(z) == y.reshape(len(y))).sum())
+        scores = {"mse": square / count} if self._regression else {"accuracy": right / count}
+        return {**scores, "loss": total / count}
+
+    def certified_accuracy(
+        self, radii: Sequence[float] = RADII, norm: float = 2, dataset: Dataset[Any] | None = None
+    ) -> list[float]:
+        """The fraction of held-out examples that are right and provably stay right, at each radius."""
+        return certified_accuracy(correct_radii(self.model, self._held_out(dataset), norm), radii)
+
+    def report(self, radii: Sequence[float] = RADII, norm: float = 2) -> dict[str, Any]:
+        """What was spent and what was reached, as plain data."""
+        event = self.optimizer.event
+        held_out = self.eval_dataset is not None
+        certified = held_out and not self._regression
+        steps = self.accountant.num_steps
+        return {
+            "privacy": {
+                "epsilon": self.get_epsilon(),
+                "delta": self.delta,
+                "accountant": self.accountant.mechanism(),
+                "noise_multiplier": event.noise_multiplier,
+                "sample_rate": event.sample_rate,
+                "steps": steps,
+                "neighboring": self.optimizer.neighboring,
+                "seeded": self.seed is not None,
+                "public_size": self.loader.public_size,
+                "tuning": "not accounted",
+            },
+            "utility": {"accuracy": None, **(self.evaluate() if held_out else {})},
+            "certified": {
+                "norm": "inf" if math.isinf(norm) else norm,
+                "radii": list(radii) if certified else [],
+                "accuracy": self.certified_accuracy(radii, norm) if certified else [],
+            },
+            "time": {"train_seconds": self._seconds, "seconds_per_step": self._seconds / max(steps, 1)},
+            "versions": versions(),
+        }
+
+    def save(self, **extra: Any) -> Path:
+        """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
+        if self.output_dir is None:
+            raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        torch.save(self.model.state_dict(), self.output_dir / "model.pt")
+        report = {**self.report(), **extra}
+        validate_report(report)
+        write_report(self.output_dir / "report.json", report)
+        return self.output_dir / "report.json"
+
+    def _charge(self, event: GaussianEvent) -> None:
+        self.budget.require(self.accountant, event)
+        if self._ledger is not None:
+            self._ledger.append(event)
+        self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+
+    def _open_ledger(self) -> None:
+        if self.output_dir is None or self._ledger is not None:
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._ledger = Ledger(
+            self.output_dir / "ledger.jsonl",
+            mechanism=self.accountant.mechanism(),
+            neighboring=self.optimizer.neighboring,
+            delta=self.delta,
+            facts={"public_size": self.loader.public_size, "seeded": self.seed is not None},
+        )
+
+    def _after_step(self, bar: tqdm[Any], value: Tensor, examples: int) -> None:
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+        bar.update()
+        if self.progress and (bar.n % 10 == 0 or bar.n == self.steps):
+            shown = {"epsilon": f"{self.get_epsilon():.3f}"}
+            if self.show_private_loss:
+                shown["PRIVATE loss (leaks)"] = f"{float(value) / max(examples, 1):.4f}"
+            bar.set_postfix(shown, refresh=False)
+
+    def _check_data(self, dataset: Dataset[Any], what: str) -> None:
+        neutralised = any(isinstance(m, BallProjection) for m in self.model.modules())
+        check_dataset(dataset, what=what, num_classes=None, finite=False)
+        self._input_shape = example_shape(dataset)
+        output, _ = propagate(self.model, self._input_shape)
+        classes = max(2, math.prod(output.shape))
+        check_dataset(dataset, what=what, num_classes=None if self._regression else classes, finite=not neutralised)
+
+    @property
+    def _regression(self) -> bool:
+        return isinstance(self.loss, (Huber, ClippedMSE))
+
+    def _held_out(self, dataset: Dataset[Any] | None) -> Dataset[Any]:
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ConfigurationError("eval_dataset=None: give the trainer held-out data, or pass a data set here.")
+        return dataset
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The report that a run wrote to its folder.
+
+    Raises:
+        ConfigurationError: there is none, or it is not a report.
+    """
+    path = Path(folder) / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as wrong:
+        raise ConfigurationError(f"{path}: no report can be read there ({wrong}). Give the folder of a finished run.") from None
+    validate_report(report)
+    return dict(report)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,7 +1,8 @@
 """Differentially private training of Lipschitz networks: one set of bounds for privacy and for robustness."""
 
 from dplip import losses, nn
-from dplip.accounting import create_accountant, get_noise_multiplier
+from dplip.accounting import create_accountant
+from dplip.calibration import get_noise_multiplier
 from dplip.certify import certify, lipschitz
 from dplip.constraints import (
     ColumnL1Ball,

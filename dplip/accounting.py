@@ -5,12 +5,13 @@ Opacus is imported when an epsilon is first asked for, so that importing this mo
 
 import difflib
 import math
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import Any, SupportsIndex
 
 from dplip.errors import ConfigurationError
 
@@ -25,12 +26,7 @@ _ORDERS: tuple[float, ...] = tuple(
     + [float(round(64 * 2 ** (x / 8))) for x in range(33)]
     + [1024 * 2 ** (x / 4) for x in range(1, 121)]
 )
-_COARSE = tuple(
-    i for i, order in enumerate(_ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0
-)
-
-_LARGEST_NOISE_MULTIPLIER = 1e6
-_SMALLEST_NOISE_MULTIPLIER = 1e-3
+_COARSE = tuple(i for i, order in enumerate(_ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0)
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,12 @@ class Accountant:
     """Composes the events of a run into epsilon.
 
     Args:
-        mechanism: "rdp" (Renyi differential privacy) or "prv" (numerical composition of privacy loss
-            variables).
+        mechanism: "rdp" (Renyi divergences) or "prv" (numerical composition of privacy loss variables).
 
     Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
-    under the neighbouring relation of the sensitivity that the noise multiplier refers to. "prv" reports the
-    smaller of the upper bounds of PRV and RDP, and RDP alone where PRV is numerically unsafe: epsilon above
-        100, delta below 1e-13 per step.
+    for neighbours that differ in one example whose l2 contribution is the unit of the noise multiplier. "prv"
+    reports the smaller of the upper bounds of PRV and RDP, and RDP alone where PRV is numerically unsafe:
+    epsilon above 100, or delta below 1e-13 per step.
 
     Source: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530); Balle et al. 2020 (1905.09982, theorem 21); Gopi,
     Lee, Wutschitz 2021 (2106.02848); Opacus for the implementations.
@@ -113,13 +108,13 @@ class Accountant:
         self._add(GaussianEvent(noise_multiplier, sample_rate), 1)
 
     def get_epsilon(self, delta: float) -> float:
-        """An upper bound of epsilon at ``delta``: 0 before the first step, infinite once a step had no noise."""
+        """An upper bound of epsilon at ``delta``: 0 before any step, infinite after one without noise."""
         return _epsilon(self._mechanism, self._events(), delta)
 
     def epsilon_after(self, event: GaussianEvent, steps: int, delta: float) -> float:
         """What :meth:`get_epsilon` would return after ``steps`` more of ``event``; changes nothing."""
         events = self._events()
-        events[event] += _count("steps", steps, least=0)
+        events[event] += whole("steps", steps, least=0)
         return _epsilon(self._mechanism, events, delta)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,8 +125,7 @@ class Accountant:
         """Replace the state by one that :meth:`state_dict` or an Opacus accountant wrote.
 
         Raises:
-            ConfigurationError: If it is of another mechanism or not such a state; the present state is kept
-                then.
+            ConfigurationError: If it is of another mechanism or not such a state; nothing is changed then.
         """
         for key in ("history", "mechanism"):
             if key not in state_dict:
@@ -146,7 +140,7 @@ class Accountant:
             )
         loaded = Accountant(self._mechanism)
         for noise_multiplier, sample_rate, steps in state_dict["history"]:
-            loaded._add(GaussianEvent(noise_multiplier, sample_rate), _count("num_steps", steps, least=1))
+            loaded._add(GaussianEvent(noise_multiplier, sample_rate), whole("num_steps", steps, least=1))
         self._history = loaded._history
 
     def _add(self, event: GaussianEvent, steps: int) -> None:
@@ -170,103 +164,6 @@ def create_accountant(mechanism: str) -> Accountant:
     return Accountant(mechanism)
 
 
-def get_noise_multiplier(
-    *,
-    target_epsilon: float,
-    target_delta: float,
-    sample_rate: float,
-    epochs: int | None = None,
-    steps: int | None = None,
-    accountant: str = "rdp",
-    epsilon_tolerance: float = 0.01,
-) -> float:
-    """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
-
-    Args:
-        target_epsilon: Above 0; infinite asks for no noise.
-        target_delta: In (0, 1).
-        sample_rate: Sampling probability of each step, in (0, 1].
-        epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
-        steps: Number of steps.
-        accountant: "rdp" or "prv".
-        epsilon_tolerance: How far below the target epsilon may end.
-
-    Raises:
-        ConfigurationError: If an argument is out of range, or no noise multiplier up to 1e6 reaches the
-            target.
-
-    Guarantee: epsilon of the result never exceeds the target; it is within the tolerance below it, unless no
-    smaller multiplier above 1e-3 makes a difference.
-    """
-    if (epochs is None) == (steps is None):
-        raise ConfigurationError(
-            f"epochs={epochs}, steps={steps}: a run has one length; give exactly one of the two"
-        )
-    if not target_epsilon > 0:
-        raise ConfigurationError(
-            f"target_epsilon={target_epsilon}: a budget is above 0; pass a positive number"
-        )
-    if not 0 < epsilon_tolerance < math.inf:
-        raise ConfigurationError(
-            f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance"
-        )
-    mechanism = Accountant(accountant).mechanism()
-    GaussianEvent(1.0, sample_rate)
-    if epochs is not None:
-        steps = _count("epochs", epochs, least=1) * max(1, round(1 / sample_rate))
-    steps = _count("steps", steps, least=1)
-    _require_delta(target_delta)
-    if target_epsilon == math.inf:
-        return 0.0
-
-    def epsilon(mechanism: str, sigma: float) -> float:
-        return _epsilon(mechanism, {GaussianEvent(sigma, sample_rate): steps}, target_delta)
-
-    tolerance = min(epsilon_tolerance, target_epsilon / 100)
-    sigma = _smallest(partial(epsilon, "rdp"), 1.0, 0.5, target_epsilon, tolerance)
-    if mechanism == "rdp":
-        return sigma
-    return _smallest(partial(epsilon, mechanism), sigma, 0.9, target_epsilon, tolerance)
-
-
-def _smallest(
-    epsilon: Callable[[float], float], start: float, factor: float, target: float, tolerance: float
-) -> float:
-    """The least noise multiplier whose epsilon lies in [target - tolerance, target]: bracket from start, then narrow."""
-    low = high = start
-    below = above = epsilon(high)
-    while below > target:
-        low, above = high, below
-        high /= factor
-        if high > _LARGEST_NOISE_MULTIPLIER:
-            raise ConfigurationError(
-                f"target_epsilon={target}: no noise multiplier up to {_LARGEST_NOISE_MULTIPLIER:.0e} keeps "
-                "the run within it; take fewer steps, a smaller sample rate, a larger delta or a larger "
-                "target"
-            )
-        below = epsilon(high)
-    while above <= target and low > _SMALLEST_NOISE_MULTIPLIER:
-        high, below = low, above
-        low *= factor
-        above = epsilon(low)
-    if above <= target:
-        return low
-    # Invariant: below = epsilon(high) <= target, so the upper end is always safe to return.
-    secant = True
-    while target - below > tolerance and high - low > 1e-9 * high:
-        fraction = 0.5
-        if secant and math.isfinite(above) and below > 0:
-            fraction = math.log(above / (target - tolerance / 2)) / math.log(above / below)
-        middle = low * (high / low) ** fraction
-        secant = not secant  # every second step bisects, so that the bracket always closes
-        tried = epsilon(middle)
-        if tried <= target:
-            high, below = middle, tried
-        else:
-            low, above = middle, tried
-    return high
-
-
 def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) -> float:
     _require_delta(delta)
     spent = {event: steps for event, steps in events.items() if steps > 0}
@@ -284,10 +181,10 @@ def _rdp_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     def epsilon(order: float) -> float:  # Balle et al. 2020, theorem 21
         return spent(order) - (math.log(delta) + math.log(order)) / (order - 1) + math.log1p(-1 / order)
 
-    # Total variation is at most sqrt(1 - exp(-KL)) (Bretagnolle and Huber 1979), and KL at most any Renyi
-    # divergence.
+    # Total variation is at most sqrt(1 - exp(-KL)) (Bretagnolle and Huber 1979); KL at most any other order.
     if -math.expm1(-spent(2.0)) <= delta**2:
         return 0.0
+    # epsilon(order) falls and then rises: look closely around the best of few. Any order is a valid bound.
     bounds = [epsilon(_ORDERS[i]) for i in _COARSE]
     best = bounds.index(min(bounds))
     left = _COARSE[best - 1] if best > 0 else -1
@@ -320,8 +217,9 @@ def _prv_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     from scipy.integrate import IntegrationWarning
 
     rdp = _rdp_epsilon(events, delta)
-    # Rounding of the FFT reaches delta (seen: epsilon too low at 1e-13 after 1,000 steps), and exp overflows.
-    if delta < 1e-13 * max(1000, sum(events.values())) or rdp > 100:
+    # PRV adds an error of 0.01 to its bound, its FFT loses small deltas (seen: epsilon too low at 1e-13 after
+    # 1,000 steps), and its exp overflows.
+    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(events.values())):
         return rdp
     prv = PRVAccountant()
     prv.history = [(event.noise_multiplier, event.sample_rate, steps) for event, steps in events.items()]
@@ -349,7 +247,7 @@ def _require_delta(delta: float) -> None:
         )
 
 
-def _count(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or value < least:
+def whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, SupportsIndex) or operator.index(value) < least:
         raise ConfigurationError(f"{name}={value!r}: this is a whole number, at least {least}; pass an int")
-    return value
+    return operator.index(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +104,7 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     return (bound if isinstance(bound, Tensor) else torch.full((classes**2,), bound)).reshape(classes, classes)
 
 
-def correct_radii(
-    model: nn.Module, data: Dataset[tuple[Tensor, Tensor]], norm: float = 2, batch_size: int = 2048
-) -> Tensor:
+def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_size: int = 2048) -> Tensor:
     """The radius of each example that is classified correctly, and -1 where it is not; shape (examples,)."""
     found = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,7 @@ app = typer.Typer(
 
 Epsilon = Annotated[float, typer.Option(help="The budget; inf trains without noise.")]
 Delta = Annotated[float, typer.Option(help="The delta of every epsilon; well below 1 / examples.")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with the data set's published files (or set DPLIP_DATA).")
-]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's published files (or set DPLIP_DATA).")]
 
 
 class AccountantName(str, Enum):
@@ -69,9 +67,9 @@ def train(
     from dplip.models import preset
     from dplip.trainer import DPLipTrainer
 
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     loaded = load(data, data_dir)
-    recipe = dataclasses.replace(preset(loaded.name), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    recipe = dataclasses.replace(preset(loaded.name), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
         torch.manual_seed(seed)
     model = recipe.model(loaded.input_shape, loaded.num_classes)
@@ -109,7 +107,8 @@ def account(
     ledger: Annotated[Path | None, typer.Option(help="Recompute what a run spent from its ledger alone.")] = None,
 ) -> None:
     """Say what a run spends, what noise a budget needs, or what a ledger shows."""
-    from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+    from dplip.accounting import GaussianEvent, create_accountant
+    from dplip.calibration import get_noise_multiplier
     from dplip.ledger import Ledger
 
     if ledger is not None:

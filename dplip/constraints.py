@@ -68,7 +68,8 @@ def project(model: nn.Module) -> None:
         held = layer._modules.get("constraints")
         if isinstance(held, Constraints):
             for name, constraint in held.items():
-                constraint.project(layer.get_parameter(name), layer)  # type: ignore[operator]
+                if isinstance(constraint, Constraint):
+                    constraint.project(layer.get_parameter(name), layer)
 
 
 def _groups(layer: nn.Module) -> int:

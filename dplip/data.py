@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,17 +55,13 @@ def load(name: str = "digits", data_dir: str | Path | None = None) -> Data:
         names = ["digits", *_SOURCES]
         nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ConfigurationError(
-            f"name={name!r} is not a known data set{hint}: choose one of {', '.join(names)}"
-        )
+        raise ConfigurationError(f"name={name!r} is not a known data set{hint}: choose one of {', '.join(names)}")
     source = _SOURCES[name]
     train, test = source.read(_locate(name, data_dir))
     return Data(name, _tensors(*train), _tensors(*test), tuple(train[0].shape[1:]), 10)
 
 
-def check_dataset(
-    dataset: Dataset[Any], *, what: str, num_classes: int | None = None, finite: bool = False
-) -> None:
+def check_dataset(dataset: Dataset[Any], *, what: str, num_classes: int | None = None, finite: bool = False) -> None:
     """Refuse a data set that no sound run can be made from.
 
     Args:
@@ -79,7 +75,7 @@ def check_dataset(
     """
     kind = type(dataset).__name__
     try:
-        size = len(dataset)  # type: ignore[arg-type]
+        size = len(cast(Sized, dataset))
     except (TypeError, NotImplementedError):
         raise ConfigurationError(
             f"{what}={kind} has no length, and sampling needs one: pass a map-style data set"
@@ -116,9 +112,7 @@ def holdout(dataset: TensorDataset, fraction: float, seed: int) -> tuple[TensorD
         neighbouring after the split. (An exact number of held-out examples would reshuffle both parts.)
     """
     if not 0 < fraction < 1:
-        raise ConfigurationError(
-            f"fraction={fraction} is not between 0 and 1 (both excluded): pass for example 0.1"
-        )
+        raise ConfigurationError(f"fraction={fraction} is not between 0 and 1 (both excluded): pass for example 0.1")
     if seed < 0:
         raise ConfigurationError(f"seed={seed} is negative: pass 0 or more")
     held = torch.from_numpy(np.random.default_rng(seed).random(len(dataset)) < fraction)

@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+from dplip.accounting import GaussianEvent, create_accountant
 from dplip.budget import Budget
+from dplip.calibration import get_noise_multiplier
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
@@ -68,19 +69,31 @@ class PrivacyEngine:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
         """
         if max_grad_norm is not None:
-            _refuse(f"max_grad_norm={max_grad_norm}", "gradients are bounded by the model, not clipped",
-                    "Leave it out; to rescale logit gradients use the loss's max_gradient=")  # fmt: skip
+            _refuse(
+                f"max_grad_norm={max_grad_norm}",
+                "gradients are bounded by the model, not clipped",
+                "Leave it out; to rescale logit gradients use the loss's max_gradient=",
+            )
         if loss_reduction != "sum":
-            _refuse(f"loss_reduction={loss_reduction!r}", "dividing by the batch's own size would leak it",
-                    "Use a loss of dplip.losses, which sums")  # fmt: skip
+            _refuse(
+                f"loss_reduction={loss_reduction!r}",
+                "dividing by the batch's own size would leak it",
+                "Use a loss of dplip.losses, which sums",
+            )
         if not poisson_sampling:
-            _refuse("poisson_sampling=False", "a shuffled loader is not what is accounted for",
-                    "Leave it on; batch_size=len(dataset) gives the full batch")  # fmt: skip
+            _refuse(
+                "poisson_sampling=False",
+                "a shuffled loader is not what is accounted for",
+                "Leave it on; batch_size=len(dataset) gives the full batch",
+            )
         if isinstance(data_loader, PoissonLoader):
             loader = data_loader
         else:
             loader = PoissonLoader.from_data_loader(
-                data_loader, public_size=public_size, max_physical_batch_size=max_physical_batch_size, seed=seed
+                data_loader,
+                public_size=public_size,
+                max_physical_batch_size=max_physical_batch_size,
+                seed=seed,
             )
         private = DPLipOptimizer(
             optimizer,
@@ -96,7 +109,13 @@ class PrivacyEngine:
         return module, private, loader
 
     def make_private_with_epsilon(
-        self, *, target_epsilon: float, target_delta: float, epochs: int, data_loader: DataLoader[Any], **arguments: Any
+        self,
+        *,
+        target_epsilon: float,
+        target_delta: float,
+        epochs: int,
+        data_loader: DataLoader[Any],
+        **arguments: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """:meth:`make_private` with the noise that spends at most the target in ``epochs``; later steps are refused.
 
@@ -106,8 +125,11 @@ class PrivacyEngine:
         if "noise_multiplier" in arguments:
             _refuse("noise_multiplier", "it follows from the target", "Leave it out")
         if self.accountant.num_steps:
-            _refuse(f"num_steps={self.accountant.num_steps}", "the engine has already spent a part of some budget",
-                    "Make a new PrivacyEngine for a new run")  # fmt: skip
+            _refuse(
+                f"num_steps={self.accountant.num_steps}",
+                "the engine has already spent a part of some budget",
+                "Make a new PrivacyEngine for a new run",
+            )
         loader = PoissonLoader.from_data_loader(
             data_loader,
             public_size=arguments.pop("public_size", None),

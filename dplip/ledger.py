@@ -16,6 +16,7 @@ highest rate of the record, and writes that down in its place. Nothing that was 
 """
 
 import hashlib
+import importlib
 import json
 import os
 import secrets
@@ -28,10 +29,11 @@ from typing import Any, BinaryIO
 from dplip.accounting import GaussianEvent, create_accountant
 from dplip.errors import ConfigurationError, LedgerError
 
+fcntl: Any
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # not on Windows, where two runs must be kept apart by hand
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _VERSION = 1
 _sync = getattr(os, "fdatasync", os.fsync)  # leaves out the time stamps only
@@ -74,8 +76,7 @@ class Ledger:
         delta: The delta at which the run reports, if any.
         facts: Public facts to keep with the run, such as its sizes; anything that JSON can hold.
         run: Identifies the run; by default drawn at random.
-        resume: Continue an existing ledger, whose header must say the same (whatever its run, unless one is
-            given).
+        resume: Continue an existing ledger, whose header must say the same (of any run, unless one is given).
 
     Raises:
         LedgerError: If the file exists without ``resume`` or is missing with it, if it is damaged, of another
@@ -109,9 +110,7 @@ class Ledger:
         try:
             line, chain = _seal(header, "")
         except (TypeError, ValueError) as problem:
-            raise ConfigurationError(
-                f"facts={facts!r}: a ledger keeps finite JSON values; {problem}"
-            ) from None
+            raise ConfigurationError(f"facts={facts!r}: only JSON values can be kept; {problem}") from None
         self._file: BinaryIO | None = _open_locked(self.path, create=not resume)
         try:
             content = self._file.read()
@@ -163,20 +162,17 @@ class Ledger:
         """Read and verify a ledger, whether or not a run has it open.
 
         Raises:
-            LedgerError: If it is missing, damaged, edited, cut off in a line, or not a ledger; names the line
-                at fault.
+            LedgerError: If it is missing, damaged, edited, cut off in a line, or no ledger; names the line.
         """
         try:
             content = Path(path).read_bytes()
         except OSError as problem:
-            raise LedgerError(
-                f"{path}: cannot be read ({problem.strerror}); pass the path of a ledger"
-            ) from None
+            raise LedgerError(f"{path}: cannot be read ({problem.strerror}); pass a ledger's path") from None
         record, _, end = _parse(content, path)
         if end < len(content):
             raise LedgerError(
-                f"{path}, line {len(record.events) + 2}: {len(content) - end} bytes without an end, as a "
-                "crash leaves them; open the ledger with resume=True, which counts that step as spent"
+                f"{path}, line {len(record.events) + 2}: torn, as a crash leaves it; open the ledger with "
+                "resume=True, which counts that step as spent"
             )
         return record
 
@@ -249,17 +245,16 @@ def _seal(record: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
 
 def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, str, int]:
     """The record, its last chain, and the end of its last whole line."""
-    lines = content.splitlines(keepends=True)
-    torn = bool(lines) and not lines[-1].endswith(b"\n")
+    lines = content.split(b"\n")[:-1]  # what follows the last line feed is torn
     header: dict[str, Any] = {}
     events: list[GaussianEvent] = []
     chain, end = "", 0
-    for number, line in enumerate(lines[: len(lines) - torn], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             del record["chain"]
             sealed, chain = _seal(record, chain)
-            if sealed != line:
+            if sealed != line + b"\n":
                 raise ValueError("its checksum does not match")
             if number == 1:
                 if (record.pop("ledger"), record.pop("version")) != ("dplip", _VERSION):
@@ -271,38 +266,35 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
                 events.append(GaussianEvent(record["noise_multiplier"], record["sample_rate"]))
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise LedgerError(
-                f"{path}, line {number}: not the line that was written "
-                f"({problem or type(problem).__name__}); what was spent is unknown from here on: restore "
-                "the file from a copy"
+                f"{path}, line {number}: not as it was written ({problem!r}), so what was spent is unknown "
+                "from there on; restore the file from a copy"
             ) from None
-        end += len(line)
+        end += len(sealed)
     if not header:
-        raise LedgerError(
-            f"{path}, line 1: there is no header, so this is not a ledger; pass the path of one"
-        )
+        raise LedgerError(f"{path}, line 1: no header, so this is not a ledger; pass the path of one")
     return LedgerRecord(**header, events=tuple(events)), chain, end
 
 
 def _open_locked(path: Path, create: bool) -> BinaryIO:
     try:
-        descriptor = os.open(
-            path, os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_BINARY", 0), 0o644
-        )
+        flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o644)
     except OSError as problem:
         raise LedgerError(
-            f"{path}: cannot be opened for writing ({problem.strerror}); check the path, and that there is "
-            "a ledger to resume"
+            f"{path}: cannot be opened for writing ({problem.strerror}); "
+            "check the path, and when resuming that there is a ledger"
         ) from None
     file = os.fdopen(descriptor, "r+b", buffering=0)
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise LedgerError(
-                f"{path}: another run has this ledger open; wait for it to end, or give this run a ledger "
-                "of its own"
+                f"{path}: another run has this ledger open; wait for its end, or give this run one of its own"
             ) from None
+        except OSError:  # a file system without locks
+            pass
     return file
 
 

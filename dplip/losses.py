@@ -78,7 +78,7 @@ class Loss(nn.Module):
         if len(outputs) != len(targets):
             raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
         self.check(outputs, targets)
-        values = self.per_example(_Gate.apply(outputs, self), targets)  # type: ignore[no-untyped-call]
+        values = self.per_example(_Gate.apply(outputs, self), targets)
         return values.sum() if reduction == "sum" else values
 
     def extra_repr(self) -> str:
@@ -99,7 +99,7 @@ class _Gate(torch.autograd.Function):
         return outputs.view_as(outputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         loss: Loss = ctx.loss
         if loss.witness is not None:
             loss.witness.passed(len(gradient), ctx.genuine)
@@ -150,9 +150,7 @@ class CrossEntropy(Loss):
     ``l2^2 = (1 - p_y)^2 + sum of the other p_j^2 <= 2``, whatever t. A large t sharpens: small margins count as wins.
     """
 
-    def __init__(
-        self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False
-    ) -> None:
+    def __init__(self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False) -> None:
         super().__init__(max_gradient, normalize)
         self.temperature = _temperature(temperature)
 
@@ -172,9 +170,7 @@ class BinaryCrossEntropy(Loss):
     The gradient is sigmoid(t z) - y, of absolute value at most 1.
     """
 
-    def __init__(
-        self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False
-    ) -> None:
+    def __init__(self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False) -> None:
         super().__init__(max_gradient, normalize)
         self.temperature = _temperature(temperature)
 
@@ -188,8 +184,8 @@ class BinaryCrossEntropy(Loss):
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.numel() != len(outputs) or targets.numel() != len(outputs):
             raise ConfigurationError(
-                f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: this loss takes one "
-                "score and one target per example."
+                f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: this loss takes "
+                "one score and one target per example."
             )
         if targets.numel() and not (0 <= float(targets.min()) and float(targets.max()) <= 1):
             raise ConfigurationError(

@@ -72,5 +72,7 @@ def preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)
-        raise ConfigurationError(f"name={name!r}: there is no such preset; did you mean {nearest[0]!r}? Known: {list(PRESETS)}.")
+        raise ConfigurationError(
+            f"name={name!r}: there is no such preset; did you mean {nearest[0]!r}? Known: {list(PRESETS)}."
+        )
     return PRESETS[name]

@@ -14,9 +14,7 @@ from dplip.errors import ConfigurationError
 _PAIRS = 1 << 17  # pairs drawn at a time: the fastest on CPU, for buffers of 3.5 MB in all
 
 
-def split(
-    sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float
-) -> dict[str, float]:
+def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float) -> dict[str, float]:
     """Standard deviation of the noise of each parameter, for the least total noise energy.
 
     Args:
@@ -27,12 +25,13 @@ def split(
     Raises:
         ConfigurationError: If the keys differ, or a number is negative or not finite.
 
-    Guarantee: releasing every parameter with its noise is one Gaussian mechanism of noise multiplier at least
-    sigma; among all such choices of one deviation per parameter, sum d_l s_l^2 is least. A parameter with
-    Delta_l = 0 gets 0.
+    Guarantee: releasing every parameter with its noise is one Gaussian mechanism of noise multiplier sigma,
+    sum Delta_l^2 / s_l^2 = 1 / sigma^2. Of all such deviations these have the least energy sum d_l s_l^2. A
+    parameter with Delta_l = 0 gets 0.
 
-    >>> split({"weight": 1.0, "bias": 1.0}, {"weight": 10000, "bias": 100}, noise_multiplier=1.0)
-    {'weight': 1.048..., 'bias': 3.316...}
+    >>> stds = split({"weight": 1.0, "bias": 1.0}, {"weight": 10000, "bias": 100}, noise_multiplier=1.0)
+    >>> {name: round(std, 3) for name, std in stds.items()}
+    {'weight': 1.049, 'bias': 3.317}
     """
     if sensitivities.keys() != sizes.keys():
         raise ConfigurationError(
@@ -46,10 +45,9 @@ def split(
             raise ConfigurationError(
                 f"sizes[{name!r}]={sizes[name]}: a parameter has at least one entry; leave empty ones out"
             )
-    # Rescaled, one example moves the release by at most sqrt(sum Delta_l^2 / s_l^2), which must be 1/sigma.
-    # Cauchy-Schwarz: (sum Delta_l sqrt(d_l))^2 <= (sum Delta_l^2 / s_l^2) (sum d_l s_l^2), the second being
-    # the energy, with equality where Delta_l / s_l is proportional to sqrt(d_l) s_l: s_l^2 = sigma^2 Delta_l
-    # / sqrt(d_l) * total.
+    # In units of the noise, one example moves the release by sqrt(sum Delta_l^2 / s_l^2), to be 1 / sigma.
+    # Cauchy-Schwarz: total^2 = (sum Delta_l sqrt(d_l))^2 <= (sum Delta_l^2 / s_l^2) * energy, with equality
+    # if Delta_l / s_l is proportional to sqrt(d_l) s_l; hence s_l^2 = sigma^2 * total * Delta_l / sqrt(d_l).
     total = math.fsum(sensitivity * math.sqrt(sizes[name]) for name, sensitivity in sensitivities.items())
     scale = noise_multiplier * math.sqrt(total) * (1 + 1e-12)  # rounding only ever adds noise
     return {name: scale * math.sqrt(value / math.sqrt(sizes[name])) for name, value in sensitivities.items()}
@@ -59,16 +57,15 @@ class GaussianNoise:
     """A source of Gaussian noise of its own, seeded from the operating system.
 
     Neither ``torch.manual_seed`` nor ``numpy.random.seed`` touches it. A copy, an unpickled object and a
-    forked process draw afresh; the generator's state is never stored. The generator is statistically sound,
-    not cryptographic.
+    forked process draw afresh: the generator's state is never stored.
 
     Args:
-        seed: Fixes the draws, for tests and for demonstrations: whoever knows it can subtract the noise. A
-            seeded source cannot be copied, as the copy would repeat its draws.
+        seed: Fixes the draws, for tests and demonstrations: whoever knows it can subtract the noise. A seeded
+            source cannot be copied, as the copy would repeat its draws.
 
-    Guarantee: draws are independent up to the quality of the generator (on CPU SFC64 with 128 bits of seed;
-    PyTorch's own has 32) and reach 7.5 standard deviations (a 24-bit Box-Muller, PyTorch's float32 normal,
-    stops at 5.8).
+    Guarantee: every draw is used once. On CPU they come from SFC64 with 128 bits of seed, where PyTorch's own
+    generator has 32, and reach 7.5 standard deviations, where PyTorch's float32 normal ends at 5.8. The
+    generator is statistical, not cryptographic, and the draws are floating-point numbers.
 
     Source: Box and Muller 1958.
     """
@@ -76,8 +73,7 @@ class GaussianNoise:
     def __init__(self, seed: int | None = None) -> None:
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise ConfigurationError(
-                f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None for the system's "
-                "entropy"
+                f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None for a secret one"
             )
         self._seed = seed
         self._start()
@@ -94,28 +90,23 @@ class GaussianNoise:
         Draws are in the tensor's dtype, and in float32 for narrower ones.
 
         Raises:
-            ConfigurationError: If std is negative or not finite, or the tensor is not of a real
-                floating-point type.
+            ConfigurationError: If std is negative or not finite, or the tensor is not of a float type.
         """
         _require_magnitude("std", std)
         if not tensor.is_floating_point():
             raise ConfigurationError(
-                f"tensor.dtype={tensor.dtype}: Gaussian noise is real-valued; convert the tensor to a "
-                "float type"
+                f"tensor.dtype={tensor.dtype}: Gaussian noise is real; convert the tensor to a float type"
             )
         if std == 0:
             return tensor
         if not tensor.is_contiguous():
-            return tensor.add_(
-                self.add_(torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device), std)
-            )
+            zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            return tensor.add_(self.add_(zeros, std))
         if self._process != os.getpid() and not self.seeded:  # a fork inherits the state: never draw it twice
             self._start()
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         if dtype == torch.float32:
-            std = float(
-                np.nextafter(np.float32(std), np.float32(math.inf))
-            )  # add_ would round it down half the time
+            std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
         key = (tensor.device, dtype)
         if key not in self._pools:
             self._pools[key] = _Pool(self._bits, tensor.device, dtype)
@@ -129,8 +120,7 @@ class GaussianNoise:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.seeded:
             raise ConfigurationError(
-                f"seed={self._seed}: a copy of a seeded noise source would repeat its draws; make one with "
-                "another seed"
+                f"seed={self._seed}: a copy would repeat this seeded source's draws; make one with another"
             )
         return (GaussianNoise, ())
 
@@ -141,7 +131,7 @@ class GaussianNoise:
 
 
 class _Pool:
-    """A block of standard normal draws for one device and dtype, each handed out once; refilled when it is empty."""
+    """A block of standard normal draws for one device and dtype, each handed out once."""
 
     def __init__(self, bits: np.random.SFC64, device: torch.device, dtype: torch.dtype) -> None:
         self._bits = bits
@@ -162,15 +152,13 @@ class _Pool:
         return draws
 
     def _refill(self) -> None:
-        # Box-Muller: each word gives two independent draws, from 39 bits for the radius and 24 for the angle.
-        # A 40th bit, present on CPU, is the sign of the shifted word: |k + 1/2| takes the same values for
-        # both signs.
+        # Box-Muller: each word gives two independent draws, by 39 bits for the radius and 24 for the angle.
+        # On CPU there is a sign bit too: |k + 1/2| is as uniform for either sign of the shifted word k.
         words, field, radius = self._words(), self._bit_field, self._radius
         first, second = self._draws.view(2, -1)
         torch.bitwise_right_shift(words, 24, out=field)
-        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-39).log_().mul_(
-            -2
-        ).sqrt_()  # of a uniform value in (0, 1]
+        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-39)  # uniform in (0, 1]
+        radius.log_().mul_(-2).sqrt_()
         torch.bitwise_and(words, 0xFFFFFF, out=field)
         second.copy_(field).mul_(2 * math.pi / 2**24)
         torch.cos(second, out=first).mul_(radius)
@@ -186,6 +174,4 @@ class _Pool:
 
 def _require_magnitude(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ConfigurationError(
-            f"{name}={value}: this is a magnitude, finite and 0 or more; pass such a number"
-        )
+        raise ConfigurationError(f"{name}={value}: this is a magnitude, finite and 0 or more; pass such a number")

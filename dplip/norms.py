@@ -130,9 +130,7 @@ class Norms:
 
     def __and__(self, other: Norms) -> Norms:
         """Both bounds hold: the smaller of each."""
-        return Norms(
-            self.shape, least(self.l1, other.l1), least(self.l2, other.l2), least(self.linf, other.linf)
-        )
+        return Norms(self.shape, least(self.l1, other.l1), least(self.l2, other.l2), least(self.linf, other.linf))
 
     def reshape(self, shape: tuple[int, ...]) -> Norms:
         """The same entries in another shape; or bounds of some of the entries, or of all with zeros between."""
@@ -186,7 +184,12 @@ class OperatorNorms:
         one_two = min(self.one_two, self.one_one, two_two)
         two_inf = min(self.two_inf, self.inf_inf, two_two)
         one_inf = min(self.one_inf, one_two, two_inf)
-        for name, value in {"two_two": two_two, "one_two": one_two, "two_inf": two_inf, "one_inf": one_inf}.items():
+        for name, value in {
+            "two_two": two_two,
+            "one_two": one_two,
+            "two_inf": two_inf,
+            "one_inf": one_inf,
+        }.items():
             object.__setattr__(self, name, value)
 
     @classmethod

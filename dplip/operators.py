@@ -170,7 +170,7 @@ def _polyphase(kernel: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _symbol_norm(kernel: Tensor, grid: Sequence[int]) -> float:
-    """The largest spectral norm of the kernel's Fourier symbol over a grid of frequencies; kernel (g, co, ci, *taps)."""
+    """The largest spectral norm of the kernel's Fourier symbol over a grid of frequencies, for (g, co, ci, *taps)."""
     k = kernel.detach().double()
     scale = float(k.abs().max())
     if not math.isfinite(scale):
@@ -211,7 +211,15 @@ def convolution(
     kernel = _polyphase(_dilate(w.unflatten(0, (groups, -1)), dilation), stride)
     taps = kernel.shape[3:]
     dense = w.unflatten(0, (groups, -1)).flatten(2)
-    key = (id(weight), tuple(input_size or ()), tuple(stride), tuple(padding), tuple(dilation), groups, circular)
+    key = (
+        id(weight),
+        tuple(input_size or ()),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        circular,
+    )
     gain = math.sqrt(math.prod(taps))  # a pixel meets one tap of each polyphase kernel per output it reaches
 
     def spectral() -> float:

@@ -17,8 +17,9 @@ from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
-from dplip.propagate import Observer, Walk
+from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, sensitivity_of
+from dplip.trace import Observer
 
 NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
 """How far two neighbouring sums lie apart, in units of one example's bound."""
@@ -37,6 +38,9 @@ class Batches(Protocol):
     def complete(self) -> bool: ...
 
     @property
+    def part(self) -> int: ...
+
+    @property
     def handed_out(self) -> int: ...
 
     @property
@@ -50,7 +54,8 @@ class _Witness(Observer):
 
     def __init__(self) -> None:
         self.outputs: list[weakref.ref[Tensor]] = []
-        self.reset()
+        self.examples = 0
+        self.foreign = False
 
     def reset(self) -> None:
         self.examples = 0
@@ -68,11 +73,8 @@ class _Witness(Observer):
         self.examples += examples
         self.foreign = self.foreign or not genuine
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy of the model watches nothing
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Witness, ())  # a copy of the model is watched by nobody
 
 
 class DPLipOptimizer(Optimizer):
@@ -132,13 +134,8 @@ class DPLipOptimizer(Optimizer):
                 del model._forward_hooks[hook_id]
         model.register_forward_hook(self._witness)
         loss.witness = self._witness
-        self._accumulating = False
-        # A subclass for the sake of schedulers, which ask; its state is the wrapped optimizer's.
-        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = {}, {}  # type: ignore[var-annotated,assignment]
-
-    param_groups = property(lambda self: self.original.param_groups)  # type: ignore[assignment]
-    state = property(lambda self: self.original.state)  # type: ignore[assignment]
-    defaults = property(lambda self: self.original.defaults)  # type: ignore[assignment]
+        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state.
+        self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
 
     @property
     def noise_multiplier(self) -> float:
@@ -160,7 +157,7 @@ class DPLipOptimizer(Optimizer):
         return Sensitivities({name: bound * factor for name, bound in bounds.items()})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take one private step, or accumulate while the batch is incomplete.
 
         Raises:
@@ -171,7 +168,6 @@ class DPLipOptimizer(Optimizer):
         if closure is not None:
             raise ConfigurationError("closure: a private step uses one gradient. Call backward() first, then step().")
         if not self.batches.complete:
-            self._accumulating = True
             return
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
@@ -181,7 +177,6 @@ class DPLipOptimizer(Optimizer):
             self._charge(self.event)
         empty = self.batches.take() == 0
         self._witness.reset()
-        self._accumulating = False
         for name, p in parameters.items():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -195,7 +190,7 @@ class DPLipOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
-        if self._accumulating:
+        if self.batches.part > 1:
             return
         self.original.zero_grad(set_to_none)
         self._witness.reset()
@@ -205,6 +200,7 @@ class DPLipOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.original.load_state_dict(state_dict)
+        self.param_groups, self.state = self.original.param_groups, self.original.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise ConfigurationError("add_param_group: build the optimizer over all trainable parameters of the model.")
@@ -217,8 +213,8 @@ class DPLipOptimizer(Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.batches.logical_batches > 1:
             raise ConfigurationError(
-                f"step(): the loader handed out {self.batches.logical_batches} batches since the last step, and an example "
-                "may be in several of them. Take one step for each batch."
+                f"step(): the loader handed out {self.batches.logical_batches} batches since the last step, and an "
+                "example may be in several of them. Take one step for each batch."
             )
         if handed == 0:  # an empty batch: whatever is in .grad is dropped
             return
@@ -239,8 +235,8 @@ class DPLipOptimizer(Optimizer):
             )
         if gradients and not math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
             raise ConfigurationError(
-                "step(): a gradient is NaN or infinite, so an input is. Put dplip.nn.BallProjection(radius) first in the "
-                "model, which neutralises such inputs, or clean the data."
+                "step(): a gradient is NaN or infinite, so an input is. Put dplip.nn.BallProjection(radius) first in "
+                "the model, which neutralises such inputs, or clean the data."
             )
 
 
@@ -257,6 +253,6 @@ def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
     own = {id(p) for p in model.parameters()}
     if held - own:
         raise ConfigurationError(
-            f"optimizer: it holds {len(held - own)} parameters that are not the model's, which would be trained without "
-            "noise. Build it over model.parameters()."
+            f"optimizer: it holds {len(held - own)} parameters that are not the model's, which would be trained "
+            "without noise. Build it over model.parameters()."
         )

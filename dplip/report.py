@@ -64,8 +64,7 @@ def validate_report(report: Mapping[str, Any]) -> None:
     radii, accuracy = report["certified"]["radii"], report["certified"]["accuracy"]
     if len(radii) != len(accuracy):
         raise ConfigurationError(
-            f"certified.radii={radii} and certified.accuracy={accuracy} differ in length: "
-            "give one accuracy per radius"
+            f"certified.radii={radii} and certified.accuracy={accuracy} differ in length: give one accuracy per radius"
         )
 
 
@@ -116,17 +115,14 @@ def _json_value(value: object, name: str) -> Any:
     if isinstance(value, numbers.Real):
         number = float(value)
         if math.isnan(number):
-            raise ConfigurationError(
-                f"{name}={number} is not a number, so it reports nothing: leave it out or mend it"
-            )
+            raise ConfigurationError(f"{name}={number} is not a number, so it reports nothing: leave it out or mend it")
         return number if math.isfinite(number) else str(number)
     if isinstance(value, Mapping):
         return {_key(key, name): _json_value(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item, f"{name}[{index}]") for index, item in enumerate(value)]
     raise ConfigurationError(
-        f"{name} is a {type(value).__name__}, which JSON has no form for: "
-        "pass numbers, strings, lists or mappings"
+        f"{name} is a {type(value).__name__}, which JSON has no form for: pass numbers, strings, lists or mappings"
     )
 
 

@@ -1,7 +1,8 @@
-"""Poisson batches: every example takes part in every step with the same public probability, on its own coin."""
+"""Poisson batches: each example takes part in each step with the same public probability, on its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -25,38 +26,41 @@ class PoissonLoader:
     """Iterates over one epoch of Poisson batches, each in physical batches that fit into memory.
 
     Everything but the choice of examples follows from public constants, so a neighbouring data set is sampled
-    at the same rate for the same number of steps. An empty logical batch is handed out as one batch of 0
-    rows: it is a step too.
+    at the same rate for the same number of steps. An empty logical batch is a step too: it is handed
+    out as one blank row of zeros, which counts as no example and whose gradient the optimizer drops, since not
+    every model runs on 0 rows. A logical batch may be drawn before the last was taken; ``logical_batches`` then says 2.
 
     Args:
         dataset: Map-style; a ``TensorDataset``, or a ``Subset`` of one, is served by indexing its tensors.
-        sample_rate: Probability q in (0, 1] that an example is in a logical batch; give this or
-            ``batch_size``.
+        sample_rate: Probability q in (0, 1] of an example to be in a batch; give this or ``batch_size``.
         batch_size: Expected logical batch size, so that q = batch_size / public_size.
         public_size: The number of examples as far as the public knows; by default the length of the data,
             which is then treated as public.
         steps_per_epoch: Logical batches per iteration; by default max(1, round(1 / q)).
-        max_physical_batch_size: At most this many rows are handed out at a time; by default a logical batch
-            is one.
+        max_physical_batch_size: At most so many rows are handed out at a time; by default any number.
         collate_fn: Makes a batch of a list of items; PyTorch's default_collate by default.
         seed: Fixes the draws, for tests. By default they come from a generator of the loader's own with 128
             bits of entropy from the operating system, which ``torch.manual_seed`` does not touch.
 
     Raises:
-        ConfigurationError: If the data are empty or not map-style, q is outside (0, 1], or a count is not
-            positive.
+        ConfigurationError: If the data are empty or not map-style, q is not in (0, 1], or a count is below 1.
 
     Guarantee: in each logical batch every example is present with probability q (up to 2^-53), independently
-    of all others and of all other batches: the sampling that a subsampled-Gaussian event of rate q stands
-        for.
+    of all others and of all other batches: the sampling that an event of rate q stands for.
 
     Attributes:
         sample_rate, steps_per_epoch, public_size: As above.
         expected_batch_size: q * public_size, the public divisor of a sum over a batch.
         handed_out: Examples handed out since the last :meth:`take`.
         logical_batches: Logical batches begun since the last :meth:`take`; a step may cover one only.
+        part: Number of the last physical batch within its logical batch, from 1.
         complete: Whether the last physical batch ended its logical batch.
     """
+
+    handed_out: int
+    logical_batches: int
+    part: int
+    complete: bool
 
     def __init__(
         self,
@@ -86,10 +90,12 @@ class PoissonLoader:
         self.seeded = seed is not None
         self.collate_fn = collate_fn
         self._size = size
-        self._fetch = _fetcher(dataset, default_collate if collate_fn is None else collate_fn)
-        self._generator = np.random.Generator(
-            np.random.SFC64(seed)
-        )  # PyTorch's CPU generator keeps 32 bits of a seed
+        collate = default_collate if collate_fn is None else collate_fn
+        self._fetch = _fetcher(dataset, collate)
+        # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
+        self._blank = _blank(collate([dataset[0]]))
+        # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
+        self._generator = np.random.Generator(np.random.SFC64(seed))
         self._iteration = 0
         self._reset()
 
@@ -107,8 +113,7 @@ class PoissonLoader:
         Its shuffling or its order is replaced; its workers are not used.
 
         Raises:
-            ConfigurationError: If its way of sampling has a meaning that Poisson sampling would drop in
-                silence.
+            ConfigurationError: If it samples in a way that would be lost.
         """
         batch_size, sampler = data_loader.batch_size, data_loader.sampler
         if batch_size is None or type(data_loader.batch_sampler) is not BatchSampler:
@@ -151,23 +156,23 @@ class PoissonLoader:
         return handed_out
 
     def _reset(self) -> None:
-        self.handed_out, self.logical_batches, self.complete = 0, 0, True
+        self.handed_out, self.logical_batches, self.part, self.complete = 0, 0, 1, True
 
     def _epoch(self, iteration: int) -> Iterator[Any]:
         for _ in range(self.steps_per_epoch):
             # float64: at 24 bits, a sample rate of 1e-6 would come out 1.3% too high.
             chosen = torch.from_numpy(np.flatnonzero(self._generator.random(self._size) < self.sample_rate))
-            parts = chosen.split(self.max_physical_batch_size or max(1, len(chosen)))
+            parts = torch.split(chosen, self.max_physical_batch_size or max(1, len(chosen)))
             for number, part in enumerate(parts, start=1):
-                batch = self._fetch(part)
                 if iteration != self._iteration:
                     raise ConfigurationError(
                         f"iterations={self._iteration - iteration + 1} over one PoissonLoader at a time: "
                         "their batches would mix in one step; finish one before the next, or make two loaders"
                     )
+                batch = self._fetch(part) if len(part) else self._blank
                 self.handed_out += len(part)
                 self.logical_batches += number == 1
-                self.complete = number == len(parts)
+                self.part, self.complete = number, number == len(parts)
                 yield batch
 
 
@@ -192,15 +197,13 @@ def example_shape(dataset: Dataset[Any]) -> tuple[int, ...]:
 def _rate(sample_rate: float | None, batch_size: float | None, public_size: int) -> tuple[float, float]:
     if (sample_rate is None) == (batch_size is None):
         raise ConfigurationError(
-            f"sample_rate={sample_rate}, batch_size={batch_size}: either fixes the other; give exactly one "
-            "of the two"
+            f"sample_rate={sample_rate}, batch_size={batch_size}: either fixes the other; give one of the two"
         )
     if batch_size is not None:
         if not 0 < batch_size <= public_size:
             raise ConfigurationError(
-                f"batch_size={batch_size}, public_size={public_size}: a batch is drawn from the data and "
-                "cannot be expected to be larger, nor to be empty; choose a batch size between 1 and the "
-                "size of the data"
+                f"batch_size={batch_size}, public_size={public_size}: a batch is drawn from the data; choose "
+                "an expected batch size above 0 and at most the size of the data"
             )
         return float(batch_size) / public_size, float(batch_size)
     if sample_rate is None or not 0 < sample_rate <= 1:
@@ -213,62 +216,48 @@ def _rate(sample_rate: float | None, batch_size: float | None, public_size: int)
 def _length(dataset: Dataset[Any]) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ConfigurationError(
-            f"dataset={type(dataset).__name__}: Poisson sampling draws examples by index, and this has "
-            "none or no length; pass a map-style data set with __getitem__ and __len__"
+            f"dataset={type(dataset).__name__}: examples are drawn by index, and this has none or no length; "
+            "pass a map-style data set with __getitem__ and __len__"
         )
     size = len(dataset)
     if size == 0:
-        raise ConfigurationError(
-            f"len(dataset)={size}: there is nothing to train on; pass at least one example"
-        )
+        raise ConfigurationError(f"len(dataset)={size}: there is nothing to train on; pass at least one example")
     return size
 
 
 def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, SupportsIndex) or operator.index(value) < 1:
         raise ConfigurationError(f"{name}={value!r}: this is a whole number, at least 1; pass an int")
-    return value
+    return operator.index(value)
 
 
 def _fetcher(dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Callable[[Tensor], Any]:
-    """A function from indices to a batch; from no indices it makes a batch of 0 rows, whatever the data."""
-    tensors = _as_tensors(dataset) if collate is default_collate else None
-    if tensors is not None:
-        rows = tensors
-        return lambda indices: rows(indices)
-    # Read one item now: an error in collating would otherwise surface at the first empty batch, a random
-    # event.
-    template = _no_rows(collate([dataset[0]]))
-
-    def fetch(indices: Tensor) -> Any:
-        return collate([dataset[index] for index in indices.tolist()]) if len(indices) else template
-
-    return fetch
+    """A function from indices to a batch."""
+    rows = _row_reader(dataset) if collate is default_collate else None
+    return rows or (lambda indices: collate([dataset[index] for index in indices.tolist()]))
 
 
-def _as_tensors(dataset: Dataset[Any]) -> Callable[[Tensor], list[Tensor]] | None:
+def _row_reader(dataset: Dataset[Any]) -> Callable[[Tensor], list[Tensor]] | None:
     """Indexing of the tensors behind a data set, if it is a plain TensorDataset or a Subset of one."""
     if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
         tensors = dataset.tensors
         return lambda indices: [tensor[indices.to(tensor.device)] for tensor in tensors]
     if isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__:
-        rows = _as_tensors(dataset.dataset)
-        positions = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return rows and (lambda indices: rows(positions[indices]))
+        rows = _row_reader(dataset.dataset)
+        if rows is not None:
+            positions, whole = torch.as_tensor(dataset.indices, dtype=torch.int64), rows
+            return lambda indices: whole(positions[indices])
     return None
 
 
-def _no_rows(batch: Any) -> Any:
-    """The same structure with 0 rows in every tensor."""
+def _blank(batch: Any) -> Any:
+    """The same structure with zeros in every tensor."""
     if isinstance(batch, Tensor):
-        return batch[:0]
+        return torch.zeros_like(batch)
     if isinstance(batch, Mapping):
-        return {key: _no_rows(value) for key, value in batch.items()}
+        return {key: _blank(value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_no_rows, batch))
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        holds_fields = any(
-            isinstance(part, Tensor | Mapping | Sequence) and not isinstance(part, str) for part in batch
-        )
-        return type(batch)(map(_no_rows, batch)) if holds_fields else type(batch)()  # type: ignore[call-arg]
+        return type(batch)(*map(_blank, batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map(_blank, batch))
     return batch

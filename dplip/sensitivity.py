@@ -42,7 +42,9 @@ class Sensitivities(Mapping[str, float]):
     def __str__(self) -> str:
         width = max([len("parameter"), *map(len, self._bounds)])
         rows = [f"{name:<{width}}  {bound:12.6g}" for name, bound in self._bounds.items()]
-        return "\n".join([f"{'parameter':<{width}}  {'sensitivity':>12}", *rows, f"{'total':<{width}}  {self.total:12.6g}"])
+        return "\n".join(
+            [f"{'parameter':<{width}}  {'sensitivity':>12}", *rows, f"{'total':<{width}}  {self.total:12.6g}"]
+        )
 
 
 def sensitivity(
@@ -70,17 +72,15 @@ def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> 
     """:func:`sensitivity` of a model that has been traced before."""
     if not isinstance(loss, Loss):
         raise ConfigurationError(
-            f"loss={type(loss).__name__}: it declares no bound on its gradient. Use one of dplip.losses, or derive from "
-            "dplip.losses.Loss."
+            f"loss={type(loss).__name__}: it declares no bound on its gradient. Use one of dplip.losses, or derive "
+            "from dplip.losses.Loss."
         )
     output, pullback = walk(input_norms)
     _, bounds = pullback(loss.gradient_norms(output.shape))
     return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 
-def parameter_bounds(
-    module: nn.Module, input_shape: tuple[int, ...], input_norms: Norms | None
-) -> dict[str, float]:
+def parameter_bounds(module: nn.Module, input_shape: tuple[int, ...], input_norms: Norms | None) -> dict[str, float]:
     """Per parameter, the l2 bound of its gradient for an output cotangent of l2 norm 1.
 
     Args:
@@ -97,7 +97,7 @@ def _finite(model: nn.Module, bounds: Mapping[str, Norms]) -> dict[str, float]:
     """The l2 bounds in the model's order; every trainable parameter must have a finite one."""
     found: dict[str, float] = {}
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    for name in reversed(bounds):  # in the order of the forward pass
+    for name in reversed(list(bounds)):  # in the order of the forward pass
         if not math.isfinite(largest(bounds[name].l2)):
             layer = name.rpartition(".")[0] or "the model"
             raise UnboundedInputError(

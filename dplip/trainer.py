@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from dplip.accounting import GaussianEvent, create_accountant, get_noise_multiplier
+from dplip.accounting import GaussianEvent, create_accountant
 from dplip.budget import Budget
+from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
 from dplip.constraints import project
 from dplip.data import check_dataset
@@ -90,7 +91,7 @@ class DPLipTrainer:
         public_size: the size of the data that is public; None: its length, which the report then names as public.
         scheduler: a learning-rate scheduler, stepped after every private step.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
-        show_private_loss: show the loss on the private batch in the progress bar. **It leaks**: nothing accounts for it.
+        show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -165,7 +166,7 @@ class DPLipTrainer:
             charge=self._charge,
             noise=GaussianNoise(None if seed is None else seed + 1),
         )
-        average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._ledger: Ledger | None = None
@@ -365,7 +366,9 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
     except (OSError, ValueError) as wrong:
-        raise ConfigurationError(f"{path}: no report can be read there ({wrong}). Give the folder of a finished run.") from None
+        raise ConfigurationError(
+            f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
+        ) from None
     validate_report(report)
     return dict(report)
 

@@ -25,10 +25,7 @@ random = np.random.default_rng(0)
 
 
 def idx(values: np.ndarray) -> bytes:
-    return (
-        struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-        + values.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
 
 
 def idx_pair(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,9 +149,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 
 def test_no_folder_at_all(monkeypatch):
     monkeypatch.delenv("DPLIP_DATA", raising=False)
-    with pytest.raises(
-        ConfigurationError, match=r"train-images-idx3-ubyte\.gz.*DIR/mnist.*--data-dir.*DPLIP_DATA"
-    ):
+    with pytest.raises(ConfigurationError, match=r"train-images-idx3-ubyte\.gz.*DIR/mnist.*--data-dir.*DPLIP_DATA"):
         load("mnist")
 
 
@@ -184,9 +179,7 @@ def test_mnist_is_not_taken_for_fashion_mnist(tmp_path):
     "name, nearest", [("fashion_mnist", "fashion-mnist"), ("CIFAR-10", "cifar10"), ("digit", "digits")]
 )
 def test_an_unknown_name_gets_the_nearest(name, nearest):
-    with pytest.raises(
-        ConfigurationError, match=f"did you mean '{nearest}'.*digits, mnist, fashion-mnist, cifar10"
-    ):
+    with pytest.raises(ConfigurationError, match=f"did you mean '{nearest}'.*digits, mnist, fashion-mnist, cifar10"):
         load(name)
 
 
@@ -316,11 +309,7 @@ def test_any_bytes_as_gzip_are_read_or_refused(tmp_path, raw):
 
 
 @fuzz
-@given(
-    raw=st.one_of(
-        mutations(cifar_batch(ROWS, [1, 2])), mutations(pickle.dumps({b"data": ROWS, b"labels": [1]}, 4))
-    )
-)
+@given(raw=st.one_of(mutations(cifar_batch(ROWS, [1, 2])), mutations(pickle.dumps({b"data": ROWS, b"labels": [1]}, 4))))
 @example(raw=cifar_batch(ROWS, [1, 2]))
 def test_any_bytes_as_a_cifar_batch_are_read_or_refused(tmp_path, raw):
     path = tmp_path / "batch"
@@ -356,11 +345,7 @@ class Endless(IterableDataset):
 
 
 def as_dataset(kind: str, inputs: torch.Tensor, targets: torch.Tensor) -> Dataset:
-    return (
-        TensorDataset(inputs, targets)
-        if kind == "tensors"
-        else Items(list(zip(inputs, targets, strict=True)))
-    )
+    return TensorDataset(inputs, targets) if kind == "tensors" else Items(list(zip(inputs, targets, strict=True)))
 
 
 both = pytest.mark.parametrize("kind", ["tensors", "items"])
@@ -447,9 +432,7 @@ def test_holdout_parts_the_data():
 
 @pytest.mark.parametrize("size", [7, 16, 100, 1023])
 def test_holdout_keeps_neighbours_neighbouring(size):
-    for part, bigger in zip(
-        holdout(numbered(size), 0.4, 5), holdout(numbered(size + 1), 0.4, 5), strict=True
-    ):
+    for part, bigger in zip(holdout(numbered(size), 0.4, 5), holdout(numbered(size + 1), 0.4, 5), strict=True):
         assert set(bigger.tensors[0].tolist()) - set(part.tensors[0].tolist()) <= {size}
         assert set(part.tensors[0].tolist()) <= set(bigger.tensors[0].tolist())
 

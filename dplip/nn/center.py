@@ -29,4 +29,4 @@ def center(module: Center, x: Norms) -> tuple[Norms, Pullback]:
     spread = 2 * (1 - 1 / n)
     peak = 1 - 1 / n
     jacobian = OperatorNorms(spread, math.sqrt(peak), peak, 1.0, math.sqrt(peak), spread)
-    return through(jacobian, x, x.shape)  # type: ignore[no-any-return]
+    return through(jacobian, x, x.shape)

@@ -80,10 +80,10 @@ def group_sort(module: GroupSort, x: Norms) -> tuple[Norms, Pullback]:
     size = x.shape[example_axis(module.dim, x)]
     if size % module.group_size:
         refuse_module(module, f"does not divide the axis of size {size}.", "Choose a group size that does.")
-    return through(OperatorNorms.diagonal(1.0), x, x.shape)  # type: ignore[no-any-return]
+    return through(OperatorNorms.diagonal(1.0), x, x.shape)
 
 
 @rule(FullSort)
 def full_sort(module: FullSort, x: Norms) -> tuple[Norms, Pullback]:
     example_axis(module.dim, x)
-    return through(OperatorNorms.diagonal(1.0), x, x.shape)  # type: ignore[no-any-return]
+    return through(OperatorNorms.diagonal(1.0), x, x.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ class ScaledL2NormPool2d(nn.Module):
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return _WindowNorm.apply(x, self.kernel_size)  # type: ignore[no-any-return,no-untyped-call]
+        return _WindowNorm.apply(x, self.kernel_size)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}"
@@ -52,7 +51,7 @@ class _WindowNorm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, norm = ctx.saved_tensors
         safe = torch.where(norm > 0, norm, torch.ones_like(norm))
         wide = [t.repeat_interleave(ctx.k, -1).repeat_interleave(ctx.k, -2) for t in (safe, grad)]
@@ -67,4 +66,4 @@ def scaled_l2_norm_pool(module: ScaledL2NormPool2d, x: Norms) -> tuple[Norms, Pu
         refuse_module(module, f"does not divide a map of {height} x {width}.", "Choose a size that does.")
     # A row of the Jacobian is a unit vector on its window, and windows are disjoint.
     jacobian = OperatorNorms(one_one=1.0, one_two=1.0, one_inf=1.0, two_two=1.0, two_inf=1.0, inf_inf=float(k))
-    return through(jacobian, x, (channels, height // k, width // k))  # type: ignore[no-any-return]
+    return through(jacobian, x, (channels, height // k, width // k))

@@ -13,9 +13,7 @@ from dplip.norms import Norms, OperatorNorms, times
 from dplip.rules.registry import Call, Pullback, rule, through
 
 
-def elementwise(
-    x: Norms, slope: float, at_zero: float = 0.0, bound: float = math.inf
-) -> tuple[Norms, Pullback]:
+def elementwise(x: Norms, slope: float, at_zero: float = 0.0, bound: float = math.inf) -> tuple[Norms, Pullback]:
     """A scalar function of given largest ``|slope|``, value at zero and largest ``|value|``, on every entry."""
     offset = Norms(x.shape, linf=abs(at_zero)) if at_zero else None
     output, pullback = through(OperatorNorms.diagonal(slope), x, x.shape, offset)
@@ -112,9 +110,7 @@ def softplus(module: nn.Softplus, x: Norms) -> tuple[Norms, Pullback]:
 
 
 @rule(F.softplus)
-def functional_softplus(
-    call: Call, input: Norms, beta: float = 1.0, threshold: float = 20.0
-) -> tuple[Norms, Pullback]:
+def functional_softplus(call: Call, input: Norms, beta: float = 1.0, threshold: float = 20.0) -> tuple[Norms, Pullback]:
     return elementwise(input, 1.0, math.log(2.0) / beta)
 
 
@@ -158,7 +154,7 @@ def functional_dropout(
 def _dropout(x: Norms, p: float, training: bool) -> tuple[Norms, Pullback]:
     # An entry survives multiplied by 1 / (1 - p): that scale is part of the slope.
     slope = 1.0 if not training else (0.0 if p == 1.0 else 1.0 / (1.0 - p))
-    return through(OperatorNorms.diagonal(slope), x, x.shape)  # type: ignore[no-any-return]
+    return through(OperatorNorms.diagonal(slope), x, x.shape)
 
 
 @rule(nn.Softmax)

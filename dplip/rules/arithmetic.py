@@ -28,16 +28,20 @@ def _constant(call: Call, value: Tensor, shape: tuple[int, ...]) -> Norms:
     """The norms of a tensor without examples, as one example of ``shape`` meets it."""
     rank = len(shape) + 1
     if value.ndim > rank or (value.ndim == rank and value.shape[0] != 1):
-        call.refuse(f"meets a tensor of shape {tuple(value.shape)}, one entry per place in the batch.",
-                    "Give it the shape of one example.")  # fmt: skip
+        call.refuse(
+            f"meets a tensor of shape {tuple(value.shape)}, one entry per place in the batch.",
+            "Give it the shape of one example.",
+        )
     sizes = tuple(value.shape[1:] if value.ndim == rank else value.shape)
     return Norms.of(value).reshape((1,) * (len(shape) - len(sizes)) + sizes)
 
 
 def _aligned(call: Call, x: Norms) -> Norms:
     if len(x.shape) != len(call.shape):
-        call.refuse(f"joins values of shapes {x.shape} and {call.shape}, so an axis meets the batch axis.",
-                    "Give both the same number of axes.")  # fmt: skip
+        call.refuse(
+            f"joins values of shapes {x.shape} and {call.shape}, so an axis meets the batch axis.",
+            "Give both the same number of axes.",
+        )
     return x
 
 
@@ -65,7 +69,10 @@ def _add(call: Call, a: Any, b: Any, factor: float) -> tuple[Norms, Pullback]:
 
 def _number(call: Call, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        call.refuse(f"is given {value!r}.", "Use a finite number that does not depend on the batch, a parameter or a buffer.")
+        call.refuse(
+            f"is given {value!r}.",
+            "Use a finite number that does not depend on the batch, a parameter or a buffer.",
+        )
     return float(value)
 
 
@@ -81,17 +88,19 @@ def sub(call: Call, input: Any, other: Any, alpha: float = 1.0) -> tuple[Norms, 
 
 @rule(operator.neg, torch.neg, torch.Tensor.neg)
 def neg(call: Call, input: Norms) -> tuple[Norms, Pullback]:
-    return through(OperatorNorms.diagonal(1.0), input, input.shape)  # type: ignore[no-any-return]
+    return through(OperatorNorms.diagonal(1.0), input, input.shape)
 
 
 @rule(operator.mul, torch.mul, torch.multiply, torch.Tensor.mul)
 def mul(call: Call, input: Any, other: Any) -> tuple[Norms, Pullback]:
     x, factor = (input, other) if isinstance(input, Norms) else (other, input)
     if isinstance(factor, Norms):
-        call.refuse("multiplies two values that depend on the example, whose gradient is not bounded by rule.",
-                    "Use a sum, or write a rule for the product.")  # fmt: skip
+        call.refuse(
+            "multiplies two values that depend on the example, whose gradient is not bounded by rule.",
+            "Use a sum, or write a rule for the product.",
+        )
     if not isinstance(factor, Tensor):
-        return through(OperatorNorms.diagonal(abs(_number(call, factor))), x, x.shape)  # type: ignore[no-any-return]
+        return through(OperatorNorms.diagonal(abs(_number(call, factor))), x, x.shape)
     small = _constant(call, factor, call.shape)
     scale, wide = small.repeat(call.shape), _aligned(call, x).repeat(call.shape)
 
@@ -124,7 +133,7 @@ def _reduced(call: Call, input: Norms, dim: Any) -> int:
 def _sum(input: Norms, shape: tuple[int, ...], n: int, scale: float) -> tuple[Norms, Pullback]:
     spread = scale * math.sqrt(n)
     jacobian = OperatorNorms(scale, scale, scale, spread, spread, scale * n)
-    return through(jacobian, input, shape)  # type: ignore[no-any-return]
+    return through(jacobian, input, shape)
 
 
 @rule(torch.sum, torch.Tensor.sum)
@@ -142,7 +151,7 @@ def mean(call: Call, input: Norms, dim: Any = None, keepdim: bool = False) -> tu
 def extreme(call: Call, input: Norms, dim: Any = None, keepdim: bool = False) -> tuple[Norms, Pullback]:
     _reduced(call, input, dim)
     # Each output is one input entry (or, at ties, a mean of equal ones), and no entry serves two outputs.
-    return through(OperatorNorms.diagonal(1.0), input, call.shape)  # type: ignore[no-any-return]
+    return through(OperatorNorms.diagonal(1.0), input, call.shape)
 
 
 @rule(torch.maximum, torch.minimum, torch.Tensor.maximum, torch.Tensor.minimum)

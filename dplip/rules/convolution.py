@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dplip import operators
 from dplip.norms import Norms
-from dplip.rules.linear import outer
+from dplip.rules.linear import by_tensor, outer
 from dplip.rules.registry import Call, Pullback, refuse_module, rule
 
 
@@ -79,15 +79,21 @@ def convolution(module: nn.Conv1d | nn.Conv2d, x: Norms) -> tuple[Norms, Pullbac
     padding = _padding(module.padding, taps, dilation)
     circular = module.padding_mode == "circular" and any(sum(p) for p in padding)
     if module.padding_mode not in ("zeros", "circular"):
-        refuse_module(module, "copies border entries more than once, so its norm is not bounded by its kernel's.",
-                      "Use padding_mode='zeros' or 'circular'.")  # fmt: skip
+        refuse_module(
+            module,
+            "copies border entries more than once, so its norm is not bounded by its kernel's.",
+            "Use padding_mode='zeros' or 'circular'.",
+        )
     if len(x.shape) != len(taps) + 1:
         refuse_module(module, f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
     if circular:
         for n, k, s, p, d in zip(x.shape[1:], taps, stride, padding, dilation, strict=True):
             if sum(p) > d * (k - 1) or d * (k - 1) + 1 > n or n % s:
-                refuse_module(module, f"wraps around an axis of {n} entries more than once.",
-                              "Use padding <= (kernel_size - 1) / 2, a kernel within the input, a stride that divides it.")  # fmt: skip
+                refuse_module(
+                    module,
+                    f"wraps around an axis of {n} entries more than once.",
+                    "Use padding <= (kernel_size - 1) / 2, a kernel within the input and a stride that divides it.",
+                )
     return _convolution(x, module.weight, module.bias, stride, padding, dilation, module.groups, circular)
 
 
@@ -108,11 +114,4 @@ def functional_convolution(
     axes = len(taps)
     dilations = _each(dilation, axes)
     pads = _padding(padding, taps, dilations)
-    output, inner = _convolution(input, weight, bias, _each(stride, axes), pads, dilations, groups)
-
-    def pullback(v: Norms) -> Any:
-        inputs, named = inner(v)
-        tensors = {"weight": weight, "bias": bias}
-        return inputs, {tensors[name]: norms for name, norms in named.items()}
-
-    return output, pullback
+    return by_tensor(_convolution(input, weight, bias, _each(stride, axes), pads, dilations, groups), weight, bias)

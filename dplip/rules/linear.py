@@ -49,16 +49,19 @@ def linear(module: nn.Linear, x: Norms) -> tuple[Norms, Pullback]:
 
 
 @rule(F.linear)
-def functional_linear(
-    call: Call, input: Norms, weight: Tensor, bias: Tensor | None = None
-) -> tuple[Norms, Pullback]:
+def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | None = None) -> tuple[Norms, Pullback]:
     if not isinstance(input, Norms) or isinstance(weight, Norms) or isinstance(bias, Norms):
         call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer as the weight.")
-    output, inner = _linear(input, weight, bias)
+    return by_tensor(_linear(input, weight, bias), weight, bias)
+
+
+def by_tensor(bounded: tuple[Norms, Pullback], weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:
+    """A layer's output and pullback, with the parameters named by their tensors, as a function's rule names them."""
+    output, inner = bounded
 
     def pullback(v: Norms) -> Any:
         inputs, named = inner(v)
-        tensors = {"weight": weight, "bias": bias}
-        return inputs, {tensors[name]: norms for name, norms in named.items()}
+        gradients = {weight: named["weight"]}
+        return inputs, gradients if bias is None else {**gradients, bias: named["bias"]}
 
     return output, pullback

@@ -28,7 +28,15 @@ def window(
 
 
 def _max_pool(
-    refused: Any, x: Norms, taps: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indices: bool, axes: int
+    refused: Any,
+    x: Norms,
+    taps: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool,
+    indices: bool,
+    axes: int,
 ) -> tuple[Norms, Pullback]:
     if ceil or indices:
         refused("uses ceil_mode or return_indices.", "Leave both off.")
@@ -37,19 +45,29 @@ def _max_pool(
     # Rows of the Jacobian are one-hot; an entry is the maximum of at most `held` windows.
     wins = math.sqrt(held)
     jacobian = OperatorNorms(one_one=held, one_two=wins, one_inf=1.0, two_two=wins, two_inf=1.0, inf_inf=1.0)
-    return through(jacobian, x, shape)  # type: ignore[no-any-return]
+    return through(jacobian, x, shape)
 
 
 def _avg_pool(
-    refused: Any, x: Norms, taps: Any, stride: Any, padding: Any, ceil: bool, include: bool, divisor: Any, axes: int
+    refused: Any,
+    x: Norms,
+    taps: Any,
+    stride: Any,
+    padding: Any,
+    ceil: bool,
+    include: bool,
+    divisor: Any,
+    axes: int,
 ) -> tuple[Norms, Pullback]:
     k, pad = _each(taps, axes), _each(padding, axes)
     if ceil or divisor or (any(pad) and not include):
-        refused("divides windows by different numbers (ceil_mode, divisor_override, count_include_pad=False).",
-                "Leave these at their defaults.")  # fmt: skip
+        refused(
+            "divides windows by different numbers (ceil_mode, divisor_override, count_include_pad=False).",
+            "Leave these at their defaults.",
+        )
     shape, held = window(x, k, _each(stride or taps, axes), pad, (1,) * axes)
     n = math.prod(k)
-    return through(_averages(n, held), x, shape)  # type: ignore[no-any-return]
+    return through(_averages(n, held), x, shape)
 
 
 def _averages(n: int, held: int) -> OperatorNorms:
@@ -68,15 +86,33 @@ def _refuser(module: nn.Module) -> Any:
 @rule(nn.MaxPool1d, nn.MaxPool2d)
 def max_pool(module: nn.MaxPool2d, x: Norms) -> tuple[Norms, Pullback]:
     axes = 1 if isinstance(module, nn.MaxPool1d) else 2
-    return _max_pool(_refuser(module), x, module.kernel_size, module.stride, module.padding, module.dilation,
-                     module.ceil_mode, module.return_indices, axes)  # fmt: skip
+    return _max_pool(
+        _refuser(module),
+        x,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
+        axes,
+    )
 
 
 @rule(nn.AvgPool1d, nn.AvgPool2d)
 def avg_pool(module: nn.AvgPool2d, x: Norms) -> tuple[Norms, Pullback]:
     axes = 1 if isinstance(module, nn.AvgPool1d) else 2
-    return _avg_pool(_refuser(module), x, module.kernel_size, module.stride, module.padding, module.ceil_mode,
-                     module.count_include_pad, getattr(module, "divisor_override", None), axes)  # fmt: skip
+    return _avg_pool(
+        _refuser(module),
+        x,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        module.count_include_pad,
+        getattr(module, "divisor_override", None),
+        axes,
+    )
 
 
 @rule(F.max_pool1d, torch.max_pool1d, F.max_pool2d, torch.max_pool2d)
@@ -117,7 +153,7 @@ def _adaptive(refused: Any, x: Norms, shape: tuple[int, ...], average: bool) -> 
         refused(f"makes uneven windows of {x.shape} for {shape}.", "Use an output size that divides the input's.")
     n = math.prod(n // m for n, m in axes)
     jacobian = _averages(n, 1) if average else OperatorNorms.diagonal(1.0)
-    return through(jacobian, x, shape)  # type: ignore[no-any-return]
+    return through(jacobian, x, shape)
 
 
 @rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)

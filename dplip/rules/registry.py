@@ -26,7 +26,14 @@ R = TypeVar("R", bound=Rule)
 
 HARMLESS = {
     *("__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__constants__", "__repr__"),
-    *("extra_repr", "reset_parameters", "__parameters__", "__orig_bases__", "__annotate__", "__annotate_func__"),
+    *(
+        "extra_repr",
+        "reset_parameters",
+        "__parameters__",
+        "__orig_bases__",
+        "__annotate__",
+        "__annotate_func__",
+    ),
     *("__annotations_cache__", "__static_attributes__", "__firstlineno__"),
 }
 """What a subclass may define without changing what its inherited ``forward`` computes."""
@@ -73,7 +80,8 @@ def rule(*functions: Any) -> Callable[[R], R]:
 
     def register(function: R) -> R:
         for target in functions:
-            _RULES[target.forward if inspect.isclass(target) else target] = function
+            cls: Any = target
+            _RULES[cls.forward if inspect.isclass(target) else target] = function
         return function
 
     return register

@@ -59,7 +59,7 @@ def unflatten_module(module: nn.Unflatten, x: Norms) -> tuple[Norms, Pullback]:
     if not isinstance(module.dim, int):
         raise UnboundedOperationError(f"dim={module.dim!r} is a named axis. Use its number.")
     axis = example_axis(module.dim, x)
-    sizes = tuple(torch.empty(x.shape[axis], device="meta").unflatten(0, tuple(module.unflattened_size)).shape)  # type: ignore[arg-type]
+    sizes = tuple(torch.empty(x.shape[axis], device="meta").unflatten(0, tuple(module.unflattened_size)).shape)
     return moved(x, (*x.shape[:axis], *sizes, *x.shape[axis + 1 :]))
 
 
@@ -124,7 +124,10 @@ def getitem(call: Call, value: Any, index: Any) -> tuple[Any, Pullback]:
     entries = index if isinstance(index, tuple) else (index,)
     basic = all(e is None or e is Ellipsis or isinstance(e, (int, slice)) for e in entries)
     if not basic or entries[0] not in (slice(None), Ellipsis):
-        call.refuse(f"selects by {index!r}, which may pick or repeat examples.", "Write x[:, ...] with slices or integers.")
+        call.refuse(
+            f"selects by {index!r}, which may pick or repeat examples.",
+            "Write x[:, ...] with slices or integers.",
+        )
     return moved(value, call.shape)
 
 

@@ -1,0 +1,76 @@
+"""Compare recipes for a data set on a held-out part of its training data; the test set is never read.
+
+usage: python benchmarks/tune.py fashion-mnist --epsilon 3 --data-dir DIR lr=0.5,1,2 epochs=40,80 ...
+
+Every combination of the given values (fields of dplip.models.Preset) is trained on 90% of the training data and
+judged on the other 10%; prints one line each, best last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import time
+
+import torch
+
+from dplip.certify import certified_accuracy, correct_radii
+from dplip.data import holdout, load
+from dplip.models import Preset, preset
+from dplip.trainer import RADII, DPLipTrainer
+
+
+def value(text: str) -> object:
+    if "x" in text and text != "x":
+        return tuple(int(part) for part in text.split("x") if part)
+    return None if text == "none" else int(text) if text.isdigit() else float(text)
+
+
+def score(recipe: Preset, data: object, epsilon: float, seed: int) -> tuple[list[float], float]:
+    train, held_out = holdout(data.train, 0.1, seed=0)
+    torch.manual_seed(seed)
+    model = recipe.model(data.input_shape, data.num_classes)
+    trainer = DPLipTrainer(
+        model,
+        loss=recipe.loss(),
+        optimizer=recipe.optimizer(model),
+        train_dataset=train,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        target_epsilon=epsilon,
+        ema_decay=recipe.ema_decay,
+        progress=False,
+        seed=seed,
+    )
+    started = time.perf_counter()
+    trainer.fit()
+    seconds = time.perf_counter() - started
+    return certified_accuracy(correct_radii(model, held_out), RADII), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--epsilon", type=float, default=3.0)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("grid", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    data = load(arguments.data, arguments.data_dir)
+    grid = {item.split("=")[0]: [value(v) for v in item.split("=")[1].split(",")] for item in arguments.grid}
+    found = []
+    for values in itertools.product(*grid.values()):
+        setting = dict(zip(grid, values, strict=True))
+        recipe = dataclasses.replace(preset(arguments.data), **setting)
+        runs = [score(recipe, data, arguments.epsilon, seed) for seed in range(arguments.seeds)]
+        mean = [sum(r[0][i] for r in runs) / len(runs) for i in range(len(RADII))]
+        found.append((sum(mean), setting, mean, runs[0][1]))
+        shown = " ".join(f"{100 * m:.1f}" for m in mean)
+        print(f"{shown}  {runs[0][1]:.0f}s  {setting}", flush=True)
+    best = max(found, key=lambda row: row[0])
+    print("best:", best[1], [round(100 * m, 1) for m in best[2]])
+
+
+if __name__ == "__main__":
+    main()

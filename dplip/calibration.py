@@ -1,0 +1,97 @@
+"""Calibration: the noise that a budget asks for."""
+
+import math
+from collections.abc import Callable
+
+from dplip.accounting import Accountant, GaussianEvent, create_accountant, whole
+from dplip.errors import ConfigurationError
+
+_LARGEST_NOISE_MULTIPLIER = 1e6
+_SMALLEST_NOISE_MULTIPLIER = 1e-3
+
+
+def get_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sample_rate: float,
+    epochs: int | None = None,
+    steps: int | None = None,
+    accountant: str = "rdp",
+    epsilon_tolerance: float = 0.01,
+) -> float:
+    """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
+
+    Args:
+        target_epsilon: Above 0; infinite asks for no noise.
+        target_delta: In (0, 1).
+        sample_rate: Sampling probability of each step, in (0, 1].
+        epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
+        steps: Number of steps.
+        accountant: "rdp" or "prv".
+        epsilon_tolerance: How far below the target epsilon may end.
+
+    Raises:
+        ConfigurationError: If an argument is out of range, or no multiplier up to 1e6 reaches the target.
+
+    Guarantee: epsilon of the result never exceeds the target. It is within the tolerance, and within 1% of
+    the target, below it, unless even the least multiplier tried, 1e-3, stays within the target.
+    """
+    if (epochs is None) == (steps is None):
+        raise ConfigurationError(f"epochs={epochs}, steps={steps}: a run has one length; give exactly one of the two")
+    if not target_epsilon > 0:
+        raise ConfigurationError(f"target_epsilon={target_epsilon}: a budget is above 0; pass a positive number")
+    if not 0 < epsilon_tolerance < math.inf:
+        raise ConfigurationError(f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance")
+    accountants = {name: create_accountant(name) for name in ("rdp", accountant)}
+    unit = GaussianEvent(1.0, sample_rate)
+    if epochs is not None:
+        steps = whole("epochs", epochs, least=1) * max(1, round(1 / sample_rate))
+    count = whole("steps", steps, least=1)
+    accountants["rdp"].epsilon_after(unit, 0, target_delta)  # refuses a delta outside (0, 1)
+    if target_epsilon == math.inf:
+        return 0.0
+    tolerance = min(epsilon_tolerance, target_epsilon / 100)
+    sigma, factor = 1.0, 0.5
+    for held in accountants.values():  # RDP is quick, and its answer starts the search of a slower one
+
+        def epsilon(sigma: float, held: Accountant = held) -> float:
+            return held.epsilon_after(GaussianEvent(sigma, sample_rate), count, target_delta)
+
+        sigma, factor = _smallest(epsilon, sigma, factor, target_epsilon, tolerance), 0.9
+    return sigma
+
+
+def _smallest(epsilon: Callable[[float], float], start: float, factor: float, target: float, tolerance: float) -> float:
+    """A noise multiplier whose epsilon lies in [target - tolerance, target]: bracket it, then narrow."""
+    low = high = start
+    below = above = epsilon(high)
+    while below > target:
+        low, above = high, below
+        high /= factor
+        if high > _LARGEST_NOISE_MULTIPLIER:
+            raise ConfigurationError(
+                f"target_epsilon={target}: no noise multiplier up to {_LARGEST_NOISE_MULTIPLIER:.0e} keeps "
+                "the run within it; take fewer steps, a smaller sample rate or a larger target"
+            )
+        below = epsilon(high)
+    while above <= target and low > _SMALLEST_NOISE_MULTIPLIER:
+        high, below = low, above
+        low *= factor
+        above = epsilon(low)
+    if above <= target:
+        return low
+    # Invariant: below = epsilon(high) <= target, so the upper end is always safe to return.
+    secant = True
+    while target - below > tolerance and high - low > 1e-9 * high:
+        fraction = 0.5
+        if secant and math.isfinite(above) and below > 0:
+            fraction = math.log(above / (target - tolerance / 2)) / math.log(above / below)
+        middle = low * (high / low) ** fraction
+        secant = not secant  # every second step bisects, so that the bracket always closes
+        tried = epsilon(middle)
+        if tried <= target:
+            high, below = middle, tried
+        else:
+            low, above = middle, tried
+    return high

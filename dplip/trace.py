@@ -1,0 +1,380 @@
+"""Tracing a model: its torch.fx graph, checked against the model itself, or a refusal that says why."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+from torch.nn.utils import parametrize
+
+import dplip.rules  # noqa: F401  (registers the rules)
+from dplip.errors import ConfigurationError, DPLipError
+from dplip.rules.registry import module_rule, refuse, rule_of
+
+REMEDIES = {
+    "BatchNorm": (
+        "mixes the examples of a batch.",
+        "Use dplip.nn.Center, or GroupNorm without affine, instead.",
+    ),
+    "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
+    "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
+    "MultiheadAttention": (
+        "multiplies values that depend on the example.",
+        "Use linear and convolutional layers.",
+    ),
+}
+
+FOLDABLE = {
+    *(
+        operator.neg,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.getitem,
+        operator.pow,
+    ),
+    *(torch.sqrt, torch.exp, torch.reciprocal, torch.rsqrt, torch.square, torch.abs, torch.Tensor.view),
+    *(
+        torch.Tensor.reshape,
+        torch.Tensor.unsqueeze,
+        torch.Tensor.sqrt,
+        torch.Tensor.exp,
+        torch.Tensor.reciprocal,
+    ),
+    *(
+        torch.Tensor.abs,
+        torch.Tensor.flatten,
+        torch.Tensor.t,
+        torch.t,
+        torch.Tensor.float,
+        torch.Tensor.double,
+    ),
+    *(
+        torch.flatten,
+        torch.reshape,
+        torch.unsqueeze,
+        torch.Tensor.transpose,
+        torch.Tensor.permute,
+        torch.clamp,
+    ),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.Tensor.contiguous, torch.Tensor.expand),
+}
+"""Pure functions of constants alone, which are simply evaluated."""
+
+
+class _BatchDependent:
+    """Stands for a number that depends on the size of the batch: good for a shape, and for nothing else."""
+
+    def __repr__(self) -> str:
+        return "a number that depends on the batch size"
+
+
+BATCH = _BatchDependent()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the traced graph, ready to run: what is called, and the shape of one example's output."""
+
+    node: fx.Node
+    path: str
+    shape: Any
+
+
+class Root(nn.Module):
+    """Holds the model as a child, so that a model that is a single layer is walked like any other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+class _Proxy(fx.Proxy):
+    """A proxy on which in-place operators raise: plain fx records ``x += y`` as if it made a new value."""
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    def method(self: Any, *_: Any) -> Any:
+        refuse("the model", name, "changes a value in place.", "Write x = x + y in place of x += y.")
+
+    return method
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
+    setattr(_Proxy, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in ("__setitem__", "__delitem__"):
+    setattr(_Proxy, _name, _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    proxy_bufferattributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        return own or module_rule(m) is not None or _shadows_rule(m)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def _shadows_rule(m: nn.Module) -> bool:
+    """Whether the module inherits a forward that has a rule, but not in a way that the rule may be trusted for."""
+    return rule_of(type(m).forward) is not None
+
+
+def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """What a trace depends on: the modules, their modes, and which parameters are trained."""
+    modules = tuple((id(m), m.training) for m in model.modules())
+    return modules, tuple((id(p), p.requires_grad) for p in model.parameters())
+
+
+def check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        path, what = name or "the model", type(module).__name__
+        if parametrize.is_parametrized(module):
+            refuse(
+                path,
+                what,
+                "has a parametrization; the gradient of its raw parameter has no known bound (and "
+                "torch's spectral_norm is a lower bound).",
+                "Use dplip.constrain(layer, 'weight', ...) instead.",
+            )
+        tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for table in tables:
+            if any(not isinstance(hook, Observer) for hook in getattr(module, table).values()):
+                refuse(
+                    path,
+                    what,
+                    "has a hook, which may do anything.",
+                    "Remove the hook (or the wrapper that adds it).",
+                )
+        if "forward" in vars(module):
+            refuse(path, what, "has had its forward replaced on the instance.", "Make it a module with a rule.")
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
+    held = torch.nn.modules.module
+    if any(getattr(held, f"_global_{t}", None) for t in tables):
+        refuse("torch", "a global hook", "is registered, which may do anything.", "Remove it.")
+
+
+class Observer:
+    """Base class of hooks of the library's own, which look and change nothing."""
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave every random state as it was."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _random_states() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+
+def trace(root: Root) -> fx.Graph:
+    with _undisturbed():
+        before = _random_states()
+        try:
+            graph = _Tracer().trace(root)
+        except DPLipError:
+            raise
+        except TraceError as wrong:
+            refuse(
+                "the model",
+                "its forward",
+                f"depends on the data in its control flow ({wrong}).",
+                "Write it without if, while, len() or int() on values.",
+            )
+        except Exception as wrong:
+            refuse(
+                "the model",
+                "its forward",
+                f"cannot be traced by torch.fx ({type(wrong).__name__}: {wrong}).",
+                "Write it with layers and torch functions of its input alone.",
+            )
+        drawn = _random_states() != before
+    if drawn:
+        refuse("the model", "its forward", "draws random numbers outside a layer with a rule.", "Use nn.Dropout.")
+    if sum(n.op == "placeholder" for n in graph.nodes) != 1:
+        refuse("the model", "its forward", "takes several inputs.", "Give it one tensor.")
+    return graph
+
+
+def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse by name what has no rule, before anything is run."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            if module_rule(module) is None:
+                what = type(module).__name__
+                reason, remedy = next(
+                    (v for k, v in REMEDIES.items() if what.startswith(k)),
+                    ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
+                )
+                if _shadows_rule(module):
+                    reason = "changes a layer that has a rule, so that the rule may no longer hold."
+                refuse(_path(node), what, reason, remedy)
+        elif node.op in ("call_function", "call_method"):
+            target = target_of(node)
+            if target is None:
+                refuse(_path(node), f"Tensor.{node.target}", "is not a tensor method.", "Use another operation.")
+            known = rule_of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
+            if not known and not _reads_shape(node):
+                name = getattr(target, "__name__", str(target))
+                reason = (
+                    "changes a value in place."
+                    if name.endswith("_") and not name.endswith("__")
+                    else "has no rule that bounds it."
+                )
+                refuse(_path(node), name, reason, "Use another operation, or write a rule: @dplip.rule(...).")
+
+
+_SHAPE_READERS = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, operator.floordiv, operator.mod}
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+
+
+def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[dict[fx.Node, Any], dict[fx.Node, Step]]:
+    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement."""
+    parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
+    dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
+    module = fx.GraphModule(root, graph)
+    records = []
+    with _undisturbed(), torch.no_grad():
+        for batch in (2, 3):
+            torch.manual_seed(batch)
+            x = torch.randn((batch, *input_shape), dtype=dtype, device=device)
+            recorder = _Recorder(module)
+            results = []
+            for run in (recorder.run, root):
+                torch.manual_seed(10 + batch)
+                try:
+                    results.append(run(x.clone()))
+                except DPLipError:
+                    raise
+                except Exception as wrong:
+                    raise ConfigurationError(
+                        f"input_shape={input_shape}: the model does not run on a batch of such examples "
+                        f"({type(wrong).__name__}: {wrong}). Give the shape of one example, without the batch."
+                    ) from None
+            same = all(isinstance(r, Tensor) for r in results) and results[0].shape == results[1].shape
+            if not same or not torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-5, equal_nan=True):
+                refuse(
+                    "the model",
+                    "its forward",
+                    "gives other results than its trace (state, randomness or side effects).",
+                    "Make it a pure function of its input that returns one tensor.",
+                )
+            records.append(recorder.seen)
+    values: dict[fx.Node, Any] = {}
+    steps: dict[fx.Node, Step] = {}
+    fed = {n for n in graph.nodes if n.op == "placeholder"}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        two, three = records[0][node], records[1][node]
+        shape = None
+        if not isinstance(two, (Tensor, tuple, list)) or isinstance(two, torch.Size):
+            values[node] = two if two == three else BATCH
+        elif node in fed or any(n in fed for n in node.all_input_nodes):
+            fed.add(node)
+            shape = _example_shape(node, two, three)
+        steps[node] = Step(node, _path(node), shape)
+    return values, steps
+
+
+def _example_shape(node: fx.Node, two: Any, three: Any) -> Any:
+    if isinstance(two, (tuple, list)):
+        return tuple(_example_shape(node, a, b) for a, b in zip(two, three, strict=True))
+    a, b = tuple(two.shape), tuple(three.shape)
+    if not a or a[0] != 2 or b[0] != 3 or a[1:] != b[1:]:
+        refuse(
+            _path(node),
+            str(node.target),
+            f"turns batches of 2 and 3 examples into shapes {a} and {b}, so examples may mix.",
+            "Keep the batch as the first axis: x.flatten(1) or x.view(x.size(0), -1).",
+        )
+    return a[1:]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and keeps what each node gave."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.seen: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.seen[n] = super().run_node(n)
+        return self.seen[n]
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def target_of(node: fx.Node) -> Any:
+    return getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
+
+
+def _path(node: fx.Node) -> str:
+    if node.op == "call_module":
+        path = str(node.target)
+    else:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed([str(v[0] if isinstance(v, tuple) else k) for k, v in stack.items()]), "model")
+    return path.removeprefix("model").removeprefix(".") or "the model"
+
+
+def describe(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    return getattr(target_of(node), "__name__", str(node.target))
+
+
+def flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        for item in value:
+            yield from flat(item)
+    else:
+        yield value

@@ -94,10 +94,12 @@ class Orthogonal(Constraint):
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = operators.active_cache()
         scale = _patch_scale(layer)
-        key = ("orthogonal", id(weight))
-        if cache is not None and cache.carried(key, weight, gain=1 / scale) is not None:
+        key = id(weight)  # under which operators.matrix looks up a linear layer's norm
+        if cache is not None and cache.near_projection(key, weight):
             return
-        matrix = weight.detach().unflatten(0, (_groups(layer), -1)).flatten(2) / scale
+        matrix = weight.detach().unflatten(0, (_groups(layer), -1)).flatten(2)
+        if scale != 1.0:
+            matrix = matrix / scale
         wide = matrix.shape[1] <= matrix.shape[2]
         w = matrix if wide else matrix.mT
         gram = w @ w.mT
@@ -120,12 +122,11 @@ class Orthogonal(Constraint):
             else:
                 gram = w @ w.mT
                 error = float(torch.linalg.matrix_norm(gram - identity).max()) / math.sqrt(gram.shape[-1])
-        matrix = (w if wide else w.mT) * scale
-        weight.detach().copy_(matrix.reshape(weight.shape))
+        weight.detach().copy_((w if wide else w.mT).reshape(weight.shape))
+        if scale != 1.0:
+            weight.detach().mul_(scale)
         if cache is not None:
-            cache.certify(key, weight, 1.0)
-            if weight.ndim == 2:
-                cache.certify(id(weight), weight, 1.0 + self.ROUNDING)
+            cache.certify(key, weight, 1.0 + self.ROUNDING, projected=True)
 
 
 def _patch_scale(layer: nn.Module) -> float:

@@ -57,10 +57,10 @@ class Preset:
 
 
 PRESETS = {
-    "digits": Preset(0.5, 4.0, (32,), 16.0, lr=0.8, batch_size=512, epochs=40),
-    "mnist": Preset(0.5, 9.0, (128,), 32.0, lr=0.8, batch_size=8192, epochs=40),
-    "fashion-mnist": Preset(0.5, 9.0, (128,), 32.0, lr=0.8, batch_size=8192, epochs=40),
-    "cifar10": Preset(0.5, 12.0, (256,), 32.0, lr=0.8, batch_size=8192, epochs=60),
+    "digits": Preset(0.5, 3.5, (32,), 8.0, lr=0.04, batch_size=512, epochs=40),
+    "mnist": Preset(0.5, 12.0, (128,), 5.0, lr=0.05, batch_size=8192, epochs=40),
+    "fashion-mnist": Preset(0.5, 12.0, (128,), 4.5, lr=0.05, batch_size=8192, epochs=40),
+    "cifar10": Preset(0.5, 12.0, (256,), 5.0, lr=0.05, batch_size=8192, epochs=60),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class NormCache:
 
     def __init__(self, tolerance: float = 0.01) -> None:
         self.tolerance = tolerance
-        self._entries: dict[Hashable, tuple[Tensor, float]] = {}
+        self._entries: dict[Hashable, _Entry] = {}
         self._tokens: list[Token[NormCache | None]] = []
 
     def __enter__(self) -> NormCache:
@@ -44,27 +45,42 @@ class NormCache:
 
     def norm(self, key: Hashable, weight: Tensor, exact: Callable[[], float], gain: float) -> float:
         """A certified norm of ``weight``: carried from the last exact one, or ``exact()``."""
-        carried = self.carried(key, weight, gain)
-        return self.certify(key, weight, exact()) if carried is None else carried
-
-    def carried(self, key: Hashable, weight: Tensor, gain: float = 1.0) -> float | None:
-        """The carried bound of ``weight``, or None where it has drifted beyond the tolerance."""
         entry = self._entries.get(key)
-        if entry is None or entry[0].shape != weight.shape or entry[0].device != weight.device:
-            return None
-        reference, bound = entry
-        drift = gain * distance(weight, reference)
-        return bound + drift if drift <= self.tolerance * bound else None
+        if entry is not None and entry.fits(weight):
+            drift = gain * distance(weight, entry.reference)
+            if drift <= self.tolerance * entry.bound:
+                return entry.bound + drift
+        return self.certify(key, weight, exact())
 
-    def certify(self, key: Hashable, weight: Tensor, bound: float) -> float:
-        """Record that ``bound`` is certified for the present value of ``weight``."""
+    def near_projection(self, key: Hashable, weight: Tensor) -> bool:
+        """Whether ``weight`` is within the tolerance of a projected value that was certified under this key."""
         entry = self._entries.get(key)
-        if entry is not None and entry[0].shape == weight.shape and entry[0].dtype == weight.dtype:
-            entry[0].copy_(weight.detach())
-            self._entries[key] = (entry[0], bound)
+        if entry is None or not entry.projected or not entry.fits(weight):
+            return False
+        return distance(weight, entry.reference) <= self.tolerance * entry.bound
+
+    def certify(self, key: Hashable, weight: Tensor, bound: float, projected: bool = False) -> float:
+        """Record that ``bound`` is certified for the present value of ``weight`` (which a constraint has just set)."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.fits(weight):
+            reference = entry.reference.copy_(weight.detach())
         else:
-            self._entries[key] = (weight.detach().clone(), bound)
+            reference = weight.detach().clone()
+        self._entries[key] = _Entry(reference, bound, projected)
         return bound
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A weight's value, and a bound that is certified for it."""
+
+    reference: Tensor
+    bound: float
+    projected: bool
+
+    def fits(self, weight: Tensor) -> bool:
+        reference = self.reference
+        return (reference.shape, reference.dtype, reference.device) == (weight.shape, weight.dtype, weight.device)
 
 
 def active_cache() -> NormCache | None:

@@ -71,7 +71,7 @@ class Sample:
     radius: float = RADIUS
     train: bool = False
     rounding: float = 1e-9
-    starts: int = 6
+    starts: int = 8
 
     def __str__(self) -> str:
         return self.name
@@ -107,7 +107,7 @@ def called(
             return lambda: Calls(lambda x: then(getattr(x, name)(*arguments, **named)))
         return lambda: Calls(lambda x: then(function(x, *arguments, **named)))
 
-    return [Sample(_name(f), build(f), shape, tight, starts=2 if i else 6) for i, f in enumerate(functions)]
+    return [Sample(_name(f), build(f), shape, tight, starts=2 if i else 8) for i, f in enumerate(functions)]
 
 
 def _elementwise() -> list[Sample]:
@@ -440,23 +440,23 @@ def extreme(g: Tensor, p: Tensor) -> Tensor:
     return choice.reshape(g.shape)
 
 
-def starts(shape: tuple[int, ...], p: Tensor, generator: torch.Generator) -> Tensor:
-    """Points on the unit lp spheres: one-hot, constant, of random signs and random."""
-    n = math.prod(shape)
-    count = len(p)
+def starts(shape: tuple[int, ...], p: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Points on the lp spheres, in turn one-hot, constant and of random signs; and two of eight inside the balls."""
+    n, count = math.prod(shape), len(p)
     noise = torch.randn(count, n, generator=generator, dtype=torch.float64)
+    one_hot = F.one_hot(torch.randint(n, (count,), generator=generator), n) * noise[:, :1].sign()
     centre = sum((size // 2) * math.prod(shape[i + 1 :]) for i, size in enumerate(shape))
-    kinds = [
-        F.one_hot(torch.randint(n, (count,), generator=generator), n) * noise[:, :1].sign(),
-        torch.ones_like(noise),
-        F.one_hot(torch.full((count,), centre), n).double(),
-        noise,
-        noise.sign(),
-        0.01 * noise - 1,
-    ]
-    rows = torch.stack([kinds[i % len(kinds)][i] for i in range(count)])
-    rows = rows / norms_of(rows, p)[:, None]
-    return rows.reshape(count, *shape)
+    middle = F.one_hot(torch.full((count,), centre), n).double()
+    kinds = [one_hot, torch.ones_like(noise), middle, -torch.ones_like(noise), noise.sign(), noise, noise, one_hot]
+    kind = torch.arange(count) % len(kinds)
+    rows = torch.stack(kinds)[kind, torch.arange(count)]
+    reach = torch.where(interior(count), torch.rand(count, generator=generator, dtype=torch.float64), 1.0)
+    return (rows * (radius * reach / norms_of(rows, p))[:, None]).reshape(count, *shape)
+
+
+def interior(count: int) -> Tensor:
+    """Which of the starts lie inside their ball; from there an attack moves by smaller and smaller steps."""
+    return torch.arange(count) % 8 >= 6
 
 
 def per_example(module: nn.Module, what: str, x: Tensor, v: Tensor) -> Tensor:
@@ -483,27 +483,27 @@ class Attack:
     v: dict[Quantity, Tensor]
 
 
-def attack(walk: Walk, module: nn.Module, radius: float, count: int = 6, steps: int = 12, seed: int = 0) -> Attack:
+def attack(walk: Walk, module: nn.Module, radius: float, count: int = 8, steps: int = 12, seed: int = 0) -> Attack:
     """Maximise every quantity over the input and the cotangent."""
     generator = torch.Generator().manual_seed(seed)
     found = Attack({}, {}, {})
     output_shape = walk(None)[0].shape
     parameters = [name for name, p in module.named_parameters() if p.requires_grad]
-    cases = [case for case in GRID for _ in range(count)]
-    p, q, r = (torch.tensor([case[i] for case in cases]) for i in range(3))
-    # Full steps end at extreme points of the ball; half of the starts look inside it, with smaller and smaller steps.
-    inside = (torch.arange(len(cases)) // 6 + torch.arange(len(cases))) % 2 == 0
     for what in ("output", "input", *parameters):
-        reach = torch.where(inside, torch.rand(len(cases), generator=generator, dtype=torch.float64), 1.0)
+        grid = [case for case in GRID if what != "output" or case[1] == 2.0]  # an output has no cotangent
+        cases = [case for case in grid for _ in range(count)]
+        p, q, r = (torch.tensor([case[i] for case in cases]) for i in range(3))
         size = (len(cases), *[1] * len(walk.input_shape))
-        x = starts(walk.input_shape, p, generator) * radius * reach.reshape(size)
-        v = starts(output_shape, q, generator)
+        x = starts(walk.input_shape, p, radius, generator)
+        v = starts(output_shape, q, 1.0, generator)
         best = torch.full((len(cases),), -1.0, dtype=torch.float64)
         best_x, best_v = x.clone(), v.clone()
         for step in range(steps):
             x, v = x.detach().requires_grad_(), v.detach().requires_grad_()
             value = norms_of(per_example(module, what, x, v), r)
             better = value.detach() > best
+            if not (value.detach() > best * (1 + 1e-6)).any():
+                break
             best = torch.where(better, value.detach(), best)
             best_x[better], best_v[better] = x.detach()[better], v.detach()[better]
             if not value.requires_grad:  # a constant output: nothing to climb
@@ -517,7 +517,7 @@ def attack(walk: Walk, module: nn.Module, radius: float, count: int = 6, steps: 
             with torch.no_grad():
                 if up_x is not None:
                     up_x = torch.nan_to_num(up_x)
-                    pace = torch.where(inside, 1.0 / (2 + step), 1.0).to(x.dtype).reshape(size)
+                    pace = torch.where(interior(len(cases)), 1.0 / (2 + step), 1.0).to(x.dtype).reshape(size)
                     pace = pace * (up_x.flatten(1).abs().amax(1) > 0).reshape(size)
                     x = x + pace * (radius * extreme(up_x, p) - x)
                 if up_v is not None:

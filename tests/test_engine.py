@@ -1,0 +1,322 @@
+"""PrivacyEngine: Opacus's flow and keywords, with what would not be private refused and a remedy named."""
+
+import math
+
+import pytest
+import torch
+from small_models import orthogonal, plain
+from small_runs import examples
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+
+import dplip
+from dplip import PrivacyEngine
+from dplip.budget import Budget
+from dplip.errors import BudgetExceededError, ConfigurationError, UnboundedInputError
+from dplip.losses import CrossEntropy
+from dplip.sampling import PoissonLoader
+
+torch.set_num_threads(1)
+
+DELTA = 1e-5
+
+
+def parts(model: nn.Module | None = None, batch_size: int = 10, count: int = 40, lr: float = 0.1) -> dict:
+    model = orthogonal() if model is None else model
+    return {
+        "module": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=lr),
+        "data_loader": DataLoader(examples(count), batch_size=batch_size, shuffle=True),
+        "criterion": CrossEntropy(),
+    }
+
+
+def epoch(model, optimizer, loader, criterion) -> int:
+    """One pass as a user of Opacus writes it; returns the number of steps."""
+    steps = 0
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
+def test_the_flow_of_opacus_trains_privately_and_counts_every_step():
+    given = parts()
+    engine = PrivacyEngine()
+    assert engine.get_epsilon(delta=DELTA) == 0
+    before = given["module"][1].weight.clone()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.1)
+    assert model is given["module"]
+    assert isinstance(loader, PoissonLoader) and loader.sample_rate == 0.25
+    assert sum(epoch(model, optimizer, loader, given["criterion"]) for _ in range(3)) == 12
+    assert engine.accountant.history == [(1.1, 0.25, 12)]
+    alone = dplip.create_accountant("rdp")
+    for _ in range(12):
+        alone.step(noise_multiplier=1.1, sample_rate=0.25)
+    assert engine.get_epsilon(delta=DELTA) == alone.get_epsilon(DELTA) > 0
+    assert not torch.equal(before, model[1].weight)
+
+
+def test_a_shuffled_loader_becomes_a_poisson_loader_whose_batches_vary():
+    given = parts(count=200, batch_size=20)
+    _, _, loader = PrivacyEngine().make_private(**given, noise_multiplier=1.0)
+    sizes = [len(x) for x, _ in loader]
+    assert len(sizes) == len(loader) == 10
+    assert len(set(sizes)) > 2
+
+
+def test_training_without_noise_learns_and_costs_everything():
+    given = parts(count=200, batch_size=50, lr=0.5)
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=0.0)
+    for _ in range(30):
+        epoch(model, optimizer, loader, given["criterion"])
+    x, y = examples(200).tensors
+    assert float((model(x).argmax(1) == y).float().mean()) > 0.9
+    assert engine.get_epsilon(DELTA) == math.inf
+
+
+@pytest.mark.parametrize(
+    "arguments, remedy",
+    [
+        ({"max_grad_norm": 1.0}, "max_gradient"),
+        ({"loss_reduction": "mean"}, r"dplip\.losses"),
+        ({"poisson_sampling": False}, "full batch"),
+        ({"neighboring": "swap"}, "add_remove"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"public_size": 5}, "batch_size"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else None,
+)
+def test_what_does_not_fit_is_refused_with_a_remedy_and_nothing_is_changed(arguments, remedy):
+    given = parts()
+    engine = PrivacyEngine()
+    with pytest.raises(ConfigurationError, match=remedy):
+        engine.make_private(**given, **{"noise_multiplier": 1.0, **arguments})
+    assert not given["module"]._forward_hooks
+    assert given["criterion"].witness is None
+    assert engine.accountant.num_steps == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, remedy", [({"secure_mode": True}, "secure_mode"), ({"accountant": "gdp"}, "rdp|prv")]
+)
+def test_an_engine_that_cannot_be_offered_is_refused(arguments, remedy):
+    with pytest.raises(ConfigurationError, match=remedy):
+        PrivacyEngine(**arguments)
+
+
+def test_a_loss_that_declares_no_bound_is_refused():
+    given = {**parts(), "criterion": nn.CrossEntropyLoss()}
+    with pytest.raises(ConfigurationError, match=r"dplip\.losses"):
+        PrivacyEngine().make_private(**given, noise_multiplier=1.0)
+
+
+def test_a_model_whose_input_nothing_bounds_is_refused():
+    with pytest.raises(UnboundedInputError, match="BallProjection"):
+        PrivacyEngine().make_private(**parts(nn.Sequential(nn.Linear(6, 4))), noise_multiplier=1.0)
+
+
+def test_a_weighted_sampler_is_refused_as_poisson_sampling_would_drop_the_weights():
+    sampler = WeightedRandomSampler([1.0] * 20 + [3.0] * 20, num_samples=40)
+    given = {**parts(), "data_loader": DataLoader(examples(40), batch_size=10, sampler=sampler)}
+    with pytest.raises(ConfigurationError, match=r"[Ss]ampler"):
+        PrivacyEngine().make_private(**given, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_a_budget_is_spent_in_the_planned_epochs_and_never_exceeded(accountant):
+    given = parts()
+    engine = PrivacyEngine(accountant=accountant)
+    model, optimizer, loader = engine.make_private_with_epsilon(
+        **given, target_epsilon=3.0, target_delta=DELTA, epochs=5
+    )
+    for _ in range(5):
+        epoch(model, optimizer, loader, given["criterion"])
+    assert engine.accountant.num_steps == 20
+    spent = engine.get_epsilon(DELTA)
+    assert 2.95 < spent <= 3.0
+    weights = [p.clone() for p in model.parameters()]
+    with pytest.raises(BudgetExceededError, match="20 steps"):
+        epoch(model, optimizer, loader, given["criterion"])
+    assert engine.get_epsilon(DELTA) == spent
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_what_other_runs_of_the_engine_spend_counts_against_the_budget():
+    given = parts()
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private_with_epsilon(
+        **given, target_epsilon=3.0, target_delta=DELTA, epochs=5
+    )
+    epoch(model, optimizer, loader, given["criterion"])
+    other = parts(plain())
+    epoch(*engine.make_private(**other, noise_multiplier=0.5), other["criterion"])
+    spent = engine.get_epsilon(DELTA)
+    assert spent > 3.0  # the other run has no budget of its own
+    with pytest.raises(BudgetExceededError):
+        epoch(model, optimizer, loader, given["criterion"])
+    assert engine.get_epsilon(DELTA) == spent
+
+
+def test_an_engine_that_has_spent_something_does_not_plan_a_second_budget():
+    given = parts()
+    engine = PrivacyEngine()
+    epoch(*engine.make_private(**given, noise_multiplier=1.0), given["criterion"])
+    with pytest.raises(ConfigurationError, match="new PrivacyEngine"):
+        engine.make_private_with_epsilon(**parts(), target_epsilon=3.0, target_delta=DELTA, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"target_epsilon": 0.0},
+        {"target_epsilon": -1.0},
+        {"target_epsilon": math.nan},
+        {"target_delta": 0.0},
+        {"target_delta": 1.0},
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"noise_multiplier": 1.0},
+    ],
+)
+def test_a_budget_that_is_none_is_refused(arguments):
+    budget = {"target_epsilon": 3.0, "target_delta": DELTA, "epochs": 2, **arguments}
+    with pytest.raises(ConfigurationError, match=next(iter(arguments)).replace("target_", "")):
+        PrivacyEngine().make_private_with_epsilon(**parts(), **budget)
+
+
+def test_a_budget_may_be_given_to_a_run_of_chosen_noise():
+    given = parts()
+    engine = PrivacyEngine()
+    budget = Budget(2.0, DELTA)
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=3.0, budget=budget)
+    with pytest.raises(BudgetExceededError):
+        for _ in range(100):
+            epoch(model, optimizer, loader, given["criterion"])
+    assert 0 < engine.get_epsilon(DELTA) <= 2.0
+    one_more = engine.accountant.epsilon_after(optimizer.event, 1, DELTA)
+    assert one_more > 2.0  # it was refused because it would have been too much, and not before
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_a_budget_never_lets_a_step_through_that_the_accountant_would_not(steps):
+    event = dplip.accounting.GaussianEvent(2.0, 0.1)
+    accountant = dplip.create_accountant("rdp")
+    budget = Budget(accountant.epsilon_after(event, steps, DELTA) * (1 + 1e-9), DELTA)
+    for _ in range(steps):
+        budget.require(accountant, event)
+        accountant.step(noise_multiplier=2.0, sample_rate=0.1)
+    with pytest.raises(BudgetExceededError, match=f"{steps} steps"):
+        budget.require(accountant, event)
+
+
+def test_two_runs_of_one_engine_add_up():
+    engine = PrivacyEngine()
+    for noise_multiplier in (1.0, 2.0):
+        given = parts()
+        epoch(*engine.make_private(**given, noise_multiplier=noise_multiplier), given["criterion"])
+    assert engine.accountant.history == [(1.0, 0.25, 4), (2.0, 0.25, 4)]
+    assert engine.get_epsilon(DELTA) > dplip.create_accountant("rdp").epsilon_after(
+        dplip.accounting.GaussianEvent(1.0, 0.25), 4, DELTA
+    )
+
+
+def test_a_neighbour_of_the_data_trains_with_the_same_constants():
+    constants = []
+    for count in (39, 40, 41):
+        _, optimizer, loader = PrivacyEngine().make_private(**parts(count=count), noise_multiplier=1.0, public_size=40)
+        constants.append(
+            (loader.sample_rate, len(loader), optimizer.expected_batch_size, dict(optimizer.sensitivities()))
+        )
+    assert constants[0][:3] == constants[1][:3] == constants[2][:3] == (0.25, 4, 10.0)
+
+
+def test_replace_one_doubles_the_noise_and_not_the_epsilon():
+    stds = []
+    for neighboring in ("add_remove", "replace_one"):
+        torch.manual_seed(0)
+        _, optimizer, _ = PrivacyEngine().make_private(**parts(), noise_multiplier=1.0, neighboring=neighboring)
+        stds.append(optimizer.sensitivities().total)
+    assert stds[1] == pytest.approx(2 * stds[0])
+
+
+def test_physical_batches_are_of_the_given_size_and_the_steps_of_the_logical_ones():
+    given = parts(count=200, batch_size=100)
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.0, max_physical_batch_size=16)
+    batches = epoch(model, optimizer, loader, given["criterion"])
+    assert batches >= 10
+    assert engine.accountant.num_steps == len(loader) == 2
+
+
+def test_a_batch_of_the_whole_data_is_the_full_batch():
+    given = parts(batch_size=40)
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.0)
+    assert [len(x) for x, _ in loader] == [40]
+    epoch(model, optimizer, loader, given["criterion"])
+    assert engine.accountant.history == [(1.0, 1.0, 1)]
+
+
+def test_the_shape_of_an_example_is_read_off_the_data_or_given():
+    class Pictures(Dataset):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int):
+            return torch.full((1, 2, 3), float(index)), index % 4
+
+    given = {**parts(nn.Sequential(nn.Flatten(), orthogonal())), "data_loader": DataLoader(Pictures(), batch_size=10)}
+    model, optimizer, loader = PrivacyEngine().make_private(**given, noise_multiplier=1.0)
+    assert epoch(model, optimizer, loader, given["criterion"]) == 4
+    given = {**parts(nn.Sequential(nn.Flatten(), orthogonal())), "data_loader": DataLoader(Pictures(), batch_size=10)}
+    PrivacyEngine().make_private(**given, noise_multiplier=1.0, input_shape=(1, 2, 3))
+
+
+def test_a_seed_makes_a_run_repeatable_and_without_one_no_two_runs_agree():
+    def weights(seed: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        given = parts(plain())
+        model, optimizer, loader = PrivacyEngine().make_private(**given, noise_multiplier=1.0, seed=seed)
+        torch.manual_seed(0)
+        epoch(model, optimizer, loader, given["criterion"])
+        return model[1].weight.detach()
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(None), weights(None))
+
+
+def test_empty_batches_are_steps_like_all_others():
+    given = parts(count=3, batch_size=1)
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.0, public_size=100)
+    handed_out = []
+    for x, y in loader:
+        handed_out.append(loader.handed_out)
+        optimizer.zero_grad()
+        given["criterion"](model(x), y).backward()
+        optimizer.step()
+    assert handed_out.count(0) > 50
+    assert engine.accountant.history == [(1.0, 0.01, 100)]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("option", [{"public_size": 100}, {"max_physical_batch_size": 5}, {"seed": 1}])
+def test_options_of_the_loader_are_not_dropped_where_a_private_loader_is_given(option):
+    """They would have to be given to that loader; to accept and ignore them would mislead."""
+    given = {**parts(), "data_loader": PoissonLoader(examples(40), batch_size=10)}
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        PrivacyEngine().make_private(**given, noise_multiplier=1.0, **option)
+
+
+def test_labels_out_of_range_are_refused_before_anything_is_spent():
+    x, _ = examples(40).tensors
+    given = {**parts(), "data_loader": DataLoader(TensorDataset(x, torch.full((40,), 4)), batch_size=10)}
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.0)
+    with pytest.raises(ConfigurationError, match="labels are 0 to 3"):
+        epoch(model, optimizer, loader, given["criterion"])
+    assert engine.accountant.num_steps == 0

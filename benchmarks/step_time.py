@@ -47,7 +47,7 @@ def build(name: str, orthogonal: bool) -> nn.Sequential:
 class Endless:
     """One fixed batch, handed out for ever: the loader's own cost is in neither side of the ratio."""
 
-    sample_rate, part, complete, logical_batches = 0.05, 1, True, 1
+    sample_rate, number, complete, logical_batches = 0.05, 1, True, 1
 
     def __init__(self, batch: int) -> None:
         self.expected_batch_size, self.handed_out = float(batch), batch

@@ -20,7 +20,8 @@ class Budget:
 
     epsilon: float
     delta: float
-    _checked: dict[GaussianEvent, int] = field(default_factory=dict, repr=False)  # steps known to fit in all
+    _known: tuple[list[tuple[float, float, int]], int] = field(default=([], 0), repr=False)
+    """A history, and the number of steps of its last event with which it is known to fit."""
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
@@ -30,16 +31,19 @@ class Budget:
 
     def require(self, accountant: Accountant, event: GaussianEvent) -> None:
         """Raise :class:`BudgetExceededError` if one more step of ``event`` would exceed the budget."""
-        taken = accountant.num_steps
-        if math.isinf(self.epsilon) or taken < self._checked.get(event, 0):
+        history = accountant.history
+        last = (event.noise_multiplier, event.sample_rate)
+        steps = history.pop()[2] if history and history[-1][:2] == last else 0
+        if math.isinf(self.epsilon) or (self._known[0] == [*history, (*last, 0)] and steps < self._known[1]):
             return
-        if accountant.epsilon_after(event, 1, self.delta) > self.epsilon:
+        after = accountant.epsilon_after(event, 1, self.delta)
+        if after > self.epsilon:
             raise BudgetExceededError(
-                f"The next step would spend epsilon={accountant.epsilon_after(event, 1, self.delta):.4f} > "
-                f"target_epsilon={self.epsilon:g} at delta={self.delta:g} after {taken} steps; it has not been run. "
-                "Stop here, or plan with a larger epsilon or more noise."
+                f"The next step would spend epsilon={after:.4f} > target_epsilon={self.epsilon:g} at "
+                f"delta={self.delta:g} after {accountant.num_steps} steps; it has not been run. Stop here, or plan "
+                "with a larger epsilon or more noise."
             )
         ahead = 1
         while ahead < 2**20 and accountant.epsilon_after(event, 2 * ahead, self.delta) <= self.epsilon:
             ahead *= 2
-        self._checked = {event: taken + ahead}
+        self._known = ([*history, (*last, 0)], steps + ahead)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.intervals import Boxes, enlarged
 from dplip.norms import Bound, Norms, largest
 from dplip.propagate import Walk
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
 ROUNDING = 4e-6
-"""Error of a float32 score, relative to the largest score of the example, that margins are reduced by."""
+"""Error of a float32 score, relative to the bound on the example's scores, that margins are reduced by."""
 
 
 def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> float:
@@ -48,22 +49,51 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
 
     Guarantee: no input strictly within the radius has another prediction. With L_j the certified bound of the dual
     norm of the gradient of z_y - z_j, the smallest ``(z_y - z_j) / L_j`` is such a radius; L_j is taken through the
-    actual rows of the last linear layer where there is one. Evaluation mode; margins are reduced by the rounding of
-    a score.
+    actual rows of the last linear layer where there is one. Evaluation mode. Margins are reduced by the rounding of a
+    score, relative to the bound that the norms of this very input give for it, which counts what cancels inside.
+    For norm = inf the radius is the larger of this one and the largest one that interval bounds verify (see
+    :mod:`dplip.intervals`), where every operation of the model has an interval rule.
     """
     if x.ndim < 2 and not (x.ndim == 1):
         raise ConfigurationError(f"x of shape {tuple(x.shape)}: give a batch of inputs.")
     with evaluation(model), torch.no_grad():
-        slopes = pairwise(model, tuple(x.shape[1:]), norm)
-        return torch.cat([radii(model(part), slopes) for part in x.split(batch_size)]) if len(x) else x.new_zeros(0)
+        certifier = Certifier(model, tuple(x.shape[1:]), norm)
+        parts = [certifier.radii(part, model(part)) for part in x.split(batch_size)] if len(x) else []
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def radii(scores: Tensor, slopes: Tensor) -> Tensor:
-    """The radii of given scores, from the slopes of :func:`pairwise`."""
+class Certifier:
+    """The radii of many inputs of one model in evaluation mode, with its slopes computed once."""
+
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> None:
+        self.walk = Walk(model, input_shape)
+        self.slopes = pairwise(model, input_shape, norm)
+        self.boxes: Boxes | None = None
+        if norm == math.inf:
+            try:
+                self.boxes = Boxes(self.walk)
+            except UnboundedOperationError:  # an operation without an interval rule: the margin alone certifies
+                self.boxes = None
+
+    def radii(self, x: Tensor, scores: Tensor) -> Tensor:
+        """The radius of each input, from its scores."""
+        flat = torch.where(x.isfinite(), x, torch.zeros_like(x)).double().flatten(1)
+        size = [torch.linalg.vector_norm(flat, p, 1).cpu() for p in (1, 2, math.inf)]
+        bound = self.walk(Norms(tuple(x.shape[1:]), *size))[0].linf
+        error = ROUNDING * torch.as_tensor(bound, dtype=torch.float64).expand(len(x))
+        finite = x.flatten(1).isfinite().all(1).to(scores.device)
+        certified = torch.where(finite, radii(scores, self.slopes, error), 0.0)
+        return certified if self.boxes is None else enlarged(self.boxes, x, certified)
+
+
+def radii(scores: Tensor, slopes: Tensor, error: Tensor | None = None) -> Tensor:
+    """The radii of given scores, from the slopes of :func:`pairwise` and the rounding error of each example."""
     z = scores.detach().double().flatten(1) if scores.ndim > 1 else scores.detach().double()[:, None]
     sound = z.isfinite().all(1)
     z = torch.where(sound[:, None], z, torch.zeros_like(z))
     slack = ROUNDING * z.abs().amax(1, keepdim=True)
+    if error is not None:
+        slack = torch.maximum(slack, error.to(z.device)[:, None])
     slopes = slopes.to(z.device)
     if z.shape[1] == 1:
         return torch.where(sound, ((z.abs() - slack) / slopes).clamp_min(0)[:, 0], 0.0)
@@ -109,13 +139,13 @@ def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_s
     found = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluation(model), torch.no_grad():
-        slopes = None
+        certifier = None
         for x, y in DataLoader(data, batch_size):
-            if slopes is None:
-                slopes = pairwise(model, tuple(x.shape[1:]), norm)
+            if certifier is None:
+                certifier = Certifier(model, tuple(x.shape[1:]), norm)
             scores = model(x.to(device)).cpu()
             right = predictions(scores) == y.reshape(len(y))
-            found.append(torch.where(right, radii(scores, slopes), -1.0))
+            found.append(torch.where(right, certifier.radii(x, scores), -1.0))
     if not found:
         raise ConfigurationError("The data set is empty: give at least one example.")
     return torch.cat(found)

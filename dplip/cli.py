@@ -6,12 +6,17 @@ import dataclasses
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import dplip
 from dplip.errors import ConfigurationError, DPLipError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dplip.data import Data
 
 app = typer.Typer(
     help="Differentially private training of Lipschitz networks, with certified robustness.",
@@ -23,6 +28,13 @@ app = typer.Typer(
 Epsilon = Annotated[float, typer.Option(help="The budget; inf trains without noise.")]
 Delta = Annotated[float, typer.Option(help="The delta of every epsilon; well below 1 / examples.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's published files (or set DPLIP_DATA).")]
+
+
+class Neighboring(str, Enum):
+    """The neighbouring relations."""
+
+    add_remove = "add_remove"
+    replace_one = "replace_one"
 
 
 class AccountantName(str, Enum):
@@ -58,6 +70,8 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate. [the preset's]")] = None,
     accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
     max_physical_batch_size: Annotated[int | None, typer.Option(help="Most examples at once in memory.")] = None,
+    neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
+    public_size: Annotated[int | None, typer.Option(help="Size of the data, if its length is private.")] = None,
     progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
 ) -> None:
     """Train a private, certified model on a data set, and write DIR/report.json."""
@@ -84,6 +98,8 @@ def train(
         target_epsilon=epsilon,
         target_delta=delta,
         accountant=accountant.value,
+        neighboring=neighboring.value,
+        public_size=public_size,
         max_physical_batch_size=max_physical_batch_size,
         output_dir=Path("runs") / loaded.name if out is None else out,
         seed=seed,
@@ -141,20 +157,9 @@ def certify(
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (needs the extra 'plot').")] = None,
 ) -> None:
     """Certify a trained model on its test data: accuracy against radius."""
-    import torch
-
     from dplip.certify import average_certified_radius, certified_curve, correct_radii
-    from dplip.data import load
-    from dplip.models import Preset
-    from dplip.trainer import read_report
 
-    report = read_report(run)
-    if "run" not in report:
-        raise ConfigurationError(f"{run}: its report does not name the data. Give a folder that dplip train wrote.")
-    loaded = load(report["run"]["data"], data_dir)
-    settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
-    model = Preset(**settings).model(loaded.input_shape, loaded.num_classes)
-    model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
+    model, loaded = _trained(run, data_dir)
     radii = correct_radii(model, loaded.test, norm)
     at, accuracy = certified_curve(radii, points)
     for radius, value in zip(at, accuracy, strict=True):
@@ -165,6 +170,33 @@ def certify(
 
         certified_accuracy_plot(radii, plot, norm=norm)
         typer.echo(f"picture {plot}")
+
+
+def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
+    """The model that a run trained, and its data."""
+    import torch
+
+    from dplip.data import load
+    from dplip.models import Preset
+    from dplip.trainer import read_report
+
+    report = read_report(run)
+    try:
+        settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+        recipe, name = Preset(**settings), str(report["run"]["data"])
+    except (KeyError, TypeError) as wrong:
+        raise ConfigurationError(
+            f"{run}: its report does not say how to build the model ({wrong}). Give a folder that dplip train wrote."
+        ) from None
+    loaded = load(name, data_dir)
+    model = recipe.model(loaded.input_shape, loaded.num_classes)
+    try:
+        model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
+    except Exception as wrong:  # whatever a damaged file makes the reader raise
+        raise ConfigurationError(
+            f"{run / 'model.pt'}: no weights of this model can be read there ({type(wrong).__name__}). Train again."
+        ) from None
+    return model, loaded
 
 
 def _show(folder: Path) -> None:

@@ -61,7 +61,14 @@ def load(name: str = "digits", data_dir: str | Path | None = None) -> Data:
     return Data(name, _tensors(*train), _tensors(*test), tuple(train[0].shape[1:]), 10)
 
 
-def check_dataset(dataset: Dataset[Any], *, what: str, num_classes: int | None = None, finite: bool = False) -> None:
+def check_dataset(
+    dataset: Dataset[Any],
+    *,
+    what: str,
+    num_classes: int | None = None,
+    finite: bool = False,
+    finite_targets: bool = False,
+) -> None:
     """Refuse a data set that no sound run can be made from.
 
     Args:
@@ -69,6 +76,7 @@ def check_dataset(dataset: Dataset[Any], *, what: str, num_classes: int | None =
         what: the argument's name, for the message.
         num_classes: if given, every target must be one whole number in [0, num_classes).
         finite: if true, inputs and targets must hold neither NaN nor infinity.
+        finite_targets: the same of targets alone.
 
     Raises:
         ConfigurationError: naming the first example at fault.
@@ -87,6 +95,7 @@ def check_dataset(dataset: Dataset[Any], *, what: str, num_classes: int | None =
     for start, inputs, targets in chunks(dataset, size, what):
         if finite:
             _require(_is_finite(inputs), inputs, f"{what} input", start, "finite numbers")
+        if finite or finite_targets:
             _require(_is_finite(targets), targets, f"{what} target", start, "finite numbers")
         if num_classes is not None:
             wanted = f"one class, a whole number from 0 to {num_classes - 1}"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from dplip.accounting import GaussianEvent, create_accountant
+from dplip.accounting import GaussianEvent, create_accountant, whole
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
+from dplip.data import check_dataset
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
+from dplip.nn import BallProjection
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
+from dplip.propagate import propagate
 from dplip.sampling import PoissonLoader, example_shape
+from dplip.sensitivity import require_loss
 
 
 class PrivacyEngine:
@@ -50,6 +56,7 @@ class PrivacyEngine:
         input_shape: tuple[int, ...] | None = None,
         seed: int | None = None,
         budget: Budget | None = None,
+        **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
 
@@ -68,6 +75,8 @@ class PrivacyEngine:
         Raises:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
         """
+        for keyword, value in unsupported.items():
+            _refuse(f"{keyword}={value!r}", "there is no such choice to make without clipping", "Leave it out")
         if max_grad_norm is not None:
             _refuse(
                 f"max_grad_norm={max_grad_norm}",
@@ -88,6 +97,10 @@ class PrivacyEngine:
             )
         if isinstance(data_loader, PoissonLoader):
             loader = data_loader
+            given = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
+            for keyword, value in given.items():
+                if value is not None:
+                    _refuse(f"{keyword}={value}", "the loader is a PoissonLoader already", "Give it to that loader")
         else:
             loader = PoissonLoader.from_data_loader(
                 data_loader,
@@ -95,11 +108,12 @@ class PrivacyEngine:
                 max_physical_batch_size=max_physical_batch_size,
                 seed=seed,
             )
+        shape = check_data(module, criterion, loader.dataset, "data_loader", input_shape)
         private = DPLipOptimizer(
             optimizer,
             model=module,
             loss=criterion,
-            input_shape=example_shape(loader.dataset) if input_shape is None else input_shape,
+            input_shape=shape,
             noise_multiplier=noise_multiplier,
             batches=loader,
             neighboring=neighboring,
@@ -130,6 +144,7 @@ class PrivacyEngine:
                 "the engine has already spent a part of some budget",
                 "Make a new PrivacyEngine for a new run",
             )
+        whole("epochs", epochs, least=1)
         loader = PoissonLoader.from_data_loader(
             data_loader,
             public_size=arguments.pop("public_size", None),
@@ -155,6 +170,26 @@ class PrivacyEngine:
     def get_epsilon(self, delta: float) -> float:
         """The epsilon spent so far, at this delta."""
         return self.accountant.get_epsilon(delta)
+
+
+def check_data(
+    model: nn.Module, loss: Loss, dataset: Dataset[Any], what: str, input_shape: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """Refuse data that the model and the loss are not defined for; returns the shape of one example.
+
+    Raises:
+        ConfigurationError: the data are empty, a label is out of range, or a value is NaN or infinite and the model
+            has no ``BallProjection`` to neutralise it.
+    """
+    require_loss(loss)
+    check_dataset(dataset, what=what)
+    shape = example_shape(dataset) if input_shape is None else input_shape
+    output, _ = propagate(model, shape)
+    classes = loss.classes(math.prod(output.shape))
+    neutralised = any(isinstance(module, BallProjection) for module in model.modules())
+    check_dataset(dataset, what=what, num_classes=classes, finite=not neutralised, finite_targets=classes is None)
+    loss.check(torch.zeros(1, *output.shape), torch.as_tensor(dataset[0][1])[None])  # does it fit the outputs?
+    return shape
 
 
 def _refuse(found: str, reason: str, remedy: str) -> NoReturn:

@@ -122,7 +122,7 @@ class Ledger:
                     "hide what it spent; choose another path, or pass resume=True to continue that run"
                 )
             else:
-                self.run, self._steps, self._chain = header["run"], 0, chain
+                self.run, self._steps, self._chain = str(header["run"]), 0, chain
                 self._write(line)
                 _sync_directory(self.path.parent)
         except BaseException:
@@ -273,6 +273,27 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
     if not header:
         raise LedgerError(f"{path}, line 1: no header, so this is not a ledger; pass the path of one")
     return LedgerRecord(**header, events=tuple(events)), chain, end
+
+
+def set_aside(path: str | os.PathLike[str]) -> Path | None:
+    """Rename the ledger of an earlier run, so that a new run can begin in its folder and no record is lost.
+
+    Returns:
+        The new name, ``NAME-1.jsonl`` and so on; None if there is no such ledger.
+
+    Raises:
+        LedgerError: If another process has it open.
+    """
+    old = Path(path)
+    if not old.exists():
+        return None
+    with _open_locked(old, create=False):
+        number = 1
+        while (new := old.with_name(f"{old.stem}-{number}{old.suffix}")).exists():
+            number += 1
+        old.rename(new)
+        _sync_directory(old.parent)
+    return new
 
 
 def _open_locked(path: Path, create: bool) -> BinaryIO:

@@ -24,11 +24,11 @@ INSIDE = 1 - 1e-6
 
 
 class Witness(Protocol):
-    """Who is told which outputs a loss saw, and how many examples its backward pass went through."""
+    """Who is told which outputs a loss saw, and what gradient its backward pass sent."""
 
     def made(self, outputs: Tensor) -> bool: ...
 
-    def passed(self, examples: int, genuine: bool) -> None: ...
+    def passed(self, gradient: Tensor, genuine: bool) -> None: ...
 
 
 class Loss(nn.Module):
@@ -62,6 +62,10 @@ class Loss(nn.Module):
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse targets that the loss is not defined for."""
 
+    def classes(self, outputs: int) -> int | None:
+        """The number of classes that targets tell apart, for a model of so many outputs; None: a regression."""
+        return max(2, outputs)
+
     def gradient_norms(self, shape: tuple[int, ...]) -> Norms:
         """Bounds on the gradient that one example sends back into its output of this shape."""
         norms = self.logit_gradient(shape)
@@ -77,6 +81,7 @@ class Loss(nn.Module):
             )
         if len(outputs) != len(targets):
             raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
+        targets = targets if targets.is_floating_point() else targets.long()
         self.check(outputs, targets)
         values = self.per_example(_Gate.apply(outputs, self), targets)
         return values.sum() if reduction == "sum" else values
@@ -101,9 +106,10 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         loss: Loss = ctx.loss
+        gradient = bounded(gradient, loss)
         if loss.witness is not None:
-            loss.witness.passed(len(gradient), ctx.genuine)
-        return bounded(gradient, loss), None
+            loss.witness.passed(gradient, ctx.genuine)
+        return gradient, None
 
 
 def bounded(gradient: Tensor, loss: Loss) -> Tensor:
@@ -341,6 +347,9 @@ class _Regression(Loss):
         if not bool(targets.isfinite().all()):
             raise ConfigurationError("targets hold NaN or infinity: remove or impute them.")
 
+    def classes(self, outputs: int) -> int | None:
+        return None
+
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets.reshape(outputs.shape).to(outputs.dtype)).reshape(len(outputs), outputs[:1].numel())
 
@@ -371,3 +380,6 @@ class ClippedMSE(_Regression):
 
     def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
         return Norms(shape, l2=self.delta)
+
+
+from dplip.losses_linf import ClippedHinge as ClippedHinge  # noqa: E402  (derives from Loss)

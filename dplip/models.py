@@ -40,6 +40,10 @@ class Preset:
     momentum: float = 0.9
     ema_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigurationError(f"lr={self.lr}: a learning rate is a finite number > 0.")
+
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
         layers: list[nn.Module] = [Shift(self.offset), BallProjection(self.radius), nn.Flatten()]

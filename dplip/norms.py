@@ -92,6 +92,7 @@ class Norms:
 
     @classmethod
     def zero(cls, shape: tuple[int, ...]) -> Norms:
+        """The norms of a value that is zero."""
         return cls(shape, 0.0, 0.0, 0.0)
 
     @classmethod

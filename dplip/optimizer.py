@@ -38,7 +38,7 @@ class Batches(Protocol):
     def complete(self) -> bool: ...
 
     @property
-    def part(self) -> int: ...
+    def number(self) -> int: ...
 
     @property
     def handed_out(self) -> int: ...
@@ -52,25 +52,45 @@ class Batches(Protocol):
 class _Witness(Observer):
     """Sees what the model puts out and what the loss took, so that a step can tell whose gradient it holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, input_shape: tuple[int, ...] = ()) -> None:
+        self.input_shape = input_shape
         self.outputs: list[weakref.ref[Tensor]] = []
-        self.examples = 0
-        self.foreign = False
+        self.sent: list[weakref.ref[Tensor]] = []
+        self.reset()
 
     def reset(self) -> None:
         self.examples = 0
         self.foreign = False
+        self.problem: str | None = None
+        self.sent = [ref for ref in self.sent if ref() is not None]
         self.outputs = [ref for ref in self.outputs if ref() is not None]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
+            shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
+            if torch.is_autocast_enabled(output.device.type):
+                self.problem = "torch.autocast was on, and the bounds do not cover half precision. Train without it."
+                return
+            if shapes != [self.input_shape]:
+                self.problem = (
+                    f"the model was given examples of shape {shapes}, but its bounds are those of {self.input_shape}. "
+                    "Train on one tensor of examples of the declared input_shape."
+                )
+                return
             self.outputs.append(weakref.ref(output))
+            output.register_hook(self.arrived)
+
+    def arrived(self, gradient: Tensor) -> None:
+        """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
+        sent = [ref() for ref in self.sent]
+        self.foreign = self.foreign or not any(s is not None and torch.equal(s, gradient) for s in sent)
 
     def made(self, outputs: Tensor) -> bool:
         return any(ref() is outputs for ref in self.outputs)
 
-    def passed(self, examples: int, genuine: bool) -> None:
-        self.examples += examples
+    def passed(self, gradient: Tensor, genuine: bool) -> None:
+        self.examples += len(gradient)
+        self.sent.append(weakref.ref(gradient))
         self.foreign = self.foreign or not genuine
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,7 +148,10 @@ class DPLipOptimizer(Optimizer):
         self._cache = NormCache(drift)
         self._walk = Walk(model, input_shape)
         self.sensitivities()  # refuses what cannot be bounded before anything is trained
-        self._witness = _Witness()
+        self._witness = _Witness(self._walk.input_shape)
+        self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
+        for p in model.parameters():
+            p.grad = None  # whatever is there did not come through the loss
         for hook_id, hook in list(model._forward_hooks.items()):
             if isinstance(hook, _Witness):  # an earlier private optimizer's
                 del model._forward_hooks[hook_id]
@@ -168,6 +191,7 @@ class DPLipOptimizer(Optimizer):
         if closure is not None:
             raise ConfigurationError("closure: a private step uses one gradient. Call backward() first, then step().")
         if not self.batches.complete:
+            self._accumulating = self.batches.number
             return
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
@@ -177,6 +201,7 @@ class DPLipOptimizer(Optimizer):
             self._charge(self.event)
         empty = self.batches.take() == 0
         self._witness.reset()
+        self._accumulating = None
         for name, p in parameters.items():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -190,7 +215,7 @@ class DPLipOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
-        if self.batches.part > 1:
+        if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
         self._witness.reset()
@@ -211,7 +236,7 @@ class DPLipOptimizer(Optimizer):
     def _check_gradients(self, parameters: list[Tensor]) -> None:
         handed, seen = self.batches.handed_out, self._witness.examples
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.batches.logical_batches > 1:
+        if self.batches.logical_batches != 1:
             raise ConfigurationError(
                 f"step(): the loader handed out {self.batches.logical_batches} batches since the last step, and an "
                 "example may be in several of them. Take one step for each batch."
@@ -223,10 +248,13 @@ class DPLipOptimizer(Optimizer):
                 "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
                 f"the {type(self.loss).__name__} that this optimizer was given."
             )
+        if self._witness.foreign and self._witness.problem:
+            raise ConfigurationError(f"step(): {self._witness.problem}")
         if self._witness.foreign:
             raise ConfigurationError(
-                "step(): the loss was given something else than the model's own output, so the bounds do not hold. "
-                "Call loss(model(x), y) with the output as it is."
+                "step(): the loss was given something else than the model's own output, or something else than the "
+                "loss sent a gradient into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the "
+                "output as it is and nothing added to the loss."
             )
         if seen != handed:
             raise ConfigurationError(
@@ -250,6 +278,9 @@ def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
             f"optimizer: it lacks the trainable parameter {missing[0]!r}. Build it over model.parameters(), or freeze "
             "that parameter with requires_grad_(False)."
         )
+    for group in optimizer.param_groups:
+        if not 0 <= float(group.get("lr", 0.0)) < math.inf:
+            raise ConfigurationError(f"lr={group['lr']}: a learning rate is a finite number >= 0.")
     own = {id(p) for p in model.parameters()}
     if held - own:
         raise ConfigurationError(

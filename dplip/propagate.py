@@ -73,7 +73,8 @@ class Walk:
         self._values, self._steps = probe(self._root, self._graph, self.input_shape)
 
     def current(self) -> bool:
-        """Whether the model still has the modules and modes that were traced."""
+        """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
+        check_modules(self.model)
         return fingerprint(self.model) == self.fingerprint
 
     def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:

@@ -52,6 +52,8 @@ def validate_report(report: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: naming every missing field.
     """
+    if not isinstance(report, Mapping):
+        raise ConfigurationError(f"the report is a {type(report).__name__}: it must be a mapping of its sections")
     missing = []
     for section, fields in FIELDS.items():
         content = report.get(section)

@@ -53,13 +53,13 @@ class PoissonLoader:
         expected_batch_size: q * public_size, the public divisor of a sum over a batch.
         handed_out: Examples handed out since the last :meth:`take`.
         logical_batches: Logical batches begun since the last :meth:`take`; a step may cover one only.
-        part: Number of the last physical batch within its logical batch, from 1.
+        number: Number of the logical batch that the last physical batch belongs to, over all iterations.
         complete: Whether the last physical batch ended its logical batch.
     """
 
     handed_out: int
     logical_batches: int
-    part: int
+    number: int
     complete: bool
 
     def __init__(
@@ -97,6 +97,7 @@ class PoissonLoader:
         # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
         self._generator = np.random.Generator(np.random.SFC64(seed))
         self._iteration = 0
+        self.number = 0
         self._reset()
 
     @classmethod
@@ -156,7 +157,7 @@ class PoissonLoader:
         return handed_out
 
     def _reset(self) -> None:
-        self.handed_out, self.logical_batches, self.part, self.complete = 0, 0, 1, True
+        self.handed_out, self.logical_batches, self.complete = 0, 0, True
 
     def _epoch(self, iteration: int) -> Iterator[Any]:
         for _ in range(self.steps_per_epoch):
@@ -172,7 +173,8 @@ class PoissonLoader:
                 batch = self._fetch(part) if len(part) else self._blank
                 self.handed_out += len(part)
                 self.logical_batches += number == 1
-                self.part, self.complete = number, number == len(parts)
+                self.number += number == 1
+                self.complete = number == len(parts)
                 yield batch
 
 

@@ -70,14 +70,19 @@ def sensitivity(
 
 def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:
     """:func:`sensitivity` of a model that has been traced before."""
+    require_loss(loss)
+    output, pullback = walk(input_norms)
+    _, bounds = pullback(loss.gradient_norms(output.shape))
+    return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
+
+
+def require_loss(loss: object) -> None:
+    """Refuse what is not a loss that declares the norms of its gradient."""
     if not isinstance(loss, Loss):
         raise ConfigurationError(
             f"loss={type(loss).__name__}: it declares no bound on its gradient. Use one of dplip.losses, or derive "
             "from dplip.losses.Loss."
         )
-    output, pullback = walk(input_norms)
-    _, bounds = pullback(loss.gradient_norms(output.shape))
-    return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 
 def parameter_bounds(module: nn.Module, input_shape: tuple[int, ...], input_norms: Norms | None) -> dict[str, float]:

@@ -133,7 +133,7 @@ for _name in ("__setitem__", "__delitem__"):
 
 
 class _Tracer(fx.Tracer):
-    proxy_bufferattributes = True
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
@@ -149,9 +149,23 @@ def _shadows_rule(m: nn.Module) -> bool:
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace depends on: the modules, their modes, and which parameters are trained."""
-    modules = tuple((id(m), m.training) for m in model.modules())
+    """What a trace depends on: the modules, their modes and plain attributes, and which parameters are trained."""
+    modules = tuple(
+        (id(m), tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL)) for m in model.modules()
+    )
     return modules, tuple((id(p), p.requires_grad) for p in model.parameters())
+
+
+_INTERNAL = set(vars(nn.Module())) - {"training"}
+
+
+def _constant(value: Any) -> Any:
+    """What a forward may read of an attribute while it is traced: numbers as they are, the rest by identity."""
+    if isinstance(value, (list, tuple, set)):
+        return tuple(map(_constant, value))
+    if isinstance(value, dict):
+        return tuple((key, _constant(item)) for key, item in value.items())
+    return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
 
 
 def check_modules(model: nn.Module) -> None:
@@ -177,6 +191,13 @@ def check_modules(model: nn.Module) -> None:
         if "forward" in vars(module):
             refuse(path, what, "has had its forward replaced on the instance.", "Make it a module with a rule.")
     for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
+            refuse(
+                name,
+                "a parameter",
+                f"is of type {parameter.dtype}, whose rounding the bounds do not cover.",
+                "Train in float32: model.float().",
+            )
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
     held = torch.nn.modules.module

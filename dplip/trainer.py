@@ -23,16 +23,14 @@ from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
 from dplip.constraints import project
-from dplip.data import check_dataset
-from dplip.errors import ConfigurationError
-from dplip.ledger import Ledger
-from dplip.losses import ClippedMSE, Huber, Loss
-from dplip.nn import BallProjection
+from dplip.engine import check_data
+from dplip.errors import BudgetExceededError, ConfigurationError
+from dplip.ledger import Ledger, set_aside
+from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
-from dplip.propagate import propagate
 from dplip.report import validate_report, versions, write_report
-from dplip.sampling import PoissonLoader, example_shape
+from dplip.sampling import PoissonLoader
 from dplip.sensitivity import Sensitivities
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
@@ -85,7 +83,8 @@ class DPLipTrainer:
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
         accountant: ``"rdp"`` or ``"prv"``.
         max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
-        output_dir: where the ledger, the report and the weights are written.
+        output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
+            renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
         progress: show the plan and a progress bar.
         public_size: the size of the data that is public; None: its length, which the report then names as public.
@@ -137,9 +136,10 @@ class DPLipTrainer:
         self.accountant = create_accountant(accountant)
         self.eval_dataset, self.progress, self.seed = eval_dataset, progress, seed
         self.scheduler, self.show_private_loss = scheduler, show_private_loss
-        self._check_data(train_dataset, "train_dataset")
+        self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
+        self.regression = loss.classes(1) is None
         if eval_dataset is not None:
-            self._check_data(eval_dataset, "eval_dataset")
+            check_data(model, loss, eval_dataset, "eval_dataset")
         self.loader = PoissonLoader(
             train_dataset,
             batch_size=batch_size,
@@ -168,8 +168,9 @@ class DPLipTrainer:
         )
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else _folder(Path(output_dir))
         self._ledger: Ledger | None = None
+        self._run: str | None = None  # the ledger that an interrupted fit goes on with
         self._seconds = 0.0
 
     @property
@@ -209,12 +210,17 @@ class DPLipTrainer:
             BudgetExceededError: a further step would exceed the budget (as after a completed :meth:`fit`); the steps
                 before it stand, and :meth:`get_epsilon` counts them.
         """
+        left = self.steps - self.accountant.num_steps
+        if left <= 0:
+            raise BudgetExceededError(
+                f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
+                "Make a new trainer with a plan of its own to go on."
+            )
         self._open_ledger()
         started = time.perf_counter()
         self.model.train()
         device = _device(self.model)
-        left = self.steps - self.accountant.num_steps
-        bar = tqdm(total=self.steps, initial=self.steps - max(left, 0), disable=not self.progress, unit="step")
+        bar = tqdm(total=self.steps, initial=self.steps - left, disable=not self.progress, unit="step")
         try:
             while True:
                 for x, y in self.loader:
@@ -231,6 +237,7 @@ class DPLipTrainer:
                     break
         finally:
             bar.close()
+            self._close_ledger()
             self._seconds += time.perf_counter() - started
         if self._average is not None:
             self.model.load_state_dict(self._average.module.state_dict())
@@ -254,11 +261,11 @@ class DPLipTrainer:
                 z, y = self.model(x.to(device)), y.to(device)
                 total += float(self.loss(z, y))
                 count += len(x)
-                if self._regression:
+                if self.regression:
                     square += float((z - y.reshape(z.shape)).double().square().sum())
                 else:
                     right += float((predictions(z) == y.reshape(len(y))).sum())
-        scores = {"mse": square / count} if self._regression else {"accuracy": right / count}
+        scores = {"mse": square / count} if self.regression else {"accuracy": right / count}
         return {**scores, "loss": total / count}
 
     def certified_accuracy(
@@ -271,7 +278,7 @@ class DPLipTrainer:
         """What was spent and what was reached, as plain data."""
         event = self.optimizer.event
         held_out = self.eval_dataset is not None
-        certified = held_out and not self._regression
+        certified = held_out and not self.regression
         steps = self.accountant.num_steps
         return {
             "privacy": {
@@ -300,7 +307,6 @@ class DPLipTrainer:
         """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         torch.save(self.model.state_dict(), self.output_dir / "model.pt")
         report = {**self.report(), **extra}
         validate_report(report)
@@ -314,16 +320,26 @@ class DPLipTrainer:
         self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
 
     def _open_ledger(self) -> None:
-        if self.output_dir is None or self._ledger is not None:
+        if self.output_dir is None:
             return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / "ledger.jsonl"
+        if self._run is None:
+            set_aside(path)
         self._ledger = Ledger(
-            self.output_dir / "ledger.jsonl",
+            path,
+            run=self._run,
+            resume=self._run is not None,
             mechanism=self.accountant.mechanism(),
             neighboring=self.optimizer.neighboring,
             delta=self.delta,
             facts={"public_size": self.loader.public_size, "seeded": self.seed is not None},
         )
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._run = self._ledger.run
+            self._ledger.close()
+            self._ledger = None
 
     def _after_step(self, bar: tqdm[Any], value: Tensor, examples: int) -> None:
         if self.scheduler is not None:
@@ -334,20 +350,8 @@ class DPLipTrainer:
         if self.progress and (bar.n % 10 == 0 or bar.n == self.steps):
             shown = {"epsilon": f"{self.get_epsilon():.3f}"}
             if self.show_private_loss:
-                shown["PRIVATE loss (leaks)"] = f"{float(value) / max(examples, 1):.4f}"
+                shown["PRIVATE loss (leaks)"] = f"{float(value.detach()) / max(examples, 1):.4f}"
             bar.set_postfix(shown, refresh=False)
-
-    def _check_data(self, dataset: Dataset[Any], what: str) -> None:
-        neutralised = any(isinstance(m, BallProjection) for m in self.model.modules())
-        check_dataset(dataset, what=what, num_classes=None, finite=False)
-        self._input_shape = example_shape(dataset)
-        output, _ = propagate(self.model, self._input_shape)
-        classes = max(2, math.prod(output.shape))
-        check_dataset(dataset, what=what, num_classes=None if self._regression else classes, finite=not neutralised)
-
-    @property
-    def _regression(self) -> bool:
-        return isinstance(self.loss, (Huber, ClippedMSE))
 
     def _held_out(self, dataset: Dataset[Any] | None) -> Dataset[Any]:
         dataset = self.eval_dataset if dataset is None else dataset
@@ -371,6 +375,14 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         ) from None
     validate_report(report)
     return dict(report)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        raise ConfigurationError(f"output_dir={path}: cannot be made ({wrong}). Name a folder to write to.") from None
+    return path
 
 
 def _device(model: nn.Module) -> torch.device:

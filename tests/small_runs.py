@@ -14,10 +14,10 @@ from dplip.noise import GaussianNoise
 
 
 def examples(count: int = 40, features: int = 6, classes: int = 4, seed: int = 0) -> TensorDataset:
-    """Points around one centre per class."""
+    """Points around one centre per class, the same centres for every seed and count."""
+    centres = torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(0, classes, (count,), generator=generator)
-    centres = torch.randn(classes, features, generator=generator)
     return TensorDataset(centres[y] + 0.3 * torch.randn(count, features, generator=generator), y)
 
 
@@ -28,8 +28,7 @@ class Handed:
     expected_batch_size: float = 10.0
     sample_rate: float = 0.25
     complete: bool = True
-    part: int = 1
-    batch: int = 0
+    number: int = 0
     handed_out: int = 0
     logical_batches: int = 0
 
@@ -37,8 +36,8 @@ class Handed:
         """Hand out a physical batch."""
         self.handed_out += count
         self.logical_batches += part == 1
-        self.batch += part == 1
-        self.part, self.complete = part, complete
+        self.number += part == 1
+        self.complete = complete
 
     def take(self) -> int:
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0

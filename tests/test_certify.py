@@ -220,15 +220,18 @@ def test_an_input_that_is_not_finite_has_radius_zero(value, norm):
 
 
 def test_scores_that_are_not_finite_have_radius_zero():
-    slopes = torch.ones(3, 3).double()
+    slopes, exact = torch.ones(3, 3).double(), torch.zeros(2).double()
     for value in (math.nan, math.inf, -math.inf):
-        assert radii(torch.tensor([[1.0, 0.0, value], [1.0, 0.0, 0.0]]), slopes).gt(0).tolist() == [False, True]
-        assert radii(torch.tensor([value, 1.0]), slopes[:1, :1]).gt(0).tolist() == [False, True]
+        scores = torch.tensor([[1.0, 0.0, value], [1.0, 0.0, 0.0]])
+        assert radii(scores, slopes, exact).gt(0).tolist() == [False, True]
+        assert radii(torch.tensor([value, 1.0]), slopes[:1, :1], exact).gt(0).tolist() == [False, True]
 
 
 def test_margins_within_the_rounding_of_a_score_are_not_certified():
-    slopes = torch.ones(2, 2).double()
-    assert radii(torch.tensor([[1e4, 1e4 - 1e-2], [1e-4, 0.0]]), slopes).gt(0).tolist() == [False, True]
+    slopes, exact = torch.ones(2, 2).double(), torch.zeros(2).double()
+    scores = torch.tensor([[1e4, 1e4 - 1e-2], [1e-4, 0.0]])
+    assert radii(scores, slopes, exact).gt(0).tolist() == [False, True]
+    assert radii(scores, slopes, exact + 1e-3).gt(0).tolist() == [False, False]
 
 
 def test_what_is_certified_does_not_hang_on_rounding_where_large_terms_cancel():

@@ -126,10 +126,19 @@ def test_a_weighted_sampler_is_refused_as_poisson_sampling_would_drop_the_weight
         PrivacyEngine().make_private(**given, noise_multiplier=1.0)
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "prv"])
-def test_a_budget_is_spent_in_the_planned_epochs_and_never_exceeded(accountant):
+def test_the_prv_accountant_reports_no_more_than_the_rdp_one():
+    spent = []
+    for accountant in ("rdp", "prv"):
+        given = parts()
+        engine = PrivacyEngine(accountant=accountant)
+        epoch(*engine.make_private(**given, noise_multiplier=1.0), given["criterion"])
+        spent.append(engine.get_epsilon(DELTA))
+    assert 0.5 * spent[0] < spent[1] < spent[0]
+
+
+def test_a_budget_is_spent_in_the_planned_epochs_and_never_exceeded():
     given = parts()
-    engine = PrivacyEngine(accountant=accountant)
+    engine = PrivacyEngine()
     model, optimizer, loader = engine.make_private_with_epsilon(
         **given, target_epsilon=3.0, target_delta=DELTA, epochs=5
     )
@@ -304,7 +313,7 @@ def test_empty_batches_are_steps_like_all_others():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("option", [{"public_size": 100}, {"max_physical_batch_size": 5}, {"seed": 1}])
+@pytest.mark.parametrize("option", [{"public_size": 100}, {"max_physical_batch_size": 5}])
 def test_options_of_the_loader_are_not_dropped_where_a_private_loader_is_given(option):
     """They would have to be given to that loader; to accept and ignore them would mislead."""
     given = {**parts(), "data_loader": PoissonLoader(examples(40), batch_size=10)}
@@ -316,7 +325,6 @@ def test_labels_out_of_range_are_refused_before_anything_is_spent():
     x, _ = examples(40).tensors
     given = {**parts(), "data_loader": DataLoader(TensorDataset(x, torch.full((40,), 4)), batch_size=10)}
     engine = PrivacyEngine()
-    model, optimizer, loader = engine.make_private(**given, noise_multiplier=1.0)
-    with pytest.raises(ConfigurationError, match="labels are 0 to 3"):
-        epoch(model, optimizer, loader, given["criterion"])
+    with pytest.raises(ConfigurationError, match="0 to 3"):
+        engine.make_private(**given, noise_multiplier=1.0)
     assert engine.accountant.num_steps == 0

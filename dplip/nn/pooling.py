@@ -61,6 +61,8 @@ class _WindowNorm(torch.autograd.Function):
 @rule(ScaledL2NormPool2d)
 def scaled_l2_norm_pool(module: ScaledL2NormPool2d, x: Norms) -> tuple[Norms, Pullback]:
     k = module.kernel_size
+    if len(x.shape) != 3:
+        refuse_module(module, f"is given one example of shape {x.shape}.", "Give it (channels, height, width).")
     channels, height, width = x.shape
     if height % k or width % k:
         refuse_module(module, f"does not divide a map of {height} x {width}.", "Choose a size that does.")

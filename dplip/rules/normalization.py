@@ -42,6 +42,8 @@ def group_norm(module: nn.GroupNorm, x: Norms) -> tuple[Norms, Pullback]:
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d)
 def instance_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
     _refuse_affine(module, module.affine, "affine")
+    if len(x.shape) != (2 if isinstance(module, nn.InstanceNorm1d) else 3):
+        refuse_module(module, f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
     if module.track_running_stats:
         refuse_module(module, "keeps statistics of the batch.", "Build it with track_running_stats=False.")
     return _normalised(x, math.prod(x.shape[1:]), module.eps)

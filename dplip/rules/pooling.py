@@ -148,6 +148,8 @@ def functional_avg_pool(
 
 
 def _adaptive(refused: Any, x: Norms, shape: tuple[int, ...], average: bool) -> tuple[Norms, Pullback]:
+    if len(x.shape) not in (2, 3):
+        refused(f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
     axes = list(zip(x.shape[1:], shape[1:], strict=True))
     if any(n % m for n, m in axes):
         refused(f"makes uneven windows of {x.shape} for {shape}.", "Use an output size that divides the input's.")
@@ -161,10 +163,14 @@ def adaptive_pool(module: Any, x: Norms) -> tuple[Norms, Pullback]:
     average = isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d))
     if getattr(module, "return_indices", False):
         _refuser(module)("returns indices.", "Leave return_indices off.")
+    if len(x.shape) != (2 if isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)) else 3):
+        _refuser(module)(f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
     shape = tuple(module(torch.empty(1, *x.shape)).shape[1:])
     return _adaptive(_refuser(module), x, shape, average)
 
 
 @rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
 def functional_adaptive_pool(call: Call, input: Norms, output_size: Any) -> tuple[Norms, Pullback]:
+    if len(input.shape) != (3 if call.function is F.adaptive_avg_pool2d else 2):
+        call.refuse(f"is given one example of shape {input.shape}.", "Give it (channels, *spatial).")
     return _adaptive(call.refuse, input, call.shape, average=True)

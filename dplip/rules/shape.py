@@ -39,6 +39,8 @@ def identity(module: nn.Identity, x: Norms) -> tuple[Norms, Pullback]:
 @rule(torch.Tensor.unflatten, torch.unflatten, torch.Tensor.unsqueeze, torch.unsqueeze)
 @rule(torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, torch.Tensor.float, torch.Tensor.double)
 def reshape(call: Call, input: Norms, *sizes: Any, **named: Any) -> tuple[Norms, Pullback]:
+    if any(isinstance(size, torch.dtype) for size in (*sizes, *named.values())):
+        call.refuse("reads the bits of its input as another type.", "Convert with x.float() or x.double().")
     return moved(input, call.shape)
 
 
@@ -79,6 +81,8 @@ def pad(
 ) -> tuple[Norms, Pullback]:
     if mode != "constant" or value:
         call.refuse(f"pads with mode={mode!r}, value={value}.", "Pad with zeros.")
+    if len(pad) > 2 * len(input.shape):
+        call.refuse("pads the batch axis, which moves examples.", "Pad the axes of one example.")
     return moved(input, call.shape)
 
 
@@ -123,7 +127,10 @@ def getitem(call: Call, value: Any, index: Any) -> tuple[Any, Pullback]:
         return value[index], select
     entries = index if isinstance(index, tuple) else (index,)
     basic = all(e is None or e is Ellipsis or isinstance(e, (int, slice)) for e in entries)
-    if not basic or entries[0] not in (slice(None), Ellipsis):
+    kept = entries[0] == slice(None) or (
+        entries[0] is Ellipsis and sum(e is not None for e in entries[1:]) <= len(value.shape)
+    )
+    if not basic or not kept:
         call.refuse(
             f"selects by {index!r}, which may pick or repeat examples.",
             "Write x[:, ...] with slices or integers.",

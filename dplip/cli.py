@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from enum import Enum
 from pathlib import Path
@@ -57,10 +58,19 @@ def common(
     """Differentially private training of Lipschitz networks, with certified robustness."""
 
 
+class ModelName(str, Enum):
+    """The kinds of model."""
+
+    l2 = "l2"
+    sortnet = "sortnet"
+
+
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or cifar10.")] = "digits",
     data_dir: DataDir = None,
+    model: Annotated[ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances.")] = ModelName.l2,
+    norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
     epsilon: Epsilon = 8.0,
     delta: Delta = 1e-5,
     seed: Annotated[int | None, typer.Option(help="Repeatable, and so not private: for tests.")] = None,
@@ -83,14 +93,15 @@ def train(
 
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     loaded = load(data, data_dir)
-    recipe = dataclasses.replace(preset(loaded.name), **{k: v for k, v in given.items() if v is not None})
+    recipe = dataclasses.replace(preset(loaded.name, model.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
         torch.manual_seed(seed)
-    model = recipe.model(loaded.input_shape, loaded.num_classes)
+    network = recipe.model(loaded.input_shape, loaded.num_classes)
+    loss, optimizer = recipe.loss(), recipe.optimizer(network)
     trainer = DPLipTrainer(
-        model,
-        loss=recipe.loss(),
-        optimizer=recipe.optimizer(model),
+        network,
+        loss=loss,
+        optimizer=optimizer,
         train_dataset=loaded.train,
         eval_dataset=loaded.test,
         batch_size=recipe.batch_size,
@@ -105,10 +116,13 @@ def train(
         seed=seed,
         progress=progress,
         ema_decay=recipe.ema_decay,
+        norm=norm if norm is not None else math.inf if model is ModelName.sortnet else 2,
     )
+    trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
     trainer.fit()
-    path = trainer.save(run={"data": loaded.name, "preset": dataclasses.asdict(recipe)})
+    settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
+    path = trainer.save(run=settings)
     _show(path.parent)
 
 
@@ -177,13 +191,13 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
     import torch
 
     from dplip.data import load
-    from dplip.models import Preset
+    from dplip.models import KINDS
     from dplip.trainer import read_report
 
     report = read_report(run)
     try:
         settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
-        recipe, name = Preset(**settings), str(report["run"]["data"])
+        recipe, name = KINDS[report["run"].get("model", "l2")](**settings), str(report["run"]["data"])
     except (KeyError, TypeError) as wrong:
         raise ConfigurationError(
             f"{run}: its report does not say how to build the model ({wrong}). Give a folder that dplip train wrote."
@@ -211,6 +225,8 @@ def _show(folder: Path) -> None:
     seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
     epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
     typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
+    if isinstance(privacy["epsilon"], str):
+        typer.echo("           no noise was added, so this model is not private")
     typer.echo(f"report    {folder / 'report.json'}")
 
 

@@ -20,7 +20,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Constraint(nn.Module):
-    """A set of weights, and the projection onto it."""
+    """A set of weights, and the projection onto it.
+
+    Attributes:
+        axes: the least number of axes of a parameter that it is for.
+    """
+
+    axes = 2
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         """Move ``weight``, a parameter of ``layer``, into the set, in place."""
@@ -49,15 +55,21 @@ def constrain(layer: M, name: str, constraint: Constraint) -> M:
         raise ConfigurationError(
             f"name={name!r}: {type(layer).__name__} has no such parameter. It has {list(layer._parameters)}."
         )
-    held = layer._modules.get("constraints")
+    weight, held = layer.get_parameter(name), layer._modules.get("constraints")
+    if not isinstance(held, Constraints) and hasattr(layer, "constraints"):
+        raise ConfigurationError(f"{type(layer).__name__} uses the name 'constraints' itself: rename that.")
+    if weight.ndim < constraint.axes:
+        raise ConfigurationError(
+            f"{name} has shape {tuple(weight.shape)}: {type(constraint).__name__} is for a matrix or a kernel."
+        )
+    if not bool(weight.isfinite().all()):
+        raise ConfigurationError(f"{name} is NaN or infinite: restore finite values.")
+    with torch.no_grad():
+        constraint.project(weight, layer)
     if not isinstance(held, Constraints):
-        if hasattr(layer, "constraints"):
-            raise ConfigurationError(f"{type(layer).__name__} uses the name 'constraints' itself: rename that.")
         held = Constraints()
         layer.add_module("constraints", held)
     held[name] = constraint
-    with torch.no_grad():
-        constraint.project(layer.get_parameter(name), layer)
     return layer
 
 
@@ -82,9 +94,9 @@ class Orthogonal(Constraint):
     A kernel is treated as the matrix (out, in * taps) of its patches, divided by the root of the number of patches
     that share an entry: then the convolution has norm at most 1, and it is orthogonal where the stride is the kernel.
 
-    Method: Bjorck's iteration ``W <- 1.5 W - 0.5 W W^T W``. It acts on each singular value as s -> 1.5 s - 0.5 s^3,
-    which maps [0, 2] into [0, 1]; and ``|W|^2 <= 1 + |W W^T - I|_F``, so the first Gram matrix certifies the start
-    (or an exact norm does, once), and from then on every iterate has norm at most 1.
+    Method: the polar factor by SVD; and within a training step Bjorck's iteration ``W <- 1.5 W - 0.5 W W^T W``, which
+    certifies itself. It acts on each singular value as s -> 1.5 s - 0.5 s^3, which maps [0, 2] into [0, 1]; and
+    ``|W|^2 <= 1 + |W W^T - I|_F``, so a Gram matrix within 3 of I certifies that every iterate has norm at most 1.
     Source: Bjorck and Bowie, 1971.
     """
 
@@ -93,40 +105,48 @@ class Orthogonal(Constraint):
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = operators.active_cache()
-        scale = _patch_scale(layer)
         key = id(weight)  # under which operators.matrix looks up a linear layer's norm
         if cache is not None and cache.near_projection(key, weight):
             return
+        scale = _patch_scale(layer)
         matrix = weight.detach().unflatten(0, (_groups(layer), -1)).flatten(2)
         if scale != 1.0:
             matrix = matrix / scale
-        wide = matrix.shape[1] <= matrix.shape[2]
-        w = matrix if wide else matrix.mT
+        wide = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
+        projected = None if cache is None else self._iterate(wide)
+        if projected is None:
+            projected = _polar(wide)
+        if wide is not matrix:
+            projected = projected.mT
+        weight.detach().copy_((projected * scale if scale != 1.0 else projected).reshape(weight.shape))
+        if cache is not None:
+            cache.certify(key, weight, 1.0 + self.ROUNDING, projected=True)
+
+    def _iterate(self, w: Tensor) -> Tensor | None:
+        """Bjorck's iterate of matrices with no more rows than columns; None where the start is not certified."""
         gram = w @ w.mT
         identity = torch.eye(gram.shape[-1], dtype=w.dtype, device=w.device)
         residual = float(torch.linalg.matrix_norm(gram - identity, dtype=torch.float64).max())
-        if not residual < 3.0:  # not yet certified to have norm <= 2
-            norm = max(operators.spectral_norm(part) for part in w)
-            if norm == 0.0:
-                raise ConfigurationError("A weight is all zeros, which has no nearest orthogonal one: initialise it.")
-            w, gram = w / norm, gram / norm**2
-            residual = float(torch.linalg.matrix_norm(gram - identity, dtype=torch.float64).max())
         error = residual / math.sqrt(gram.shape[-1])
-        for _ in range(30):
+        if not (residual < 3.0 and error < 0.5):
+            return None
+        while True:
             w = torch.baddbmm(w, gram, w, beta=1.5, alpha=-0.5)
-            if error < 0.5:
-                error = 0.75 * error**2 + 0.25 * error**3  # what the map does to an eigenvalue 1 + error of W W^T
-                if error <= self.TARGET:
-                    break
-                gram = w @ w.mT
-            else:
-                gram = w @ w.mT
-                error = float(torch.linalg.matrix_norm(gram - identity).max()) / math.sqrt(gram.shape[-1])
-        weight.detach().copy_((w if wide else w.mT).reshape(weight.shape))
-        if scale != 1.0:
-            weight.detach().mul_(scale)
-        if cache is not None:
-            cache.certify(key, weight, 1.0 + self.ROUNDING, projected=True)
+            error = 0.75 * error**2 + 0.25 * error**3  # what the map does to an eigenvalue 1 + error of W W^T
+            if error <= self.TARGET:
+                return w
+            gram = w @ w.mT
+
+
+def _polar(w: Tensor) -> Tensor:
+    """The nearest matrices with orthonormal rows: U V^T of the singular value decomposition."""
+    if not bool(w.isfinite().all()):
+        raise ConfigurationError("A weight is NaN or infinite, so it cannot be projected: restore finite values.")
+    peak = w.abs().amax((1, 2), keepdim=True).double()
+    if not bool((peak > 0).all()):
+        raise ConfigurationError("A weight is all zeros, which has no nearest orthogonal one: initialise it.")
+    u, _, v = torch.linalg.svd(w.double() / peak, full_matrices=False)
+    return (u @ v).to(w.dtype)
 
 
 def _patch_scale(layer: nn.Module) -> float:
@@ -174,6 +194,8 @@ class SpectralBall(Constraint):
 class FrobeniusBall(Constraint):
     """Weights with Frobenius norm at most ``radius``."""
 
+    axes = 0
+
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
         self.radius = _positive(radius)
@@ -189,6 +211,8 @@ class FrobeniusBall(Constraint):
 
 class EntryBall(Constraint):
     """Weights whose every entry is at most ``radius`` in absolute value: the norm from l1 to l-infinity."""
+
+    axes = 0
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
@@ -237,13 +261,16 @@ def l1_projection(rows: Tensor, radius: float) -> Tensor:
 
     Source: Duchi, Shalev-Shwartz, Singer and Chandra, 2008.
     """
+    rows, dtype = rows.double(), rows.dtype
     magnitude = rows.abs()
     descending = magnitude.sort(dim=1, descending=True).values
     excess = descending.cumsum(1) - radius
     rank = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
     active = (descending - excess / rank > 0).sum(1, keepdim=True).clamp_min(1)
     level = (excess.gather(1, active - 1) / active).clamp_min(0)
-    return rows.sign() * (magnitude - level).clamp_min(0)
+    projected = rows.sign() * (magnitude - level).clamp_min(0)
+    excess = projected.abs().sum(1, keepdim=True) / (radius * (1 - 1e-7))  # rounding, at the size of the input
+    return (projected / excess.clamp_min(1.0)).to(dtype)
 
 
 def _positive(radius: float) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
+from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.nn import BallProjection, GroupSort, OrthogonalLinear, Shift
 
 
@@ -59,24 +62,38 @@ class Preset:
     def optimizer(self, model: nn.Module) -> Optimizer:
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
 
+    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
+        """None: the learning rate stays."""
+        return None
+
 
 PRESETS = {
     "digits": Preset(0.5, 3.5, (32,), 8.0, lr=0.04, batch_size=512, epochs=40),
-    "mnist": Preset(0.5, 12.0, (128,), 5.0, lr=0.05, batch_size=8192, epochs=40),
-    "fashion-mnist": Preset(0.5, 12.0, (128,), 4.5, lr=0.05, batch_size=8192, epochs=40),
+    "mnist": Preset(0.13, 8.0, (128,), 5.0, lr=0.05, batch_size=12000, epochs=50, ema_decay=0.95),
+    "fashion-mnist": Preset(0.28, 10.0, (128,), 5.0, lr=0.05, batch_size=12000, epochs=50, ema_decay=0.95),
     "cifar10": Preset(0.5, 12.0, (256,), 5.0, lr=0.05, batch_size=8192, epochs=60),
 }
 
 
-def preset(name: str) -> Preset:
-    """The preset of a data set.
+MODELS: Mapping[str, Mapping[str, Preset | SortNetPreset]] = {"l2": PRESETS, "sortnet": SORTNETS}
+"""The presets of each kind of model, by data set."""
+
+KINDS: Mapping[str, Callable[..., Preset | SortNetPreset]] = {"l2": Preset, "sortnet": SortNetPreset}
+"""The presets' classes, which a report's settings are read back into."""
+
+
+def preset(name: str, model: str = "l2") -> Preset | SortNetPreset:
+    """The preset of a data set for a kind of model: ``"l2"`` or ``"sortnet"``.
 
     Raises:
         ConfigurationError: there is none of that name; the nearest is named.
     """
-    if name not in PRESETS:
-        nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)
+    if model not in MODELS:
+        raise ConfigurationError(f"model={model!r}: there is no such kind of model. Choose one of {list(MODELS)}.")
+    presets = MODELS[model]
+    if name not in presets:
+        nearest = difflib.get_close_matches(name, presets, n=1, cutoff=0)
         raise ConfigurationError(
-            f"name={name!r}: there is no such preset; did you mean {nearest[0]!r}? Known: {list(PRESETS)}."
+            f"name={name!r}: there is no such preset; did you mean {nearest[0]!r}? Known: {list(presets)}."
         )
-    return PRESETS[name]
+    return presets[name]

@@ -98,7 +98,7 @@ class Norms:
     @classmethod
     def of(cls, value: Tensor) -> Norms:
         """The norms of a constant (a weight, a buffer), with float slack."""
-        v = value.detach()
+        v = value.detach() if value.is_floating_point() else value.double()
         l1, l2, linf = (
             float(torch.linalg.vector_norm(v, p, dtype=torch.float64)) if v.numel() else 0.0 for p in (1, 2, math.inf)
         )

@@ -91,7 +91,10 @@ def active_cache() -> NormCache | None:
 def distance(a: Tensor, b: Tensor) -> float:
     """The Frobenius norm of ``a - b``, from above."""
     difference = a.detach() - b.detach()
-    return float(torch.linalg.vector_norm(difference)) * _sum_slack(difference, difference.numel())
+    n = difference.numel()
+    # Squares below the smallest normal number may vanish: together they are less than n of it.
+    lost = math.sqrt(n * torch.finfo(difference.dtype).tiny)
+    return float(torch.linalg.vector_norm(difference)) * _sum_slack(difference, n) + lost
 
 
 def _sum_slack(w: Tensor, terms: int) -> float:

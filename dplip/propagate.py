@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dplip import rules
 from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
 from dplip.norms import Norms
 from dplip.rules.registry import Call, module_rule, refuse, rule_of
@@ -143,7 +144,20 @@ class Walk:
         else:
             target = target_of(node)
             subject, function = Call(target, step.shape, step.path), rule_of(target)
-        assert function is not None  # check_rules saw to it
+        if function is None:  # a function that is known for constants alone
+            refuse(
+                step.path,
+                describe(node, self._modules),
+                "has no rule that bounds it.",
+                "Use another operation, or write a rule: @dplip.rule(...).",
+            )
+        if any(a is BATCH for a in flat((args, kwargs))) and function not in (rules.shape.reshape, rules.shape.expand):
+            refuse(
+                step.path,
+                describe(node, self._modules),
+                "depends on the size of the batch.",
+                "Use sizes of one example.",
+            )
         try:
             bound = inspect.signature(function).bind(subject, *args, **kwargs)
         except TypeError as wrong:
@@ -153,7 +167,7 @@ class Walk:
                 f"is called in a way its rule does not know ({wrong}).",
                 "Use the plain form of the call.",
             )
-        if bound.arguments.get("inplace") or getattr(subject, "inplace", False) is True:
+        if bound.arguments.get("inplace") or getattr(subject, "inplace", False):
             refuse(step.path, describe(node, self._modules), "changes its input in place.", "Use inplace=False.")
         try:
             output, pullback = function(*bound.args, **bound.kwargs)
@@ -213,7 +227,7 @@ class Walk:
         """Add one call's parameter cotangents to the model's: a shared parameter's add up."""
         module = self._modules[str(node.target)] if node.op == "call_module" else None
         for key, norms in named.items():
-            tensor = module.get_parameter(key) if module is not None and isinstance(key, str) else key
+            tensor = _parameter(module, key) if module is not None and isinstance(key, str) else key
             name = self._names.get(id(tensor))
             if name is not None and isinstance(tensor, Tensor) and tensor.requires_grad:
                 parameters[name] = parameters[name] + norms if name in parameters else norms
@@ -226,6 +240,16 @@ class Walk:
                         f"has a parameter {key!r} that its rule does not bound.",
                         "Add it to what the rule's pullback returns, or freeze it.",
                     )
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    found = dict(module.named_parameters(remove_duplicate=False)).get(name)
+    if found is None:
+        raise UnboundedOperationError(
+            f"{type(module).__name__}: its {name} is not a parameter of its own, so its gradient goes where no bound "
+            "follows. Make it an nn.Parameter."
+        )
+    return found
 
 
 def _depends(value: Any) -> bool:

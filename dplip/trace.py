@@ -151,7 +151,8 @@ def _shadows_rule(m: nn.Module) -> bool:
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """What a trace depends on: the modules, their modes and plain attributes, and which parameters are trained."""
     modules = tuple(
-        (id(m), tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL)) for m in model.modules()
+        (id(m), id(type(m)), tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL))
+        for m in model.modules()
     )
     return modules, tuple((id(p), p.requires_grad) for p in model.parameters())
 
@@ -201,7 +202,7 @@ def check_modules(model: nn.Module) -> None:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
     held = torch.nn.modules.module
-    if any(getattr(held, f"_global_{t}", None) for t in tables):
+    if any(getattr(held, f"_global{t}") for t in tables):
         refuse("torch", "a global hook", "is registered, which may do anything.", "Remove it.")
 
 
@@ -296,16 +297,16 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
     dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
     module = fx.GraphModule(root, graph)
     records = []
-    with _undisturbed(), torch.no_grad():
+    with _undisturbed(), torch.enable_grad():
         for batch in (2, 3):
             torch.manual_seed(batch)
-            x = torch.randn((batch, *input_shape), dtype=dtype, device=device)
+            x = torch.randn((batch, *input_shape), dtype=dtype, device=device, requires_grad=True)
             recorder = _Recorder(module)
             results = []
             for run in (recorder.run, root):
                 torch.manual_seed(10 + batch)
                 try:
-                    results.append(run(x.clone()))
+                    results.append(run(x.clone()))  # a clone may be changed in place
                 except DPLipError:
                     raise
                 except Exception as wrong:
@@ -313,13 +314,19 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
                         f"input_shape={input_shape}: the model does not run on a batch of such examples "
                         f"({type(wrong).__name__}: {wrong}). Give the shape of one example, without the batch."
                     ) from None
-            same = all(isinstance(r, Tensor) for r in results) and results[0].shape == results[1].shape
-            if not same or not torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-5, equal_nan=True):
+            if not _alike(*results):
                 refuse(
                     "the model",
                     "its forward",
                     "gives other results than its trace (state, randomness or side effects).",
                     "Make it a pure function of its input that returns one tensor.",
+                )
+            if not _alike(*(_gradients(result, x, root) for result in results)):
+                refuse(
+                    "the model",
+                    "its backward",
+                    "gives other gradients than its trace (a custom autograd function).",
+                    "Put that in a module, and write a rule for it: @dplip.rule(...).",
                 )
             records.append(recorder.seen)
     values: dict[fx.Node, Any] = {}
@@ -331,12 +338,34 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
         two, three = records[0][node], records[1][node]
         shape = None
         if not isinstance(two, (Tensor, tuple, list)) or isinstance(two, torch.Size):
-            values[node] = two if two == three else BATCH
+            # A number made of the batch size is one whatever it came to here; an entry of a shape need not be.
+            made = node.target is not operator.getitem and any(values.get(n) is BATCH for n in node.all_input_nodes)
+            values[node] = BATCH if made or two != three else two
         elif node in fed or any(n in fed for n in node.all_input_nodes):
             fed.add(node)
             shape = _example_shape(node, two, three)
         steps[node] = Step(node, _path(node), shape)
     return values, steps
+
+
+def _alike(traced: Any, real: Any) -> bool:
+    """Whether both are one tensor of the same shape, type and, up to rounding, values."""
+    if not (isinstance(traced, Tensor) and isinstance(real, Tensor)):
+        return False
+    same = (traced.shape, traced.dtype) == (real.shape, real.dtype)
+    return same and torch.allclose(traced, real, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _gradients(result: Tensor, x: Tensor, root: nn.Module) -> Tensor:
+    """The gradients of a fixed combination of the outputs, for the input and all parameters, as one vector."""
+    wanted = [x, *(p for p in root.parameters() if p.requires_grad)]
+    if not result.requires_grad:
+        return torch.zeros(0)
+    weights = torch.linspace(-1.0, 1.0, result.numel(), dtype=result.dtype, device=result.device)
+    found = torch.autograd.grad(result, wanted, weights.reshape(result.shape), allow_unused=True)
+    return torch.cat(
+        [torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(wanted, found, strict=True)]
+    )
 
 
 def _example_shape(node: fx.Node, two: Any, three: Any) -> Any:
@@ -394,6 +423,8 @@ def describe(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
 def flat(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         value = tuple(value.values())
+    if isinstance(value, slice):
+        value = (value.start, value.stop, value.step)
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         for item in value:
             yield from flat(item)

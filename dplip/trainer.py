@@ -36,6 +36,9 @@ from dplip.sensitivity import Sensitivities
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
 
+LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
+"""The same in l-infinity."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +92,7 @@ class DPLipTrainer:
         progress: show the plan and a progress bar.
         public_size: the size of the data that is public; None: its length, which the report then names as public.
         scheduler: a learning-rate scheduler, stepped after every private step.
+        norm: 1, 2 or inf: the norm of the certificates in the report.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
 
@@ -120,6 +124,7 @@ class DPLipTrainer:
         progress: bool = True,
         public_size: int | None = None,
         scheduler: LRScheduler | None = None,
+        norm: float = 2,
         ema_decay: float | None = None,
         show_private_loss: bool = False,
     ) -> None:
@@ -135,7 +140,7 @@ class DPLipTrainer:
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant)
         self.eval_dataset, self.progress, self.seed = eval_dataset, progress, seed
-        self.scheduler, self.show_private_loss = scheduler, show_private_loss
+        self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
@@ -274,8 +279,11 @@ class DPLipTrainer:
         """The fraction of held-out examples that are right and provably stay right, at each radius."""
         return certified_accuracy(correct_radii(self.model, self._held_out(dataset), norm), radii)
 
-    def report(self, radii: Sequence[float] = RADII, norm: float = 2) -> dict[str, Any]:
-        """What was spent and what was reached, as plain data."""
+    def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
+        """What was spent and what was reached, as plain data; None: the trainer's norm, and its usual radii."""
+        norm = self.norm if norm is None else norm
+        if radii is None:
+            radii = LINF_RADII if math.isinf(norm) else RADII
         event = self.optimizer.event
         held_out = self.eval_dataset is not None
         certified = held_out and not self.regression

@@ -6,8 +6,10 @@ from dplip.nn.clamp import Clamp
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
+from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.shift import Shift
+from dplip.nn.sortnet import SortNetLinear
 
 __all__ = [
     "BallProjection",
@@ -16,10 +18,14 @@ __all__ = [
     "FullSort",
     "GroupSort",
     "Householder",
+    "LInfDistance",
+    "LInfDistance2d",
     "MaxMin",
     "OrthogonalLinear",
     "ScaledL2NormPool2d",
     "Shift",
+    "SortNetLinear",
     "SpectralConv2d",
     "SpectralLinear",
+    "relax",
 ]

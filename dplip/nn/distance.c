@@ -92,7 +92,7 @@ void means(const float *x, const float *keep, const float *w, float *values, flo
             }
             for (int v = 0; v < V; v++) {
                 v8 none = (v8){0};
-                high[v] = pick(high[v] > none, high[v], none + 1.0f);
+                high[v] = pick(high[v] > none + 1e-30f, high[v], none + 1.0f); /* below it: no inverse, and no gradient */
                 inverse[v] = 1.0f / high[v];
             }
             for (long i = 0; i < d; i++) {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dplip.errors import UnboundedOperationError
 from dplip.norms import Norms, OperatorNorms, times
-from dplip.rules.registry import Call, Pullback, rule, through
+from dplip.rules.registry import Call, Pullback, refuse_module, rule, through
 
 
 def elementwise(x: Norms, slope: float, at_zero: float = 0.0, bound: float = math.inf) -> tuple[Norms, Pullback]:
@@ -35,7 +37,7 @@ def _register(slope: float, at_zero: float, bound: float, *functions: Any) -> No
 
 # Largest slopes: GELU 1.1290 at sqrt 2, SiLU 1.0999, Mish 1.0885, SELU scale * alpha = 1.7581 at 0-.
 _register(1.0, 0.0, math.inf, nn.ReLU, F.relu, torch.relu, torch.Tensor.relu)
-_register(1.0, 0.0, math.inf, torch.abs, torch.Tensor.abs, abs)
+_register(1.0, 0.0, math.inf, torch.abs, torch.Tensor.abs, operator.abs)
 _register(1.0, 0.0, math.inf, nn.Tanhshrink, F.tanhshrink, nn.Softshrink)
 _register(1.0, 0.0, 6.0, nn.ReLU6, F.relu6)
 _register(1.0, 0.0, 1.0, nn.Tanh, F.tanh, torch.tanh, torch.Tensor.tanh)
@@ -91,6 +93,8 @@ def functional_elu(call: Call, input: Norms, alpha: float = 1.0, inplace: bool =
 
 @rule(nn.CELU)
 def celu(module: nn.CELU, x: Norms) -> tuple[Norms, Pullback]:
+    if module.alpha <= 0:
+        refuse_module(module, "is not a contraction for a negative alpha.", "Use alpha > 0.")
     return elementwise(x, 1.0)
 
 
@@ -106,12 +110,18 @@ def functional_gelu(call: Call, input: Norms, approximate: str = "none") -> tupl
 
 @rule(nn.Softplus)
 def softplus(module: nn.Softplus, x: Norms) -> tuple[Norms, Pullback]:
-    return elementwise(x, 1.0, math.log(2.0) / module.beta)
+    return _softplus(x, module.beta, module.threshold)
+
+
+def _softplus(x: Norms, beta: float, threshold: float) -> tuple[Norms, Pullback]:
+    if beta <= 0 or threshold < 15:  # where it turns linear it jumps by log(1 + exp(-threshold)) / beta
+        raise UnboundedOperationError(f"Softplus jumps at threshold={threshold}, beta={beta}: use 15 or more.")
+    return elementwise(x, 1.0, math.log(2.0) / beta)
 
 
 @rule(F.softplus)
 def functional_softplus(call: Call, input: Norms, beta: float = 1.0, threshold: float = 20.0) -> tuple[Norms, Pullback]:
-    return elementwise(input, 1.0, math.log(2.0) / beta)
+    return _softplus(input, beta, threshold)
 
 
 def clamped(x: Norms, low: float, high: float) -> tuple[Norms, Pullback]:
@@ -163,7 +173,9 @@ def softmax_module(module: nn.Softmax, x: Norms) -> tuple[Norms, Pullback]:
 
 
 @rule(F.softmax, torch.softmax, torch.Tensor.softmax)
-def functional_softmax(call: Call, input: Norms, dim: int | None = None) -> tuple[Norms, Pullback]:
+def functional_softmax(
+    call: Call, input: Norms, dim: int | None = None, _stacklevel: int = 3, dtype: None = None
+) -> tuple[Norms, Pullback]:
     return _softmax(input, dim)
 
 

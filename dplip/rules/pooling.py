@@ -42,6 +42,10 @@ def _max_pool(
         refused("uses ceil_mode or return_indices.", "Leave both off.")
     k = _each(taps, axes)
     shape, held = window(x, k, _each(stride or taps, axes), _each(padding, axes), _each(dilation, axes))
+    for n, t, s, p, d in zip(x.shape[-axes:], k, _each(stride or taps, axes), _each(padding, axes),
+                             _each(dilation, axes), strict=True):  # fmt: skip
+        if not all(any(0 <= o * s + i * d - p < n for i in range(t)) for o in range(output_size(n, t, s, (p, p), d))):
+            refused("has windows of padding alone, whose maximum is -inf.", "Use less padding or dilation.")
     # Rows of the Jacobian are one-hot; an entry is the maximum of at most `held` windows.
     wins = math.sqrt(held)
     jacobian = OperatorNorms(one_one=held, one_two=wins, one_inf=1.0, two_two=wins, two_inf=1.0, inf_inf=1.0)

@@ -98,11 +98,9 @@ def module_rule(module: nn.Module) -> Rule | None:
     found = _RULES.get(cls.forward)
     if found is None:
         return None
-    for base in cls.__mro__:
-        if "forward" in vars(base):
-            break
-        if not set(vars(base)) <= HARMLESS:
-            return None
+    owner = max(i for i, base in enumerate(cls.__mro__) if vars(base).get("forward") is cls.forward)
+    if any(not set(vars(base)) <= HARMLESS | {"forward"} for base in cls.__mro__[:owner]):
+        return None
     shadowed = [k for k in vars(module) if inspect.isfunction(getattr(cls, k, None))]
     return None if shadowed else found
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dplip.errors import UnboundedOperationError
 from dplip.norms import Norms
-from dplip.rules.registry import Call, Pullback, rule
+from dplip.rules.registry import Call, Pullback, refuse_module, rule
 
 
 def example_axis(dim: Any, x: Norms) -> int:
@@ -67,6 +67,8 @@ def unflatten_module(module: nn.Unflatten, x: Norms) -> tuple[Norms, Pullback]:
 
 @rule(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d)
 def rearrange_module(module: nn.Module, x: Norms) -> tuple[Norms, Pullback]:
+    if getattr(module, "value", 0.0) != 0.0:  # ConstantPad shares the forward of ZeroPad
+        refuse_module(module, "pads with a constant.", "Pad with zeros.")
     return moved(x, tuple(module(torch.empty(1, *x.shape, device="meta")).shape[1:]))
 
 

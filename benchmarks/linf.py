@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dplip.nn import kernel
-from dplip.nn.distance import max_distance, mean_distance
+from dplip.nn.distance import max_distance
+from dplip.nn.power_mean import mean_distance
 
 
 def in_torch(x: Tensor, w: Tensor) -> Tensor:

@@ -169,8 +169,11 @@ class Walk:
             )
         if bound.arguments.get("inplace") or getattr(subject, "inplace", False):
             refuse(step.path, describe(node, self._modules), "changes its input in place.", "Use inplace=False.")
+        # The rule answers for its arguments in the order of its own signature, whatever that of the call.
+        arguments = inspect.signature(function).bind(subject, *node.args, **node.kwargs).arguments
+        sources = [n for n in flat(arguments) if isinstance(n, fx.Node)]
         try:
-            output, pullback = function(*bound.args, **bound.kwargs)
+            output, inner = function(*bound.args, **bound.kwargs)
         except UnboundedOperationError as refused:
             if str(refused).startswith(step.path):
                 raise
@@ -181,7 +184,7 @@ class Walk:
                 f"{step.path}: the rule of {describe(node, self._modules)} says that one example's output has shape "
                 f"{shape}, but it has {step.shape}. Correct the rule."
             )
-        return output, pullback
+        return output, lambda cotangent: (sources, *inner(cotangent))
 
     def _fold(self, step: Step, args: Any, kwargs: Any) -> Any:
         tensors = [a for a in flat((args, kwargs)) if isinstance(a, Tensor)]
@@ -213,9 +216,8 @@ class Walk:
             cotangent = cotangents.pop(node, None)
             if cotangent is None:
                 continue
-            inputs, named = pullbacks[node](cotangent)
+            sources, inputs, named = pullbacks[node](cotangent)
             self._collect(parameters, node, named)
-            sources = [n for n in flat((node.args, node.kwargs)) if isinstance(n, fx.Node)]
             sources = [n for n in sources if _depends(values[n])]
             inputs = (inputs,) if isinstance(inputs, Norms) else tuple(inputs)
             for source, v in zip(sources, inputs, strict=True):

@@ -320,7 +320,7 @@ POOLING = [
 
 OTHERS = [
     module(nn.LayerNorm((3, 4), eps=0.5, elementwise_affine=False), TOKENS, IN),
-    Sample("LayerNorm of tokens", lambda: nn.LayerNorm(4, elementwise_affine=False), TOKENS, ("output",), 30.0),
+    Sample("LayerNorm of tokens", lambda: nn.LayerNorm(4, elementwise_affine=False), TOKENS, (), 30.0),
     module(nn.GroupNorm(2, 4, eps=0.1, affine=False), (4, 2), IN),
     module(nn.InstanceNorm1d(2, eps=0.1), (2, 4), IN),
     module(nn.InstanceNorm2d(2, eps=0.1), (2, 2, 2), IN),

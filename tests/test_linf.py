@@ -17,7 +17,8 @@ from dplip.intervals import Boxes
 from dplip.losses import ClippedHinge
 from dplip.models_sortnet import SORTNETS, exponent_at
 from dplip.nn import distance, kernel
-from dplip.nn.distance import distance_bounds, max_distance, mean_distance, ranked_distance
+from dplip.nn.distance import distance_bounds, max_distance, ranked_distance
+from dplip.nn.power_mean import mean_distance
 from dplip.propagate import Walk
 
 torch.set_num_threads(1)
@@ -485,5 +486,5 @@ def test_the_schedule_doubles_the_exponent_and_ends_at_the_maximum():
 
 def test_blocks_cover_every_size():
     for n, m, d in itertools.product((1, 5, 600), (1, 300), (1, 30, 5000)):
-        rows, some = distance._blocks(n, m, d)
+        rows, some = distance.blocks(n, m, d)
         assert 1 <= rows <= max(n, 1) and 1 <= some <= m

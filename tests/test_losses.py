@@ -16,6 +16,7 @@ from dplip.losses import (
     FLOOR,
     HKR,
     BinaryCrossEntropy,
+    ClippedHinge,
     ClippedMSE,
     Cosine,
     CrossEntropy,
@@ -40,6 +41,9 @@ CASES = {
     "hinge": (Hinge, {}, (CLASSES,), "label"),
     "hinge_wide": (Hinge, {"margin": 5.0}, (CLASSES,), "label"),
     "hinge_binary": (Hinge, {}, (1,), "binary"),
+    "clipped_hinge": (ClippedHinge, {}, (CLASSES,), "label"),
+    "clipped_hinge_alone": (ClippedHinge, {"threshold": 2.0, "cross_entropy": 0.0}, (CLASSES,), "label"),
+    "clipped_hinge_hot": (ClippedHinge, {"cross_entropy": 0.5, "temperature": 4.0}, (CLASSES,), "label"),
     "kr": (MulticlassKR, {}, (CLASSES,), "label"),
     "kr_imbalanced": (MulticlassKR, {"class_weights": FREQUENCIES}, (CLASSES,), "label"),
     "hkr": (HKR, {"alpha": 3.0}, (CLASSES,), "label"),
@@ -125,6 +129,15 @@ def formula(case: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         sign, margin = 2 * y.double() - 1, arguments.get("margin", 1.0)
         inside = margin - sign * z > 0
         return (margin - sign * z).clamp_min(0)[:, 0], -sign * inside
+    if kind is ClippedHinge:
+        threshold, weight = arguments.get("threshold", 0.6), arguments.get("cross_entropy", 0.1)
+        t, own = arguments.get("temperature", 1.0), torch.eye(CLASSES, dtype=torch.float64)[y]
+        rival = torch.where(own > 0, -math.inf, z).argmax(1)
+        gap = (z[rows, rival] - z[rows, y]) / threshold + 1
+        slope = ((gap > 0) & (gap < 1)).double()[:, None] / threshold
+        hinge = slope * (torch.eye(CLASSES, dtype=torch.float64)[rival] - own)
+        value = gap.clamp(0, 1) - weight * (t * z).log_softmax(1)[rows, y]
+        return value, hinge + weight * t * ((t * z).softmax(1) - own)
     if kind in (Hinge, HKR, MulticlassKR):
         value, gradient = torch.zeros(len(z)).double(), torch.zeros_like(z)
         alpha = {Hinge: 1.0, HKR: arguments.get("alpha"), MulticlassKR: 0.0}[kind]
@@ -178,7 +191,7 @@ def test_no_output_and_target_exceed_the_declared_norms(case, rescaling):
             assert float(attained.max()) <= declared.norm(p)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     case=st.sampled_from(list(CASES)),
     rescaling=st.sampled_from(list(RESCALINGS)),
@@ -206,7 +219,16 @@ def test_narrow_outputs_obey_the_declared_norms_up_to_their_own_rounding(case, d
 
 TIGHT = [
     *("cross_entropy", "cross_entropy_hot", "cross_entropy_cold", "binary_cross_entropy", "hinge", "hinge_binary"),
-    *("kr", "kr_imbalanced", "huber", "huber_image", "clipped_mse", "cosine", "cosine_small_floor"),
+    *(
+        "clipped_hinge_alone",
+        "kr",
+        "kr_imbalanced",
+        "huber",
+        "huber_image",
+        "clipped_mse",
+        "cosine",
+        "cosine_small_floor",
+    ),
 ]
 
 
@@ -270,12 +292,23 @@ def test_an_example_is_treated_alike_whatever_else_is_in_the_batch(case, rescali
     torch.testing.assert_close(loss(outputs[:1], targets[:1]), values[0])
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.startswith(("kr", "hkr", "hinge"))])
+@pytest.mark.parametrize("case", [c for c in CASES if not c.startswith(("kr", "hkr", "hinge", "clipped_hinge"))])
 @every_rescaling
 def test_an_example_whose_gradient_is_nan_sends_nothing_back(case, rescaling):
     outputs, targets = ordinary(case)
     outputs[3] = math.nan
     assert not logit_gradient(build(case, rescaling), outputs, targets)[3].any()
+
+
+@every_case
+def test_weights_on_the_examples_do_not_lead_out_of_the_declared_norms(case):
+    loss = build(case)
+    outputs, targets = worst_outputs(case)
+    z = outputs.clone().requires_grad_()
+    weights = torch.logspace(-3, 6, len(z))
+    (weights * loss(z, targets, reduction="none")).sum().backward()
+    for p, attained in norms_of_rows(z.grad).items():
+        assert float(attained.max()) <= loss.gradient_norms(CASES[case][2]).norm(p)
 
 
 @pytest.mark.parametrize("upstream", [math.nan, math.inf])
@@ -354,7 +387,7 @@ def test_soft_binary_targets_are_taken():
     torch.testing.assert_close(gradient, z.sigmoid() - 0.25)
 
 
-LABEL_LOSSES = [CrossEntropy, Hinge, MulticlassKR, HKR, Cosine]
+LABEL_LOSSES = [CrossEntropy, Hinge, ClippedHinge, MulticlassKR, HKR, Cosine]
 
 
 @pytest.mark.parametrize("kind", LABEL_LOSSES)
@@ -417,6 +450,9 @@ def test_regression_refuses_targets_of_another_shape(kind):
         lambda: CrossEntropy(max_gradient=math.nan),
         lambda: CrossEntropy(max_gradient=math.inf),
         lambda: Hinge(margin=math.nan),
+        lambda: ClippedHinge(threshold=0),
+        lambda: ClippedHinge(cross_entropy=-1),
+        lambda: ClippedHinge(temperature=math.inf),
         lambda: HKR(alpha=-1),
         lambda: HKR(alpha=math.inf),
         lambda: Cosine(floor=0),

@@ -302,6 +302,11 @@ def declared_loss_and_then_another(run: Run) -> None:
     other_loss(run)
 
 
+def other_loss_of_the_same_gradient_added(run: Run) -> None:
+    """The gradient that reaches the first output is equal to the one that the declared loss sends to the second."""
+    (F.cross_entropy(run.model(X), Y, reduction="sum") + right(run)).backward()
+
+
 def penalty_on_the_output(run: Run) -> None:
     z = run.model(X)
     (run.loss(z, Y) + 100 * z.square().sum()).backward()
@@ -407,12 +412,43 @@ def nan_weight(run: Run) -> None:
     run.model[3].bias.data[0] = math.nan
 
 
+def weights_shrunk_after_the_backward_pass(run: Run) -> None:
+    right(run).backward()
+    with torch.no_grad():
+        run.model[3].weight.mul_(0.01)
+
+
+def ball_shrunk_after_the_backward_pass(run: Run) -> None:
+    right(run).backward()
+    run.model[0].radius = 0.01
+
+
+def bound_of_the_loss_lowered_after_the_backward_pass(run: Run) -> None:
+    right(run).backward()
+    run.loss.max_gradient = 0.01
+
+
+def mode_changed_after_the_backward_pass(run: Run) -> None:
+    right(run).backward()
+    run.model.eval()
+
+
 REFUSED: list[Callable[[Run], None]] = [
     *(other_loss, other_loss_beside_the_declared_one, declared_loss_and_then_another, penalty_on_the_output),
     *(scaled_output, permuted_output, output_of_another_model, output_of_a_copy, two_backward_passes, one_graph_twice),
     *(two_losses_on_one_output, every_example_twice, a_part_of_the_batch, no_backward_pass, two_batches_in_one_step),
     *(hook_on_a_layer, hook_before_a_layer, hook_on_a_weight, replaced_forward),
-    *(batch_norm_put_in, autocast, half_precision, infinite_gradient, nan_gradient, nan_weight),
+    *(
+        other_loss_of_the_same_gradient_added,
+        batch_norm_put_in,
+        autocast,
+        half_precision,
+        infinite_gradient,
+        nan_gradient,
+        nan_weight,
+    ),
+    *(weights_shrunk_after_the_backward_pass, ball_shrunk_after_the_backward_pass),
+    *(bound_of_the_loss_lowered_after_the_backward_pass, mode_changed_after_the_backward_pass),
 ]
 
 

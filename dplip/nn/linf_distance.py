@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.distance import finite, max_distance, mean_distance
+from dplip.nn.distance import finite, max_distance
+from dplip.nn.power_mean import mean_distance
 from dplip.norms import Norms, OperatorNorms, times
 from dplip.rules.convolution import output_size, reads
 from dplip.rules.registry import Pullback, refuse_module, rule, through

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.distance import finite, max_distance, mean_distance, ranked_distance
+from dplip.nn.distance import finite, max_distance, ranked_distance
 from dplip.nn.linf_distance import Relaxed, bound_distance, exponent, peaks
+from dplip.nn.power_mean import mean_distance
 from dplip.norms import Norms
 from dplip.rules.registry import Pullback, refuse_module, rule
 

@@ -114,9 +114,9 @@ def softplus(module: nn.Softplus, x: Norms) -> tuple[Norms, Pullback]:
 
 
 def _softplus(x: Norms, beta: float, threshold: float) -> tuple[Norms, Pullback]:
-    if beta <= 0 or threshold < 15:  # where it turns linear it jumps by log(1 + exp(-threshold)) / beta
+    if beta == 0 or threshold < 15:  # where it turns linear it jumps by log(1 + exp(-threshold)) / beta
         raise UnboundedOperationError(f"Softplus jumps at threshold={threshold}, beta={beta}: use 15 or more.")
-    return elementwise(x, 1.0, math.log(2.0) / beta)
+    return elementwise(x, 1.0, math.log(2.0) / abs(beta))
 
 
 @rule(F.softplus)

@@ -21,6 +21,7 @@ Pullback = Callable[[Any], tuple[Any, Parameters]]
 Rule = Callable[..., tuple[Any, Pullback]]
 
 _RULES: dict[Any, Rule] = {}
+_CLASSES: set[type] = set()  # registered by name, so that what they define themselves is known
 
 R = TypeVar("R", bound=Rule)
 
@@ -81,6 +82,8 @@ def rule(*functions: Any) -> Callable[[R], R]:
     def register(function: R) -> R:
         for target in functions:
             cls: Any = target
+            if inspect.isclass(target):
+                _CLASSES.add(target)
             _RULES[cls.forward if inspect.isclass(target) else target] = function
         return function
 
@@ -99,8 +102,11 @@ def module_rule(module: nn.Module) -> Rule | None:
     if found is None:
         return None
     owner = max(i for i, base in enumerate(cls.__mro__) if vars(base).get("forward") is cls.forward)
-    if any(not set(vars(base)) <= HARMLESS | {"forward"} for base in cls.__mro__[:owner]):
-        return None
+    for base in cls.__mro__[:owner]:
+        if base in _CLASSES:
+            break
+        if not set(vars(base)) <= HARMLESS | {"forward"}:
+            return None
     shadowed = [k for k in vars(module) if inspect.isfunction(getattr(cls, k, None))]
     return None if shadowed else found
 

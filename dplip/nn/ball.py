@@ -12,7 +12,7 @@ from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms, least
 from dplip.rules.registry import Pullback, rule
 
-ROUNDING = 1e-6
+ROUNDING = 1e-5
 
 
 class BallProjection(nn.Module):

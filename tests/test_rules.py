@@ -291,7 +291,7 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.layer(x))
-        return F.linear(y, self.weight) if self.weight.ndim == 2 else F.conv2d(y, self.weight, padding=1)
+        return F.linear(y, self.weight) if isinstance(self.layer, nn.Linear) else F.conv2d(y, self.weight, padding=1)
 
 
 class Affine(nn.Module):
@@ -389,7 +389,7 @@ def test_the_l1_norm_of_a_ball_projection_is_attained() -> None:
     output, pullback = dplip.propagate(dn.BallProjection(1.0), (n,))
     for name in ("l1", "linf"):
         stated = pullback(Norms(output.shape, **{name: 1.0}))[0].norm({"l1": 1, "linf": inf}[name])
-        assert exact <= stated <= exact * (1 + 1e-5)
+        assert exact <= stated <= exact * (1 + 1e-4)
 
 
 def test_a_residual_sum_is_tight() -> None:

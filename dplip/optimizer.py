@@ -19,7 +19,7 @@ from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, sensitivity_of
-from dplip.trace import Observer
+from dplip.trace import Observer, fingerprint
 
 NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
 """How far two neighbouring sums lie apart, in units of one example's bound."""
@@ -52,8 +52,8 @@ class Batches(Protocol):
 class _Witness(Observer):
     """Sees what the model puts out and what the loss took, so that a step can tell whose gradient it holds."""
 
-    def __init__(self, input_shape: tuple[int, ...] = ()) -> None:
-        self.input_shape = input_shape
+    def __init__(self, input_shape: tuple[int, ...] = (), state: Callable[[], Any] = tuple) -> None:
+        self.input_shape, self.state = input_shape, state
         self.outputs: list[weakref.ref[Tensor]] = []
         self.sent: list[weakref.ref[Tensor]] = []
         self.reset()
@@ -62,6 +62,8 @@ class _Witness(Observer):
         self.examples = 0
         self.foreign = False
         self.problem: str | None = None
+        self.seen: Any = None  # the state of the model and the loss at the forward pass
+        self.changed = False
         self.sent = [ref for ref in self.sent if ref() is not None]
         self.outputs = [ref for ref in self.outputs if ref() is not None]
 
@@ -77,6 +79,9 @@ class _Witness(Observer):
                     "Train on one tensor of examples of the declared input_shape."
                 )
                 return
+            now = self.state()
+            self.changed = self.changed or (self.seen is not None and self.seen != now)
+            self.seen = now
             self.outputs.append(weakref.ref(output))
             output.register_hook(self.arrived)
 
@@ -148,7 +153,7 @@ class DPLipOptimizer(Optimizer):
         self._cache = NormCache(drift)
         self._walk = Walk(model, input_shape)
         self.sensitivities()  # refuses what cannot be bounded before anything is trained
-        self._witness = _Witness(self._walk.input_shape)
+        self._witness = _Witness(self._walk.input_shape, self._state)
         self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
@@ -213,6 +218,11 @@ class DPLipOptimizer(Optimizer):
         with self._cache:
             project(self.model)
 
+    def _state(self) -> tuple[Any, ...]:
+        """What the bounds of a gradient depend on, at the time of its forward pass."""
+        versions = tuple(p._version for p in self.model.parameters())
+        return fingerprint(self.model), fingerprint(self.loss), versions
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
         if self._accumulating == self.batches.number:
@@ -255,6 +265,11 @@ class DPLipOptimizer(Optimizer):
                 "step(): the loss was given something else than the model's own output, or something else than the "
                 "loss sent a gradient into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the "
                 "output as it is and nothing added to the loss."
+            )
+        if self._witness.changed or self._witness.seen != self._state():
+            raise ConfigurationError(
+                "step(): the weights, the mode or an attribute of the model or the loss has changed since its gradient "
+                "was computed, so the bounds are not those of the gradient. Change them after step()."
             )
         if seen != handed:
             raise ConfigurationError(

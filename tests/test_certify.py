@@ -133,11 +133,12 @@ def test_the_attack_is_strong_enough_to_break_what_is_not_certified(digits):
 def test_no_attack_succeeds_inside_a_radius_of_a_random_model(name, norm):
     model, shape = built(name, seed=2, gain=3.0)
     model.eval()
-    for size in (0.3, 3.0):
-        x = size * torch.randn(40, *shape, generator=torch.Generator().manual_seed(0))
-        certified = dplip.certify(model, x, norm)
-        assert (certified > 0).any()
-        assert not attack(model, x, certified, norm, steps=6).any()
+    x = torch.randn(30, *shape, generator=torch.Generator().manual_seed(0))
+    x[:15] *= 0.3  # inside the ball, and then outside
+    x[15:] *= 3.0
+    certified = dplip.certify(model, x, norm)
+    assert (certified[:15] > 0).any() and (certified[15:] > 0).any()
+    assert not attack(model, x, certified, norm, steps=5).any()
 
 
 @every_norm
@@ -208,8 +209,7 @@ def test_tied_scores_have_radius_zero(norm):
     assert certified[0] == 0 and certified[1] > 0 and certified[2] == 0
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@every_norm
+@pytest.mark.parametrize("value, norm", [(math.nan, 2), (math.inf, 2), (-math.inf, 1), (math.nan, math.inf)])
 def test_an_input_that_is_not_finite_has_radius_zero(value, norm):
     """Also where a ball projection makes the scores finite: nothing is at a finite distance from such an input."""
     x = torch.randn(3, 6)
@@ -324,7 +324,7 @@ def attained_constant(module: nn.Module, shape: tuple[int, ...], norm: float) ->
     """The largest operator norm of a Jacobian at many points."""
     generator = torch.Generator().manual_seed(0)
     best = 0.0
-    for trial in range(12):
+    for trial in range(9):
         x = torch.randn(shape, generator=generator) * (0.1, 1.0, 10.0)[trial % 3]
         jacobian = torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x).double()
         matrix = jacobian.reshape(-1, math.prod(shape))

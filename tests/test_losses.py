@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import cache
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def targets_for(case: str, batch: int, generator: torch.Generator) -> Tensor:
     return torch.randn(batch, *shape, generator=generator)
 
 
+@cache
 def worst_outputs(case: str) -> tuple[Tensor, Tensor]:
     """Outputs that reach every corner of a loss: zero, ties, all scales up to overflow, one-sided, NaN, infinity."""
     _, _, shape, kind = CASES[case]

@@ -328,6 +328,19 @@ class Amplified(torch.autograd.Function):
         return 100 * gradient
 
 
+class Lurking(torch.autograd.Function):
+    """A backward that is right for every input that a probe would draw."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return gradient * torch.where(ctx.saved_tensors[0].abs() > 50, 100.0, 1.0)
+
+
 def half_precision(x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return F.linear(x, torch.eye(4))
@@ -420,6 +433,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "data": (lambda x: x.data, "getattr|data"),
     "autograd function": (Amplified.apply, "backward|gradient"),
     "autograd function, named late": (lambda x: Amplified.apply(x), "backward|gradient"),
+    "autograd function that lies of large inputs": (lambda x: Lurking.apply(x), "backward|gradient"),
     "autocast": (half_precision, "forward"),
     # random
     "randn": (lambda x: x + torch.randn(4), "random"),

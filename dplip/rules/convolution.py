@@ -52,9 +52,10 @@ def _convolution(
         output = output + Norms.of(bias).reshape((shape[0], *[1] * len(size))).repeat(shape)
 
     def pullback(v: Norms) -> Any:
-        gradients = {"weight": outer(x, v, tuple(weight.shape), reuse)}
+        positions = math.prod(shape[1:])
+        gradients = {"weight": outer(x, v, tuple(weight.shape), reuse).summed(positions)}
         if bias is not None:
-            gradients["bias"] = v.sum_to(tuple(bias.shape))
+            gradients["bias"] = v.sum_to(tuple(bias.shape)).summed(positions)
         return (jacobian.T(v, x.shape),), gradients
 
     return output, pullback

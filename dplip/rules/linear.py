@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -35,9 +36,10 @@ def _linear(x: Norms, weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullb
 
     def pullback(v: Norms) -> Any:
         # Tokens share the weight: |sum_t v_t x_t^T|_F <= |V|_F |X|_op <= |v|_2 |x|_2, whatever their number.
-        gradients = {"weight": outer(x, v, tuple(weight.shape))}
+        tokens = math.prod(x.shape[:-1])
+        gradients = {"weight": outer(x, v, tuple(weight.shape)).summed(tokens)}
         if bias is not None:
-            gradients["bias"] = v.sum_to(tuple(bias.shape))
+            gradients["bias"] = v.sum_to(tuple(bias.shape)).summed(tokens)
         return (jacobian.T(v, x.shape),), gradients
 
     return output, pullback

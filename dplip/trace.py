@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -321,7 +322,8 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
                     "gives other results than its trace (state, randomness or side effects).",
                     "Make it a pure function of its input that returns one tensor.",
                 )
-            if not _alike(*(_gradients(result, x, root) for result in results)):
+            same = _own_functions(results[0]) == _own_functions(results[1])
+            if not same or not _alike(*(_gradients(result, x, root) for result in results)):
                 refuse(
                     "the model",
                     "its backward",
@@ -366,6 +368,20 @@ def _gradients(result: Tensor, x: Tensor, root: nn.Module) -> Tensor:
     return torch.cat(
         [torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(wanted, found, strict=True)]
     )
+
+
+def _own_functions(result: Tensor) -> Counter[str]:
+    """The custom autograd functions in the graph of a result: in a traced one, those inside layers alone."""
+    seen, found, left = set(), Counter[str](), [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            found[type(node).__name__] += 1
+        left += [source for source, _ in node.next_functions]
+    return found
 
 
 def _example_shape(node: fx.Node, two: Any, three: Any) -> Any:

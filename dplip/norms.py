@@ -148,8 +148,8 @@ class Norms:
         return Norms(shape, self.l1, times(math.sqrt(copies), self.l2), times(copies, self.linf))
 
     def summed(self, terms: int) -> Norms:
-        """The norms of what a float32 sum of ``terms`` terms makes of this value: relative error ``terms 2^-24``."""
-        return self * (1 + terms * 2.0**-24)
+        """The norms of what a float32 sum of ``terms`` terms makes of this value: one rounding an addition."""
+        return self * (1 + (terms - 1) * 2.0**-24)
 
     @staticmethod
     def concatenate(parts: list[Norms], shape: tuple[int, ...]) -> Norms:

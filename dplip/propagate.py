@@ -71,7 +71,7 @@ class Walk:
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
         self._names = {id(p): name for name, p in model.named_parameters()}
         check_rules(self._graph, self._modules)
-        self._values, self._steps = probe(self._root, self._graph, self.input_shape)
+        self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
 
     def current(self) -> bool:
         """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
@@ -83,6 +83,8 @@ class Walk:
         values, pullbacks = self._forward(input_norms)
         output = self._output()
         result = values[output]
+        if self._mixes:  # whatever the rules say; last, since a rule that refuses knows the place
+            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
         if not isinstance(result, Norms):
             raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dplip.accounting import GaussianEvent
+from dplip.accounting import GaussianEvent, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.propagate import Walk
-from dplip.sensitivity import Sensitivities, sensitivity_of
+from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
+from dplip.trace import fingerprint
 from dplip.witness import Witness
 
 NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
@@ -66,6 +67,8 @@ class DPLipOptimizer(Optimizer):
         charge: called with the event of each step before its noise is drawn; raises to refuse the step.
         noise: where the noise comes from; by default seeded from the operating system.
         drift: relative looseness allowed to operator norms that are carried over steps.
+        project_every: constrained weights are projected after every so many steps. More than 1 saves time where the
+            sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -87,6 +90,7 @@ class DPLipOptimizer(Optimizer):
         charge: Callable[[GaussianEvent], None] | None = None,
         noise: GaussianNoise | None = None,
         drift: float = 0.01,
+        project_every: int = 1,
     ) -> None:
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
@@ -97,8 +101,10 @@ class DPLipOptimizer(Optimizer):
         self.batches, self.neighboring = batches, neighboring
         self.noise = GaussianNoise() if noise is None else noise
         self._input_shape, self._charge = input_shape, charge
-        self._cache = NormCache(drift)
+        self._cache, self._steps = NormCache(drift), 0
+        self._project_every = whole("project_every", project_every, least=1)
         self._walk = Walk(model, input_shape)
+        self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self.sensitivities()  # refuses what cannot be bounded before anything is trained
         self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
         for p in model.parameters():
@@ -124,9 +130,14 @@ class DPLipOptimizer(Optimizer):
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         if not self._walk.current():
-            self._walk = Walk(self.model, self._input_shape)
-        with self._cache:
-            bounds = sensitivity_of(self._walk, self.loss)
+            self._walk, self._constant = Walk(self.model, self._input_shape), None
+        state = fingerprint(self.loss)
+        if self._constant is None or self._constant[0] != state:
+            self._constant = state, constant_sensitivity(self._walk, self.loss)
+        bounds = self._constant[1]
+        if bounds is None:
+            with self._cache:
+                bounds = sensitivity_of(self._walk, self.loss)
         # Rounding of a float32 sum over the batch, relative to its largest possible value.
         factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * 2.0**-24)
         return Sensitivities({name: bound * factor for name, bound in bounds.items()})
@@ -163,8 +174,10 @@ class DPLipOptimizer(Optimizer):
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
         self.original.step()
-        with self._cache:
-            project(self.model)
+        self._steps += 1
+        if self._steps % self._project_every == 0:
+            with self._cache:
+                project(self.model)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""

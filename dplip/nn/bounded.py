@@ -99,11 +99,28 @@ class BoundedConv2d(_BoundedGradient, nn.Conv2d):
         return f"{super().extra_repr()}, radius={self.radius:g}"
 
 
-def _scales(x: Tensor, v: Tensor, radius: float, reuse: float, positions: int) -> tuple[Tensor, Tensor]:
-    """Per example, what brings ``reuse |v| |x|`` (of the weight) and ``sqrt(positions) |v|`` (of the bias) inside."""
+def _bounded_rows(
+    x: Tensor, v: Tensor, radius: float, reuse: float, positions: int
+) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+    """The input, and the cotangents scaled for the weight, and for the bias when they are called for.
+
+    Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius.
+    """
     sizes, lengths = row_norms(x), row_norms(v)
+    if not _all(sizes + lengths < math.inf):
+        x, v = finite(x), finite(v)
+        sizes, lengths = row_norms(x), row_norms(v)
     weight = torch.where(torch.maximum(sizes, lengths) > HUGE, math.inf, reuse * sizes * lengths)
-    return scale_into(radius, weight, v), scale_into(radius, math.sqrt(positions) * lengths, v)
+    scaled = v if _all(weight <= radius) else v * scale_into(radius, weight, v)
+    return x, scaled, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
+
+
+def _all(condition: Tensor) -> bool:
+    """Whether it holds for every example, so that a pass over the values can be left out."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:  # under vmap there is no single answer
+        return False
 
 
 class _Linear(torch.autograd.Function):
@@ -122,10 +139,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         below = v @ weight if ctx.needs_input_grad[0] else None
-        x, v = finite(x), finite(v)
-        for_weight, for_bias = _scales(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
-        gradient = (v * for_weight).flatten(0, -2).mT @ x.flatten(0, -2)
-        bias = (v * for_bias).flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        x, scaled, for_bias = _bounded_rows(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+        gradient = scaled.flatten(0, -2).mT @ x.flatten(0, -2)
+        bias = for_bias().flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return below, gradient, bias, None
 
 
@@ -145,10 +161,9 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         below = conv2d_input(x.shape, weight, v, *ctx.settings) if ctx.needs_input_grad[0] else None
-        x, v = finite(x), finite(v)
-        for_weight, for_bias = _scales(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
-        gradient = conv2d_weight(x, weight.shape, v * for_weight, *ctx.settings)
-        bias = (v * for_bias).sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        x, scaled, for_bias = _bounded_rows(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
+        gradient = conv2d_weight(x, weight.shape, scaled, *ctx.settings)
+        bias = for_bias().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return below, gradient, bias, None, None, None
 
 

@@ -70,8 +70,14 @@ def finite(x: Tensor) -> Tensor:
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """The l2 norm of each example of a batch, in float64: a float32 sum of squares is off by more than the slack."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    """The l2 norm of each example of a batch, from above, in float64; inf where its square overflows.
+
+    A sum of n nonnegative terms is off by at most n roundings, the root by half of that; and squares below the smallest
+    normal number may vanish, together less than n of it.
+    """
+    rows = x.flatten(1)
+    n, info = rows.shape[1], torch.finfo(x.dtype)
+    return torch.linalg.vector_norm(rows, dim=1).double() * (1 + (n + 8) * info.eps / 2) + math.sqrt(n * info.tiny)
 
 
 def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:

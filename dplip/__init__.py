@@ -10,6 +10,7 @@ from dplip.constraints import (
     FrobeniusBall,
     Orthogonal,
     RowL1Ball,
+    RowL2Ball,
     SpectralBall,
     constrain,
     project,
@@ -23,6 +24,7 @@ from dplip.errors import (
     UnboundedInputError,
     UnboundedOperationError,
 )
+from dplip.monotonicity import certify_monotonic
 from dplip.norms import Norms, OperatorNorms
 from dplip.optimizer import DPLipOptimizer
 from dplip.propagate import propagate
@@ -49,10 +51,12 @@ __all__ = [
     "PoissonLoader",
     "PrivacyEngine",
     "RowL1Ball",
+    "RowL2Ball",
     "SpectralBall",
     "UnboundedInputError",
     "UnboundedOperationError",
     "certify",
+    "certify_monotonic",
     "constrain",
     "create_accountant",
     "get_noise_multiplier",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dplip.constraints import Constraint, Constraints, constrain, project
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, largest
+from dplip.operators import NormCache
 from dplip.propagate import Walk
 
 RESERVE = 1e-4
@@ -93,7 +94,9 @@ class Residual(Constraint):
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         assert isinstance(layer, Monotonic)
         project(layer.module)  # whichever of the two is projected first, the slope is that of the final weights
-        bound = slope_bound(self._traced.walk(layer.module, layer.directions.shape[1]))
+        # Norms that are carried over steps are looser than the reserve: here they are exact.
+        with NormCache(tolerance=0.0):
+            bound = slope_bound(self._traced.walk(layer.module, layer.directions.shape[1]))
         if layer.lipschitz is None:
             if not math.isfinite(bound):
                 _require(bound, layer, "with its present weights")

@@ -35,12 +35,24 @@ from dplip.trainer import DPLipTrainer
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """The estimators, on first use: scikit-learn is not loaded for those who do not want it."""
+    if name in ("DPLipClassifier", "DPLipRegressor"):
+        from dplip import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'dplip' has no attribute {name!r}")
+
+
 __all__ = [
     "BudgetExceededError",
     "ColumnL1Ball",
     "ConfigurationError",
+    "DPLipClassifier",
     "DPLipError",
     "DPLipOptimizer",
+    "DPLipRegressor",
     "DPLipTrainer",
     "EntryBall",
     "FrobeniusBall",

@@ -271,8 +271,8 @@ def _show(folder: Path) -> None:
     for name, value in report["utility"].items():
         if name in ("accuracy", "rmse") and value is not None:
             typer.echo(f"{name:<9} {value:.4f}")
-    if "monotonicity" in report:
-        proof = report["monotonicity"]
+    proof = report.get("monotonicity", {})
+    if proof.get("directions"):
         typer.echo(f"monotone  {proof['directions']}, proved with margin {proof['margin']:.3g}")
     for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
         if radius > 0:

@@ -55,7 +55,7 @@ def train_table(
     schema = loaded.schema
     require_public(schema, epsilon)
     size = len(loaded.train)
-    recipe = tabular_preset(loaded.name, private=math.isfinite(epsilon))
+    recipe = tabular_preset(loaded.name, math.isfinite(epsilon), schema.regression)
     recipe = dataclasses.replace(recipe, **{k: v for k, v in settings.items() if v is not None})
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, size))
     scaled = with_scaled_target(loaded, 1 / recipe.scale) if schema.regression else loaded

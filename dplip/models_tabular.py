@@ -111,20 +111,26 @@ def monotone_network(
 
 
 PRIVATE: Mapping[str, TabularPreset] = {
-    "adult": TabularPreset("inf", (16, 16), 16.0, lr=0.02, batch_size=2048, epochs=20),
+    "adult": TabularPreset("two", (16, 16), 4.0, lr=0.03, batch_size=2048, epochs=10),
+    "compas": TabularPreset("two", (8,), 4.0, lr=0.03, batch_size=512, epochs=20),
+    "auto-mpg": TabularPreset("two", (8, 8), 1.0, lr=0.02, batch_size=128, epochs=40),
 }
 """Recipes for finite epsilons."""
 
 WITHOUT_NOISE: Mapping[str, TabularPreset] = {
-    "adult": TabularPreset("inf", (16, 16), 16.0, lr=0.02, batch_size=512, epochs=20),
+    "adult": TabularPreset("inf", (16, 16), 32.0, lr=0.01, batch_size=512, epochs=15),
+    "compas": TabularPreset("two", (8, 8), 8.0, lr=0.01, batch_size=256, epochs=60),
+    "heart": TabularPreset("two", (4, 4), 8.0, lr=0.03, batch_size=1000, epochs=200),
+    "auto-mpg": TabularPreset("inf", (8, 8), 1.0, lr=0.01, batch_size=64, epochs=300),
+    "blog": TabularPreset("inf", (8,), 1.0, lr=0.01, batch_size=512, epochs=20),
 }
 """Recipes for epsilon = inf."""
 
 
-def tabular_preset(name: str, private: bool) -> TabularPreset:
-    """The recipe of a table by its name, or one for a table that no recipe is known for."""
+def tabular_preset(name: str, private: bool, regression: bool = False) -> TabularPreset:
+    """The recipe of a table by its name, or that of a table of the same kind where none is known for it."""
     presets = PRIVATE if private else WITHOUT_NOISE
-    return presets.get(name, presets["adult"])
+    return presets.get(name, presets["auto-mpg" if regression else "adult"])
 
 
 def settings_of(saved: Mapping[str, Any]) -> TabularPreset:

@@ -197,9 +197,10 @@ def _numbers(series: Any, column: Column, what: str) -> Any:
 def _text(series: Any) -> Any:
     """Each value as text without blanks around it; a missing one, as None, equals no level."""
     gone = series.isna().to_numpy()
-    text = series.astype(str).str.strip().to_numpy(dtype=object)
-    whole = np.array([v[:-2] if v.endswith(".0") and v[:-2].lstrip("-").isdigit() else v for v in text], dtype=object)
-    return np.where(gone, "\0missing", whole)
+    text = (str(v).strip() for v in series.to_numpy(dtype=object))
+    # Whole numbers are read as floats where a column has gaps: they mean the same level.
+    whole = [v[:-2] if v.endswith(".0") and v[:-2].lstrip("-").isdigit() else v for v in text]
+    return np.where(gone, "\0missing", np.array(whole, dtype=object))
 
 
 def _bad_row(column: Column, wrong: Any, what: str, why: str) -> NoReturn:

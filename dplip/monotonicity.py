@@ -15,7 +15,7 @@ from dplip.certify import ROUNDING, evaluation
 from dplip.errors import ConfigurationError
 from dplip.nn.monotonic import Directions
 from dplip.norms import Norms, largest
-from dplip.propagate import Walk
+from dplip.propagate import Walk, _depends
 from dplip.rules.registry import Call, module_rule
 from dplip.trace import target_of
 
@@ -141,7 +141,7 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
             continue
         norms = v.norms if isinstance(v, Slopes) else v
         sources, inputs, _ = pullbacks[node](norms)
-        sources = [n for n in sources if isinstance(values[n], (Norms, tuple))]
+        sources = [n for n in sources if _depends(values[n])]
         inputs = (inputs,) if isinstance(inputs, Norms) else tuple(inputs)
         intervals = _intervals(walk, node, v, values, pullbacks, sources, inside) if isinstance(v, Slopes) else None
         for k, (source, back) in enumerate(zip(sources, inputs, strict=True)):

@@ -107,7 +107,17 @@ def monotone_network(
             GroupSort(2 if m % 2 == 0 else m),
             Clamp(-clamp, clamp),
         ]
-    return nn.Sequential(first, Monotonic(nn.Sequential(*layers[:-2]), directions))
+    model = nn.Sequential(first, Monotonic(nn.Sequential(*layers[:-2]), directions))
+    balance(model, first, linear.bias)
+    return model
+
+
+@torch.no_grad()
+def balance(model: nn.Sequential, first: TabularInput, bias: torch.Tensor) -> None:
+    """Start at 0 for a public row: the middle of each range, but the low end of a long tail, and no level."""
+    row = torch.where(first.is_log, first.low, (first.low + first.high) / 2)
+    blank = torch.zeros(sum(first.groups))
+    bias.sub_(model(torch.cat([row, blank])[None])[0])
 
 
 PRIVATE: Mapping[str, TabularPreset] = {

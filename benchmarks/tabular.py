@@ -49,10 +49,10 @@ DELTA = 1e-5
 class Clipped:
     """The recipe of the clipped baseline."""
 
-    lr: float = 0.01
+    lr: float = 0.03
     max_grad_norm: float = 1.0
     batch_size: int = 2048
-    epochs: int = 20
+    epochs: int = 40
     widths: tuple[int, ...] = (16, 16)
 
 
@@ -63,8 +63,8 @@ class Logistic:
     C: float = 1.0
 
 
-OPACUS = {"adult": Clipped(), "compas": Clipped(batch_size=512)}
-DIFFPRIVLIB = {"adult": Logistic(), "compas": Logistic()}
+OPACUS = {"adult": Clipped(), "compas": Clipped(lr=0.06, batch_size=512, epochs=80, widths=(8,))}
+DIFFPRIVLIB = {"adult": Logistic(0.03), "compas": Logistic(0.1)}
 
 
 def score(table: Table, z: Tensor, scale: float, best_threshold: bool = False) -> float:

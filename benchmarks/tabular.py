@@ -202,11 +202,13 @@ def run(method: str, table: Table, recipe: Any, epsilon: float, seed: int, pytho
 
 
 def recipe_of(method: str, name: str, private: bool) -> Any:
+    if method in ("opacus", "diffprivlib") and name not in OPACUS:
+        raise SystemExit(f"{method}: no recipe for {name}")
     if method == "opacus":
         return OPACUS[name]
     if method == "diffprivlib":
         return DIFFPRIVLIB[name]
-    return dataclasses.replace(tabular_preset(name, private), chain=method)
+    return dataclasses.replace(tabular_preset(name, private, name in ("auto-mpg", "blog")), chain=method)
 
 
 def shown(values: list[float]) -> str:

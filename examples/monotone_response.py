@@ -90,7 +90,7 @@ def responses(model: torch.nn.Sequential, rows: Tensor, feature: int, at: Tensor
 def draw(axes: object, at: Tensor, scores: Tensor, band: tuple[Tensor, Tensor], shown: object) -> None:
     for k, row in enumerate(scores[:5]):
         axes.plot(at, shown(row), color="0.6", linewidth=0.8, label="single rows" if k == 0 else None)
-    axes.plot(at, shown(scores.mean(0)), color="C0", linewidth=2, label="mean of held-out rows")
+    axes.plot(at, shown(scores.mean(0)), color="C0", linewidth=2, label="mean score of held-out rows")
     axes.fill_between(at, *map(shown, band), color="C0", alpha=0.15, label="certified band of the mean")
     axes.grid(alpha=0.2)
 
@@ -128,7 +128,7 @@ def main() -> None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots(1, len(models), sharey=True)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
         proof = certify_monotonic(model, schema.directions, schema.features)
@@ -142,8 +142,8 @@ def main() -> None:
         axes[0].set(ylabel="predicted chance", ylim=(-0.02, 1.02))
     else:
         axes[0].set(ylabel="prediction (scaled target)")
-    axes[0].legend(fontsize=8, loc="lower right" if column.monotone >= 0 else "upper right")
-    figure.savefig(arguments.out, dpi=100)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(arguments.out, dpi=80)
     print(f"picture {arguments.out}")
 
 

@@ -1,10 +1,14 @@
 """Monotone by construction: no pair of inputs violates it, whatever the weights; what cannot be proved is refused."""
 
 import copy
+import dataclasses
+import importlib.util
 import itertools
 import math
 import pickle
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -362,6 +366,23 @@ def test_a_table_with_wild_values_stays_within_its_bound():
         assert float(torch.linalg.vector_norm(y, p, dim=1).max()) <= output.norm(p)
     corner = module(torch.tensor([[1.0, -5.0, 0, 1, 0, 1, 0]]))
     assert [float(torch.linalg.vector_norm(corner, p)) for p in (1, 2)] == pytest.approx([output.l1, output.l2], 1e-5)
+
+
+def test_the_responses_of_the_example_rise_within_their_band(tmp_path, monkeypatch, capsys):
+    path = Path(__file__).resolve().parent.parent / "examples" / "monotone_response.py"
+    spec = importlib.util.spec_from_file_location("monotone_response", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    recipe = dataclasses.replace(example.tabular_preset("shop", True), epochs=1, batch_size=100)
+    table = example.Table("shop", example.shop(300, 0), example.shop(50, 1), example.SHOP)
+    model = example.train(table, recipe, 3.0, seed=0)
+    at = torch.linspace(0, 200, 50)
+    scores, low, high = example.responses(model, table.test.tensors[0], 0, at)
+    assert float(scores.diff(dim=1).min()) > -1e-6
+    assert bool((scores.mean(0) >= low - 1e-5).all()) and bool((scores.mean(0) <= high + 1e-5).all())
+    monkeypatch.setattr(sys, "argv", ["response", "--quick", "--out", str(tmp_path / "r.png")])
+    example.main()
+    assert (tmp_path / "r.png").exists() and "certified margin" in capsys.readouterr().out
 
 
 def test_rows_of_weights_are_projected_onto_the_l2_ball():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -191,8 +191,3 @@ def as_json(target: str | None, columns: Mapping[str, Any], source: str) -> str:
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def directions_of(schema: Schema, names: Sequence[str]) -> dict[str, int]:
-    """The directions of the named columns."""
-    return {c.name: c.monotone for c in schema.columns if c.name in names}

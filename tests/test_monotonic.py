@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from laws import Calls
 from small_runs import private
 from torch import Tensor, nn
 
@@ -287,6 +289,48 @@ def test_every_slope_lies_in_its_interval(name):
     for scale in (0.1, 1.0, 10.0):
         found = gradients(model.eval(), scale * torch.randn(200, 5, dtype=torch.float64))
         assert bool((found >= lower[:, None] - 1e-9).all()) and bool((found <= upper[:, None] + 1e-9).all())
+
+
+ELEMENTWISE_SLOPES = [
+    *(nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 2.0), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Softsign()),
+    *(
+        nn.LogSigmoid(),
+        nn.Tanhshrink(),
+        nn.Softshrink(),
+        nn.LeakyReLU(2.0),
+        nn.LeakyReLU(-0.5),
+        nn.ELU(3.0),
+        nn.ELU(-1.0),
+    ),
+    *(
+        nn.CELU(0.5),
+        nn.Softplus(2.0),
+        nn.Softplus(-2.0),
+        nn.GELU(),
+        nn.SiLU(),
+        nn.Softmax(1),
+        nn.LayerNorm(6, elementwise_affine=False),
+    ),
+]
+FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
+    *(torch.relu, torch.tanh, torch.sigmoid, F.softsign, F.logsigmoid, F.hardsigmoid, F.relu6, F.gelu, torch.abs),
+    *(lambda x: x.clamp(-0.3, 0.5), lambda x: torch.clamp(x, min=0.1), lambda x: -x / 3 + 2, lambda x: 1 - x * 2),
+    *(lambda x: x - x.mean(1, keepdim=True), lambda x: x + x[:, :1], lambda x: torch.cat([x[:, 3:], -x[:, :3]], 1)),
+    *(lambda x: x.sub(x.relu(), alpha=2), lambda x: torch.add(x.tanh(), other=x, alpha=-0.5), lambda x: 3 * x + x),
+    *(lambda x: x.view(-1, 2, 3).flatten(1), lambda x: x.unsqueeze(1).squeeze(1), lambda x: torch.maximum(x, -x)),
+]
+
+
+@pytest.mark.parametrize("layer", [*ELEMENTWISE_SLOPES, *FUNCTIONS], ids=str)
+def test_slopes_through_every_operation_lie_in_their_intervals(layer):
+    """Linear maps before and behind, so that cotangents have every sign and no entry is one-hot."""
+    torch.manual_seed(0)
+    middle = layer if isinstance(layer, nn.Module) else Calls(layer)
+    model = nn.Sequential(nn.Linear(4, 6), middle, nn.Linear(6, 2)).double().eval()
+    lower, upper = slopes(model, 4)
+    for scale in (0.3, 1.0, 10.0):
+        found = gradients(model, scale * torch.randn(300, 4, dtype=torch.float64))
+        assert bool((found >= lower[:, None] - 1e-7).all()) and bool((found <= upper[:, None] + 1e-7).all())
 
 
 def test_linear_models_have_exact_slopes():

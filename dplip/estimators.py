@@ -348,8 +348,9 @@ def search_privacy(search: Any) -> dict[str, Any]:
         remove a change of one row moves others between folds), and ``selection``, which says that the scores by
         which the best was chosen are exact functions of held-out private rows, and covered by no epsilon.
 
-    Guarantee: each fit is charged in full to every row (a row is in all training parts but one, so this is an upper
-    bound), with the noise and the steps that its parameters and the size of its part imply.
+    Each fit is charged in full to every row, though with k folds a row is in k - 1 training parts; with the noise and
+    the steps that its parameters imply for the smallest training part of k folds of equal size. For splits of other
+    sizes the figure is not a bound.
     """
     best = _private_part(search.best_estimator_)
     rows, splits = best.rows_, int(search.n_splits_)

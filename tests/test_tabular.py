@@ -278,6 +278,27 @@ def test_every_chain_of_a_preset_is_bounded_and_monotone(chain):
     assert bounds["1.module.3.weight"] <= 1.0001 * math.sqrt(8) * (math.sqrt(6) if chain == "one" else 1)
 
 
+@pytest.mark.parametrize("chain", ["inf", "one", "two"])
+def test_no_row_has_a_gradient_beyond_the_sensitivities(chain):
+    torch.manual_seed(0)
+    recipe = TabularPreset(chain, (8, 6), 8.0, lr=0.01, batch_size=64, epochs=1)
+    model, loss = recipe.model(SCHEMA), recipe.loss(SCHEMA)
+    generator = torch.Generator().manual_seed(1)
+    rows = [encode(frame(20), SCHEMA).tensors[0]]
+    rows += [size * torch.randn(20, len(SCHEMA.features), generator=generator) for size in (1.0, 1e3, 1e20)]
+    rows += [torch.tensor([[98.0, 0, 1, 1, 0, 0, 1], [18.0, 1000, 0, 0, 1, 0, 1], [math.inf] * 7, [-math.inf] * 7])]
+    for spread in (0, 1):
+        if spread:
+            at_the_edge(model)
+        bounds = dplip.sensitivity(model, loss, (len(SCHEMA.features),))
+        for x in torch.cat(rows):
+            for y in (0, 1):
+                model.zero_grad()
+                loss(model(x[None]), torch.tensor([y])).backward()
+                for name, bound in bounds.items():
+                    assert float(model.get_parameter(name).grad.norm()) <= bound, (name, x)
+
+
 def test_hidden_clamps_keep_the_sensitivity_of_the_inf_chain_small():
     def total(clamp: float) -> float:
         recipe = TabularPreset("inf", (32, 32), 8.0, lr=0.01, batch_size=64, epochs=1, clamp=clamp)

@@ -10,6 +10,7 @@ from dplip.constraints import (
     FrobeniusBall,
     Orthogonal,
     RowL1Ball,
+    RowL2Ball,
     SpectralBall,
     constrain,
     project,
@@ -23,6 +24,7 @@ from dplip.errors import (
     UnboundedInputError,
     UnboundedOperationError,
 )
+from dplip.monotonicity import certify_monotonic
 from dplip.norms import Norms, OperatorNorms
 from dplip.optimizer import DPLipOptimizer
 from dplip.propagate import propagate
@@ -33,12 +35,24 @@ from dplip.trainer import DPLipTrainer
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """The estimators, on first use: scikit-learn is not loaded for those who do not want it."""
+    if name in ("DPLipClassifier", "DPLipRegressor"):
+        from dplip import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'dplip' has no attribute {name!r}")
+
+
 __all__ = [
     "BudgetExceededError",
     "ColumnL1Ball",
     "ConfigurationError",
+    "DPLipClassifier",
     "DPLipError",
     "DPLipOptimizer",
+    "DPLipRegressor",
     "DPLipTrainer",
     "EntryBall",
     "FrobeniusBall",
@@ -49,10 +63,12 @@ __all__ = [
     "PoissonLoader",
     "PrivacyEngine",
     "RowL1Ball",
+    "RowL2Ball",
     "SpectralBall",
     "UnboundedInputError",
     "UnboundedOperationError",
     "certify",
+    "certify_monotonic",
     "constrain",
     "create_accountant",
     "get_noise_multiplier",

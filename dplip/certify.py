@@ -119,7 +119,9 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     if len(output.shape) > 1 or classes < 1:
         raise ConfigurationError(f"output of shape {output.shape}: certify takes scores of shape (batch, classes).")
     if classes == 1:
-        return torch.tensor([[largest(pullback(Norms(output.shape, l1=1.0))[0].norm(dual))]], dtype=torch.float64)
+        from dplip.monotonicity import pull  # which needs this module
+
+        return torch.tensor([[largest(pull(walk).norms.norm(dual))]], dtype=torch.float64)
     head = walk.head()
     if head is None:
         # e_y - e_j has l1 norm 2, l2 norm sqrt 2, linf norm 1, whatever the pair.

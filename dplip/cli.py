@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dplip.data import Data
+    from dplip.tabular import Table
 
 app = typer.Typer(
     help="Differentially private training of Lipschitz networks, with certified robustness.",
@@ -67,7 +68,9 @@ class ModelName(str, Enum):
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or cifar10.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10; adult, compas, ...; a FILE.")
+    ] = "digits",
     data_dir: DataDir = None,
     model: Annotated[ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances.")] = ModelName.l2,
     norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
@@ -83,15 +86,45 @@ def train(
     neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
     public_size: Annotated[int | None, typer.Option(help="Size of the data, if its length is private.")] = None,
     progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
+    target: Annotated[str | None, typer.Option(help="Tables: the column to predict. [the schema's]")] = None,
+    monotone: Annotated[str | None, typer.Option(help='Tables: such as "age:+,price:-". [the schema\'s]')] = None,
+    schema: Annotated[Path | None, typer.Option(help="Tables: the schema's file. [NAME.schema.json]")] = None,
+    test: Annotated[Path | None, typer.Option(help="Tables: held-out rows. [NAME.test.csv, or a fifth]")] = None,
+    chain: Annotated[str | None, typer.Option(help="Tables: inf, one or two. [the preset's]")] = None,
 ) -> None:
     """Train a private, certified model on a data set, and write DIR/report.json."""
     import torch
 
     from dplip.data import load
     from dplip.models import preset
+    from dplip.tabular import is_table
     from dplip.trainer import DPLipTrainer
 
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
+    if is_table(data):
+        from dplip.cli_tabular import train_table
+
+        folder = train_table(
+            data,
+            data_dir,
+            table,
+            {**given, "chain": chain},
+            epsilon=epsilon,
+            target_delta=delta,
+            seed=seed,
+            out=out,
+            accountant=accountant.value,
+            neighboring=neighboring.value,
+            public_size=public_size,
+            max_physical_batch_size=max_physical_batch_size,
+            progress=progress,
+        )
+        _show(folder)
+        return
+    for name, value in {**table, "chain": chain}.items():
+        if value is not None:
+            raise ConfigurationError(f"--{name}: it is for a table, and data={data!r} is none. Leave it out.")
     loaded = load(data, data_dir)
     recipe = dataclasses.replace(preset(loaded.name, model.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
@@ -186,7 +219,20 @@ def certify(
         typer.echo(f"picture {plot}")
 
 
-def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
+@app.command()
+def schema(
+    file: Annotated[Path, typer.Argument(help="A table: CSV or Parquet.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    from_data: Annotated[bool, typer.Option(help="Take ranges and levels from the values: NOT PRIVATE.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file to write. [NAME.schema.json]")] = None,
+) -> None:
+    """Draft the schema of a table: the public ranges, levels and directions of its columns, to fill in."""
+    from dplip.cli_tabular import draft_schema
+
+    typer.echo(draft_schema(file, target, from_data, out))
+
+
+def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]:
     """The model that a run trained, and its data."""
     import torch
 
@@ -195,6 +241,10 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
     from dplip.trainer import read_report
 
     report = read_report(run)
+    if report.get("run", {}).get("model") == "monotone":
+        from dplip.cli_tabular import trained_table
+
+        return trained_table(run, report, data_dir)
     try:
         settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
         recipe, name = KINDS[report["run"].get("model", "l2")](**settings), str(report["run"]["data"])
@@ -218,7 +268,12 @@ def _show(folder: Path) -> None:
 
     report = read_report(folder)
     privacy, certified = report["privacy"], report["certified"]
-    typer.echo(f"accuracy  {report['utility']['accuracy']:.4f}")
+    for name, value in report["utility"].items():
+        if name in ("accuracy", "rmse") and value is not None:
+            typer.echo(f"{name:<9} {value:.4f}")
+    proof = report.get("monotonicity", {})
+    if proof.get("directions"):
+        typer.echo(f"monotone  {proof['directions']}, proved with margin {proof['margin']:.3g}")
     for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
         if radius > 0:
             typer.echo(f"certified {accuracy:.4f} at l{certified['norm']} radius {radius:.4f}")

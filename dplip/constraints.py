@@ -240,6 +240,23 @@ class RowL1Ball(Constraint):
         return f"radius={self.radius:g}"
 
 
+class RowL2Ball(Constraint):
+    """Weights whose rows have l2 norm at most ``radius``: the norm from l2 to l-infinity."""
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        self.radius = _positive(radius)
+
+    def project(self, weight: Tensor, layer: nn.Module) -> None:
+        rows = weight.detach().flatten(1)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+        inside = self.radius * (1 - 1e-7)  # rounding, as for the l1 balls
+        rows.mul_((inside / norms.clamp_min(inside)).to(rows.dtype))
+
+    def extra_repr(self) -> str:
+        return f"radius={self.radius:g}"
+
+
 class ColumnL1Ball(Constraint):
     """Weights whose columns have l1 norm at most ``radius``: the norm from l1 to l1 of a matrix."""
 

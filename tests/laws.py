@@ -378,7 +378,25 @@ DISTANCES = [
 ]
 
 
-SAMPLES = [*ELEMENTWISE, *DROPOUT, *LINEAR, *CONVOLUTIONS, *ARITHMETIC, *SHAPES, *POOLING, *OTHERS, *DISTANCES]
+MONOTONE = [
+    module(dn.TabularInput([0.0] * 4, [1.0, 2.0, 9.0, 1.0], log=[2]), (4,), IN),
+    Sample("TabularInput with blocks", lambda: dn.TabularInput([-1.0, 0.0], [1.0, 5.0], (2, 2)), VECTOR),
+    Sample("Monotonic", lambda: dn.Monotonic(nn.Linear(6, 2), [1, -1, 0, 1, 0, 0], None), VECTOR, ("module.bias",)),
+]
+
+
+SAMPLES = [
+    *ELEMENTWISE,
+    *DROPOUT,
+    *LINEAR,
+    *CONVOLUTIONS,
+    *ARITHMETIC,
+    *SHAPES,
+    *POOLING,
+    *OTHERS,
+    *DISTANCES,
+    *MONOTONE,
+]
 
 
 # ---------------------------------------------------------------------------------------------------- weights

@@ -9,9 +9,11 @@ from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
+from dplip.nn.monotonic import Monotonic
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.shift import Shift
 from dplip.nn.sortnet import SortNetLinear
+from dplip.nn.tabular_input import TabularInput
 
 __all__ = [
     "BallProjection",
@@ -26,12 +28,14 @@ __all__ = [
     "LInfDistance",
     "LInfDistance2d",
     "MaxMin",
+    "Monotonic",
     "OrthogonalLinear",
     "ScaledL2NormPool2d",
     "Shift",
     "SortNetLinear",
     "SpectralConv2d",
     "SpectralLinear",
+    "TabularInput",
     "bound_gradients",
     "relax",
 ]

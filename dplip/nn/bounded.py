@@ -31,9 +31,8 @@ HUGE = 1e30
 
 
 class _BoundedGradient:
-    """What the two layers share: the radius, and a backward pass that is not the derivative in training mode."""
+    """What the two layers share."""
 
-    surrogate = True
     radius: float
 
     def _set_radius(self, radius: float) -> None:

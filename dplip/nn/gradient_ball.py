@@ -31,7 +31,7 @@ class GradientBall(nn.Module):
     so that certificates see the derivative of the model.
     """
 
-    surrogate = True  # in training mode its backward pass is not its derivative
+    surrogate = True  # in training mode the cotangent that it sends on is not its derivative's
 
     def __init__(self, radius: float) -> None:
         super().__init__()

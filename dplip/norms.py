@@ -21,7 +21,7 @@ def least(first: Bound, *others: Bound) -> Bound:
     """The smaller of several bounds, entry by entry: the minimum of valid bounds is valid."""
     for other in others:
         if isinstance(first, Tensor) or isinstance(other, Tensor):
-            first = torch.minimum(torch.as_tensor(first), torch.as_tensor(other))
+            first = torch.minimum(*(torch.as_tensor(b, dtype=torch.float64) for b in (first, other)))
         else:
             first = min(first, other)
     return first

@@ -10,16 +10,20 @@ from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.shift import Shift
 from dplip.nn.sortnet import SortNetLinear
+from dplip.nn.spline import CoefficientSpline, LinearSpline
+from dplip.nn.spline_constraints import SplineProj
 
 __all__ = [
     "BallProjection",
     "Center",
     "Clamp",
+    "CoefficientSpline",
     "FullSort",
     "GroupSort",
     "Householder",
     "LInfDistance",
     "LInfDistance2d",
+    "LinearSpline",
     "MaxMin",
     "OrthogonalLinear",
     "ScaledL2NormPool2d",
@@ -27,5 +31,6 @@ __all__ = [
     "SortNetLinear",
     "SpectralConv2d",
     "SpectralLinear",
+    "SplineProj",
     "relax",
 ]

@@ -87,6 +87,15 @@ class Spline(nn.Module):
         """Each spline's values at its knots, in float64, shape (num_features, knots); differentiable."""
         raise NotImplementedError
 
+    def changes(self) -> Tensor:
+        """The change of slope at each knot, in float64, shape (num_features, knots); differentiable."""
+        tails = self.tails.double()
+        return torch.cat((tails[:, :1], self.between(), tails[:, 1:]), 1).diff(dim=1)
+
+    def between(self) -> Tensor:
+        """The slopes between the knots, in float64, shape (num_features, knots - 1); differentiable."""
+        raise NotImplementedError
+
     def set_slopes(self, slope: Tensor) -> None:
         """Give the splines other slopes, shape (num_features, knots - 1), and leave their means over the knots."""
         raise NotImplementedError
@@ -153,6 +162,9 @@ class LinearSpline(Spline):
     def values(self) -> Tensor:
         return self.mean.double()[:, None] + centred(self.slope.double() * self.step)
 
+    def between(self) -> Tensor:
+        return self.slope.double()
+
     @torch.no_grad()
     def set_slopes(self, slope: Tensor) -> None:
         self.slope.copy_(slope)
@@ -184,6 +196,9 @@ class CoefficientSpline(Spline):
 
     def values(self) -> Tensor:
         return self.coefficient.double()
+
+    def between(self) -> Tensor:
+        return self.values().diff(dim=1) / self.step
 
     @torch.no_grad()
     def set_slopes(self, slope: Tensor) -> None:

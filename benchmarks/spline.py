@@ -1,12 +1,14 @@
-"""Time a layer of splines, forward and backward, against ReLU, GroupSort and a naive spline; and what noise does to fits.
+"""Time a layer of splines against ReLU, GroupSort and a naive spline; and see what noise does to fits.
 
-usage: python benchmarks/spline.py [--json FILE|-] [--batch 2048] [--features 512] [--knots 21] [--threads 1] [--rounds 15]
+usage: python benchmarks/spline.py [--json FILE|-] [--batch 2048] [--features 512] [--knots 21] [--threads 1]
        python benchmarks/spline.py --noise [--seeds 5]
 
-All forms take turns in one process; a figure is the median of their times, and a ratio that of neighbouring rounds.
-`naive` is the sum over the knots of hat functions, in a loop. With --noise, one spline is fitted to a function on [-1, 1]
-by 150 noisy gradient steps on 1,000 points, in each set of coordinates, with noise of the given multiple of one
-example's sensitivity, each at the best of 19 learning rates for it, started from zero.
+A figure is the time of a forward and a backward pass. All forms take turns in one process; it is the median of their
+times, and a ratio that of neighbouring rounds. `naive` is the sum over the knots of hat functions, in a loop.
+
+With --noise, one spline is fitted to a function on [-1, 1] by 150 noisy gradient steps on 1,000 points, in each set of
+coordinates, with noise of the given multiple of one example's sensitivity. It starts from zero, and each figure is that
+of the best of 19 learning rates for it.
 """
 
 from __future__ import annotations

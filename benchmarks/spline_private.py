@@ -6,8 +6,8 @@ usage: python benchmarks/spline_private.py fashion-mnist --data-dir DIR [--epsil
 The model and recipe are those of the preset (dplip.models), with another activation in place of GroupSort. Without
 --tune every activation is trained on all the training data, and judged on the test data. With --tune the combinations
 of the given values are trained on nine tenths of the training data and judged on the rest; the test data is not read.
-Fields: kind (slopes, values), init, knots, range, lr (of the splines, as a multiple of the preset's), scale, and those of the
-preset (temperature, radius, epochs, ...), which then hold for every activation.
+Fields: kind (slopes, values), init, knots, range, lr (of the splines, as a multiple of the preset's), scale (its
+floor), or activation (a name below); and those of the preset (temperature, radius, epochs, ...).
 """
 
 from __future__ import annotations

@@ -400,7 +400,7 @@ def test_active_regions_are_counted():
 
 
 def test_the_penalty_comes_after_the_noise_and_is_removed_by_its_handle():
-    """A private step whose noise is known: with the penalty it moves by lr * weight * sign more, and spends the same."""
+    """With the same noise a private step moves by lr * weight * sign more, and spends the same."""
     moved = []
     for weight in (None, 0.5, 0.0):
         torch.manual_seed(0)

@@ -74,8 +74,8 @@ def prune(model: nn.Module, tolerance: float = 1e-2) -> int:
     Guarantee: slopes stay within the interval that they were in, and no value of a spline of range R and scale a moves
     by more than ``tolerance R / a``. Post-processing: it costs no privacy.
     Proof: a run of slopes within ``tolerance`` that is replaced by its mean keeps its rise. Inside, where a share p of
-    it lies above, the function moves by at most ``p (1 - p) tolerance`` of its length of at most 2 R: half of the bound.
-    Keeping the mean over the knots shifts all by no more than that again.
+    it lies above, the function moves by at most ``p (1 - p) tolerance`` times its length, at most 2 R: half of the
+    bound. Keeping the mean over the knots shifts all of it by no more than that again.
     """
     freed = 0
     for _, spline in _splines(model):

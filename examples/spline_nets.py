@@ -27,7 +27,7 @@ def prelu(width: int) -> nn.Module:
 
 
 def spline(width: int) -> Spline:
-    return dn.LinearSpline(width, 21, 1.0, "absolute")
+    return dn.LinearSpline(width, 21, 1.0, "maxmin")
 
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 NORMS = NormCache()
 
 
-def groups(model: nn.Module, lr: float, spline_lr: float = 1.0) -> list[dict[str, Any]]:
+def groups(model: nn.Module, lr: float, spline_lr: float = 4.0) -> list[dict[str, Any]]:
     """Parameter groups with the learning rate ``lr``, and ``spline_lr`` times it for splines."""
     own = [p for m in model.modules() if isinstance(m, Spline) for p in m.parameters()]
     others = [p for p in model.parameters() if all(p is not q for q in own)]

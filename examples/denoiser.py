@@ -1,6 +1,6 @@
 """A denoiser that is an averaged operator, with each activation, and plug-and-play deblurring with it.
 
-usage: python examples/denoiser.py [--data-dir DIR] [--sigma 0.1] [--steps 800] [--plot FILE.png] [--quick]
+usage: python examples/denoiser.py [--data-dir DIR] [--sigma 0.1] [--steps 400] [--plot FILE.png] [--quick]
 
 The denoiser is D = (I + R) / 2, where R is three 3 x 3 convolutions of certified norm at most 1 with biases, and an
 activation between them: R is 1-Lipschitz, so D is firmly nonexpansive. It is trained on noisy grey images of CIFAR-10
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="the folder of CIFAR-10")
     parser.add_argument("--sigma", type=float, default=0.1, help="standard deviation of the noise")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--plot", help="draw images and convergence here")

@@ -1,12 +1,12 @@
 """Three functions of one variable, fitted by 1-Lipschitz networks with each activation under one weight constraint.
 
-usage: python examples/spline_functions.py [--models 5] [--steps 2500] [--plot FILE.png] [--json FILE] [--quick]
+usage: python examples/spline_functions.py [--models 5] [--steps 1500] [--plot FILE.png] [--json FILE] [--quick]
 
 The functions on [-1, 1]: f1 has slopes 1 and -1 in turn between 9 random knots, f2 slopes drawn from -1, 0 and 1
 between equally spaced ones, f3 = cos(7 pi x) / (7 pi). Each is fitted from 1,000 points by networks 1-10-10-10-1 with
 orthogonal weights and biases, by Adam; the figure is the median, over models, of the mean squared error on a grid of
 10,000 points.
-Source: Ducotterd and others, 2024 (arXiv 2210.16222), scaled down: 2,500 steps of 100 points, not 100,000 of 10.
+Source: Ducotterd and others, 2024 (arXiv 2210.16222), scaled down: 1,500 steps of 100 points, not 100,000 of 10.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def fit(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--plot", help="draw the fits here")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--activations", nargs="*", default=list(ACTIVATIONS))
@@ -118,6 +118,7 @@ def draw(results: dict[str, dict[str, Any]], fits: dict[str, dict[str, Any]], pa
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     targets = functions()
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", height_ratios=(3, 2))
@@ -134,6 +135,8 @@ def draw(results: dict[str, dict[str, Any]], fits: dict[str, dict[str, Any]], pa
             bottom.plot(values["all"], [row] * len(values["all"]), ".", color="tab:gray")
             bottom.plot(values["median"], row, "|", color="black", ms=14, mew=2)
         bottom.set(xscale="log", xlabel="mean squared error (bar: median)", yticks=range(len(results[name])))
+        bottom.xaxis.set_minor_formatter(NullFormatter())
+        bottom.set(xlim=(1e-5, 1e-1))
         bottom.set_yticklabels(list(results[name]) if column == 0 else [])
         bottom.grid(axis="x", alpha=0.3)
     axes[0, 0].legend(frameon=False, fontsize=8)

@@ -1,6 +1,6 @@
 """Wasserstein-1 distances by their dual, between samples whose distance is known exactly.
 
-usage: python examples/wasserstein.py [--data-dir DIR] [--steps 300] [--seeds 2] [--plot FILE.png] [--quick]
+usage: python examples/wasserstein.py [--data-dir DIR] [--steps 400] [--seeds 2] [--plot FILE.png] [--quick]
 
 W1(P, Q) is the largest E_P f - E_Q f over 1-Lipschitz f. Here f is a network with orthogonal weights, and P and Q are
 samples, so that each estimate, divided by the certified Lipschitz constant of f, is a lower bound of the distance, and
@@ -100,7 +100,7 @@ def estimate(pair: Pair, activation: Callable[[int], nn.Module], steps: int, see
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="the folder of MNIST")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--plot", help="draw the fractions here")
     parser.add_argument("--json", help="write the figures here")

@@ -377,6 +377,26 @@ DISTANCES = [
     *(distance(f"SortNetLinear train={t}", lambda: dn.SortNetLinear(6, 4), VECTOR, t) for t in (False, True)),
 ]
 
+SPLINES = [
+    Sample("LinearSpline wide", lambda: dn.LinearSpline(6, 7, 6.0, "zero"), VECTOR, ("input", "mean")),
+    Sample("LinearSpline", lambda: dn.LinearSpline(6, 7), VECTOR, ("input", "mean", "slope")),
+    Sample(
+        "LinearSpline of channels",
+        lambda: dn.LinearSpline(2, 5, 2.0, "maxmin", min_scale=0.5),
+        MAP,
+        ("input", "mean", "slope", "log_scale"),
+        radius=60.0,
+    ),
+    Sample("LinearSpline bounded", lambda: dn.LinearSpline(4, 6, 0.5, "zero", (0, 1), dim=-1), TOKENS, ("slope",)),
+    Sample("CoefficientSpline wide", lambda: dn.CoefficientSpline(6, 7, 6.0), VECTOR, ("input", "coefficient")),
+    Sample(
+        "CoefficientSpline of channels",
+        lambda: dn.CoefficientSpline(2, 8, init="relu", min_scale=1.0),
+        MAP,
+        ("input", "coefficient", "log_scale"),
+    ),
+]
+
 
 MONOTONE = [
     module(dn.TabularInput([0.0] * 4, [1.0, 2.0, 9.0, 1.0], log=[2]), (4,), IN),
@@ -396,6 +416,7 @@ SAMPLES = [
     *OTHERS,
     *DISTANCES,
     *MONOTONE,
+    *SPLINES,
 ]
 
 

@@ -13,6 +13,8 @@ from dplip.nn.monotonic import Monotonic
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.shift import Shift
 from dplip.nn.sortnet import SortNetLinear
+from dplip.nn.spline import CoefficientSpline, LinearSpline
+from dplip.nn.spline_constraints import SplineProj
 from dplip.nn.tabular_input import TabularInput
 
 __all__ = [
@@ -21,12 +23,14 @@ __all__ = [
     "BoundedLinear",
     "Center",
     "Clamp",
+    "CoefficientSpline",
     "FullSort",
     "GradientBall",
     "GroupSort",
     "Householder",
     "LInfDistance",
     "LInfDistance2d",
+    "LinearSpline",
     "MaxMin",
     "Monotonic",
     "OrthogonalLinear",
@@ -35,6 +39,7 @@ __all__ = [
     "SortNetLinear",
     "SpectralConv2d",
     "SpectralLinear",
+    "SplineProj",
     "TabularInput",
     "bound_gradients",
     "relax",

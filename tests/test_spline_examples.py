@@ -1,0 +1,73 @@
+"""The spline examples: what they compare with is exact, and what they claim of their networks holds."""
+
+import importlib
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import dplip
+from dplip.nn.spline import Spline
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "examples"))
+    return importlib.import_module
+
+
+def test_broken_lines_have_their_slopes_and_stay_continuous(example):
+    functions = example("spline_functions").functions()
+    x = torch.linspace(-1, 1, 20001)[:, None]
+    for name, allowed in (("f1: slopes 1, -1", (-1, 1)), ("f2: slopes 1, 0, -1", (-1, 0, 1))):
+        slopes = functions[name](x.double()).diff(dim=0)[:, 0] / (2 / 20000)
+        near = torch.stack([(slopes - s).abs() for s in allowed]).min(0).values
+        assert float((near > 1e-2).double().mean()) < 1e-3  # but at the knots
+        assert float(slopes.abs().max()) <= 1.01
+
+
+@pytest.mark.parametrize("name", ["ReLU", "GroupSort", "spline"])
+def test_an_estimated_distance_is_a_lower_bound(example, name):
+    wasserstein, nets = example("wasserstein"), example("spline_nets")
+    x = torch.randn(300, 2)
+    for pair in (wasserstein.shifted(x, 2.0), wasserstein.scaled(x, 2.0)):
+        assert 0.1 < wasserstein.estimate(pair, nets.ACTIVATIONS[name], 60, 0) <= 1 + 1e-6
+    (shift,) = {round(float(s), 4) for s in (wasserstein.shifted(x, 2.0).p - x).norm(dim=1)}
+    assert shift == 2.0
+
+
+@pytest.mark.parametrize("name", ["ReLU", "spline"])
+def test_the_denoiser_is_firmly_nonexpansive_and_its_iteration_contracts_changes(example, name):
+    denoiser, nets = example("denoiser"), example("spline_nets")
+    clean = torch.rand(20, 1, 8, 8)
+    model = denoiser.train(nets.ACTIVATIONS[name], clean, 0.1, 10, 0)
+    assert dplip.lipschitz(model.residual, (1, 8, 8)) <= 1 + 1e-4
+    a, b = torch.rand(200, 1, 8, 8), torch.rand(200, 1, 8, 8)
+    with torch.no_grad():
+        moved, kept = model(a) - model(b), (a - model(a)) - (b - model(b))
+    total = moved.square().flatten(1).sum(1) + kept.square().flatten(1).sum(1)
+    assert bool((total <= (a - b).square().flatten(1).sum(1) * (1 + 1e-4)).all())
+    blur = denoiser.Blur((8, 8))
+    impulse = torch.zeros(1, 1, 8, 8)
+    impulse[..., 0, 0] = 1.0
+    assert float(blur(impulse).sum()) == pytest.approx(1.0, abs=1e-5)
+    _, changes = denoiser.deblur(model, blur(clean), blur, 0.3, 40)
+    assert all(later <= earlier * (1 + 1e-4) + 1e-7 for earlier, later in itertools.pairwise(changes))
+
+
+def test_every_activation_of_the_examples_is_1_lipschitz(example):
+    nets = example("spline_nets")
+    for name, make in nets.ACTIVATIONS.items():
+        layer = make(8)
+        if name == "absolute value":
+            assert dplip.lipschitz(layer, (8,)) == 1.0
+        dplip.project(layer)
+        assert dplip.lipschitz(layer, (8,)) <= 1 + 1e-6
+    model = example("spline_functions").network(nets.ACTIVATIONS["spline"])
+    rates = {id(p): g["lr"] for g in nets.groups(model, 0.1, 2.0) for p in g["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    own = [p for m in model.modules() if isinstance(m, Spline) for p in m.parameters()]
+    assert all(rates[id(p)] == 0.2 for p in own)

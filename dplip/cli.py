@@ -1,4 +1,4 @@
-"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``."""
+"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``, ``dplip audit``."""
 
 from __future__ import annotations
 
@@ -184,6 +184,28 @@ def certify(
 
         certified_accuracy_plot(radii, plot, norm=norm)
         typer.echo(f"picture {plot}")
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of dplip train.")],
+    data_dir: DataDir = None,
+    canaries: Annotated[int, typer.Option(help="Of the attack on the noise.", min=100)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the attacks' starts and coins.", min=0)] = 0,
+) -> None:
+    """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive."""
+    from dplip.audit import audit_run, table
+    from dplip.models import KINDS
+    from dplip.trainer import read_report
+
+    model, loaded = _trained(run, data_dir)
+    report = read_report(run)
+    settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+    recipe = KINDS[report["run"].get("model", "l2")](**settings)
+    rows = audit_run(run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, seed=seed)
+    typer.echo(table(rows))
+    if not all(row.survived for row in rows):
+        raise typer.Exit(1)
 
 
 def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:

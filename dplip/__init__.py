@@ -17,6 +17,7 @@ from dplip.constraints import (
 from dplip.engine import PrivacyEngine
 from dplip.errors import (
     BudgetExceededError,
+    CheckpointError,
     ConfigurationError,
     DPLipError,
     LedgerError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetExceededError",
+    "CheckpointError",
     "ColumnL1Ball",
     "ConfigurationError",
     "DPLipError",

@@ -83,6 +83,7 @@ def train(
     neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
     public_size: Annotated[int | None, typer.Option(help="Size of the data, if its length is private.")] = None,
     progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out, if there is one.")] = False,
 ) -> None:
     """Train a private, certified model on a data set, and write DIR/report.json."""
     import torch
@@ -120,7 +121,7 @@ def train(
     )
     trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
-    trainer.fit()
+    trainer.fit(resume=resume)
     settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
     path = trainer.save(run=settings)
     _show(path.parent)

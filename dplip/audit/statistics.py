@@ -21,7 +21,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     Source: Balle and Wang 2018 (arXiv 1805.06530), theorem 8; Dong, Roth, Su 2022 (1905.02383), corollary 1.
 
     >>> round(gaussian_epsilon(1.0, 1e-5), 4)
-    4.3775
+    4.3772
     """
     if not mu > 0:
         return 0.0

@@ -95,9 +95,14 @@ def check(folder: Path) -> int:
             steps = ledger.steps  # mends a torn line, as a resumed run would
         assert Ledger.read(folder / "ledger.jsonl").epsilon() <= EPSILON, "the budget was exceeded"
     assert -(-len(draws) // 2) <= steps, f"{len(draws)} draws for two parameters, but {steps} steps on the ledger"
-    if (folder / "checkpoint.safetensors").exists():
-        assert Checkpoint.read(folder / "checkpoint.safetensors").steps <= steps
+    assert saved(folder) <= steps
     return steps
+
+
+def saved(folder: Path) -> int:
+    """The steps of the checkpoint, 0 without one; a line that it covers was on disk, so no loss of power tears it."""
+    path = folder / "checkpoint.safetensors"
+    return Checkpoint.read(path).steps if path.exists() else 0
 
 
 def header(folder: Path) -> dict:
@@ -143,12 +148,12 @@ def main() -> None:
             if os.WIFSIGNALED(status):
                 kills += 1
                 ledger = folder / "ledger.jsonl"
-                if begun(ledger) and ledger.read_bytes().count(b"\n") > 2 and chance.random() < 0.2:
+                lines = ledger.read_bytes().count(b"\n") if begun(ledger) else 0
+                if lines - 1 > max(1, saved(folder)) and chance.random() < 0.3:
                     os.truncate(ledger, ledger.stat().st_size - chance.randint(1, 60))
                     torn += 1
                 steps = check(folder)
-                if (folder / "checkpoint.safetensors").exists():
-                    lost = max(lost, steps - Checkpoint.read(folder / "checkpoint.safetensors").steps)
+                lost = max(lost, steps - saved(folder))
             else:
                 assert os.WEXITSTATUS(status) == 0, "a resumed run failed"
                 check(folder)

@@ -85,7 +85,7 @@ def outcome(mutant: Mutant, selection: list[str]) -> tuple[str, float]:
                 import dplip
 
                 assert dplip.__file__.startswith(str(place)), dplip.__file__
-                status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", *selection]))
+                status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *selection]))
             finally:
                 sys.stdout.flush()
                 os._exit(status)
@@ -101,11 +101,13 @@ def outcome(mutant: Mutant, selection: list[str]) -> tuple[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="only every N-th mutant")
+    parser.add_argument("--start", type=int, default=0, help="leave out so many first")
+    parser.add_argument("--count", type=int, default=None, help="at most so many")
     parser.add_argument("--only", default="", help="only mutants with this in their name")
     parser.add_argument("--also-sound", action="store_true", help="see first that the tests pass without a mutant")
     arguments = parser.parse_args()
     warm()
-    mutants = [m for m in MUTANTS[:: arguments.every] if arguments.only in m.name]
+    mutants = [m for m in MUTANTS[arguments.start :: arguments.every] if arguments.only in m.name][: arguments.count]
     failed = False
     if arguments.also_sound:
         for selection in sorted({tuple(m.selection) for m in mutants}):

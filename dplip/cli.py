@@ -43,6 +43,7 @@ class AccountantName(str, Enum):
 
     rdp = "rdp"
     prv = "prv"
+    pld = "pld"
 
 
 def _version(shown: bool) -> None:
@@ -83,6 +84,7 @@ def train(
     neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
     public_size: Annotated[int | None, typer.Option(help="Size of the data, if its length is private.")] = None,
     progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
+    secure: Annotated[bool, typer.Option(help="Exact discrete noise (needs the extra 'secure').")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out, if there is one.")] = False,
 ) -> None:
     """Train a private, certified model on a data set, and write DIR/report.json."""
@@ -115,6 +117,7 @@ def train(
         max_physical_batch_size=max_physical_batch_size,
         output_dir=Path("runs") / loaded.name if out is None else out,
         seed=seed,
+        secure=secure,
         progress=progress,
         ema_decay=recipe.ema_decay,
         norm=norm if norm is not None else math.inf if model is ModelName.sortnet else 2,

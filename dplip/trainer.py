@@ -35,6 +35,7 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.report import validate_report, versions, write_report
 from dplip.sampling import PoissonLoader
+from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
@@ -93,6 +94,7 @@ class DPLipTrainer:
         output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
             renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
+        secure: exact discrete noise with the operating system's entropy, by OpenDP (the extra ``secure``); slower.
         progress: show the plan and a progress bar.
         public_size: the size of the data that is public; None: its length, which the report then names as public.
         scheduler: a learning-rate scheduler, stepped after every private step.
@@ -126,6 +128,7 @@ class DPLipTrainer:
         max_physical_batch_size: int | None = None,
         output_dir: str | Path | None = None,
         seed: int | None = None,
+        secure: bool = False,
         progress: bool = True,
         public_size: int | None = None,
         scheduler: LRScheduler | None = None,
@@ -142,12 +145,14 @@ class DPLipTrainer:
             raise ConfigurationError(f"ema_decay={ema_decay}: the decay of an average lies in (0, 1).")
         if not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
+        if secure:
+            check_secure(accountant, seed)
         if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
             raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant)
-        self.eval_dataset, self.progress, self.seed = eval_dataset, progress, seed
+        self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
@@ -177,7 +182,9 @@ class DPLipTrainer:
             batches=self.loader,
             neighboring=neighboring,
             charge=self._charge,
-            noise=GaussianNoise(None if seed is None else seed + 1),
+            noise=secure_noise(noise_multiplier, model)
+            if secure
+            else GaussianNoise(None if seed is None else seed + 1),
         )
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
@@ -319,6 +326,7 @@ class DPLipTrainer:
                 "steps": steps,
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
+                "secure": self.secure,
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
             },

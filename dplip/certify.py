@@ -31,7 +31,9 @@ def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) 
     Guarantee: an upper bound, for the present weights; inf where no bound is known.
     """
     dual = _dual(norm)
-    output, pullback = Walk(module, input_shape)()
+    walk = Walk(module, input_shape)
+    walk.refuse_surrogates()
+    output, pullback = walk()
     names = {1: "l1", 2: "l2", math.inf: "linf"}
     return largest(pullback(Norms(output.shape, **{names[dual]: 1.0}))[0].norm(dual))
 
@@ -111,6 +113,7 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     """
     dual = _dual(norm)
     walk = Walk(model, input_shape)
+    walk.refuse_surrogates()
     output, pullback = walk()
     classes = math.prod(output.shape)
     if len(output.shape) > 1 or classes < 1:

@@ -21,7 +21,8 @@ def least(first: Bound, *others: Bound) -> Bound:
     """The smaller of several bounds, entry by entry: the minimum of valid bounds is valid."""
     for other in others:
         if isinstance(first, Tensor) or isinstance(other, Tensor):
-            first = torch.minimum(torch.as_tensor(first), torch.as_tensor(other))
+            # In float64: a Python number turned into torch's default float32 may be rounded down.
+            first = torch.minimum(*(torch.as_tensor(b, dtype=torch.float64) for b in (first, other)))
         else:
             first = min(first, other)
     return first
@@ -97,7 +98,9 @@ class Norms:
 
     @classmethod
     def of(cls, value: Tensor) -> Norms:
-        """The norms of a constant (a weight, a buffer), with float slack."""
+        """The norms of a constant (a weight, a buffer), with float slack; nothing is known of one without values."""
+        if value.is_meta:
+            return cls(tuple(value.shape))
         v = value.detach() if value.is_floating_point() else value.double()
         l1, l2, linf = (
             float(torch.linalg.vector_norm(v, p, dtype=torch.float64)) if v.numel() else 0.0 for p in (1, 2, math.inf)

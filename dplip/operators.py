@@ -147,6 +147,8 @@ def matrix(weight: Tensor) -> OperatorNorms:
     w = weight.detach()
     if not w.numel():
         return OperatorNorms.diagonal(0.0)
+    if w.is_meta:  # a weight without values: nothing is known
+        return OperatorNorms()
     two_two = _carried(id(weight), w, lambda: spectral_norm(w))
     magnitudes, squares = w.abs(), w.square()
     return OperatorNorms(
@@ -227,6 +229,8 @@ def convolution(
     which by Riesz's lemma stays above ``||T|| cos(d x)`` at distance x from a maximum.
     """
     w = weight.detach()
+    if w.is_meta:
+        return OperatorNorms()
     kernel = _polyphase(_dilate(w.unflatten(0, (groups, -1)), dilation), stride)
     taps = kernel.shape[3:]
     dense = w.unflatten(0, (groups, -1)).flatten(2)

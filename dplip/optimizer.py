@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dplip.accounting import GaussianEvent
+from dplip.accounting import GaussianEvent, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.propagate import Walk
-from dplip.sensitivity import Sensitivities, sensitivity_of
-from dplip.trace import Observer, fingerprint
+from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
+from dplip.trace import fingerprint
+from dplip.witness import Witness
 
 NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
 """How far two neighbouring sums lie apart, in units of one example's bound."""
@@ -49,59 +49,6 @@ class Batches(Protocol):
     def take(self) -> int: ...
 
 
-class _Witness(Observer):
-    """Sees what the model puts out and what the loss took, so that a step can tell whose gradient it holds."""
-
-    def __init__(self, input_shape: tuple[int, ...] = (), state: Callable[[], Any] = tuple) -> None:
-        self.input_shape, self.state = input_shape, state
-        self.outputs: list[weakref.ref[Tensor]] = []
-        self.sent: list[weakref.ref[Tensor]] = []
-        self.reset()
-
-    def reset(self) -> None:
-        self.examples = 0
-        self.foreign = False
-        self.problem: str | None = None
-        self.seen: Any = None  # the state of the model and the loss at the forward pass
-        self.changed = False
-        self.sent = [ref for ref in self.sent if ref() is not None]
-        self.outputs = [ref for ref in self.outputs if ref() is not None]
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
-            if torch.is_autocast_enabled(output.device.type):
-                self.problem = "torch.autocast was on, and the bounds do not cover half precision. Train without it."
-                return
-            if shapes != [self.input_shape]:
-                self.problem = (
-                    f"the model was given examples of shape {shapes}, but its bounds are those of {self.input_shape}. "
-                    "Train on one tensor of examples of the declared input_shape."
-                )
-                return
-            now = self.state()
-            self.changed = self.changed or (self.seen is not None and self.seen != now)
-            self.seen = now
-            self.outputs.append(weakref.ref(output))
-            output.register_hook(self.arrived)
-
-    def arrived(self, gradient: Tensor) -> None:
-        """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
-        sent = [ref() for ref in self.sent]
-        self.foreign = self.foreign or not any(s is not None and torch.equal(s, gradient) for s in sent)
-
-    def made(self, outputs: Tensor) -> bool:
-        return any(ref() is outputs for ref in self.outputs)
-
-    def passed(self, gradient: Tensor, genuine: bool) -> None:
-        self.examples += len(gradient)
-        self.sent.append(weakref.ref(gradient))
-        self.foreign = self.foreign or not genuine
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Witness, ())  # a copy of the model is watched by nobody
-
-
 class DPLipOptimizer(Optimizer):
     """A torch optimizer whose every step is differentially private, without a gradient per example.
 
@@ -120,6 +67,8 @@ class DPLipOptimizer(Optimizer):
         charge: called with the event of each step before its noise is drawn; raises to refuse the step.
         noise: where the noise comes from; by default seeded from the operating system.
         drift: relative looseness allowed to operator norms that are carried over steps.
+        project_every: constrained weights are projected after every so many steps. More than 1 saves time where the
+            sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -141,33 +90,37 @@ class DPLipOptimizer(Optimizer):
         charge: Callable[[GaussianEvent], None] | None = None,
         noise: GaussianNoise | None = None,
         drift: float = 0.01,
+        project_every: int = 1,
     ) -> None:
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
-        self.event = GaussianEvent(noise_multiplier, batches.sample_rate)
+        GaussianEvent(noise_multiplier, batches.sample_rate)  # refuses what is none
         _check_parameters(optimizer, model)
+        self._noise_multiplier = noise_multiplier
         self.original, self.model, self.loss = optimizer, model, loss
         self.batches, self.neighboring = batches, neighboring
         self.noise = GaussianNoise() if noise is None else noise
         self._input_shape, self._charge = input_shape, charge
-        self._cache = NormCache(drift)
+        self._cache, self._steps = NormCache(drift), 0
+        self._project_every = whole("project_every", project_every, least=1)
         self._walk = Walk(model, input_shape)
+        self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self.sensitivities()  # refuses what cannot be bounded before anything is trained
-        self._witness = _Witness(self._walk.input_shape, self._state)
         self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
-        for hook_id, hook in list(model._forward_hooks.items()):
-            if isinstance(hook, _Witness):  # an earlier private optimizer's
-                del model._forward_hooks[hook_id]
-        model.register_forward_hook(self._witness)
-        loss.witness = self._witness
+        self._witness = Witness(model, loss, self._walk.input_shape)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state.
         self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
 
     @property
     def noise_multiplier(self) -> float:
-        return self.event.noise_multiplier
+        return self._noise_multiplier
+
+    @property
+    def event(self) -> GaussianEvent:
+        """What one step spends, at the loader's present rate."""
+        return GaussianEvent(self._noise_multiplier, self.batches.sample_rate)
 
     @property
     def expected_batch_size(self) -> float:
@@ -177,9 +130,14 @@ class DPLipOptimizer(Optimizer):
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         if not self._walk.current():
-            self._walk = Walk(self.model, self._input_shape)
-        with self._cache:
-            bounds = sensitivity_of(self._walk, self.loss)
+            self._walk, self._constant = Walk(self.model, self._input_shape), None
+        state = fingerprint(self.loss)
+        if self._constant is None or self._constant[0] != state:
+            self._constant = state, constant_sensitivity(self._walk, self.loss)
+        bounds = self._constant[1]
+        if bounds is None:
+            with self._cache:
+                bounds = sensitivity_of(self._walk, self.loss)
         # Rounding of a float32 sum over the batch, relative to its largest possible value.
         factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * 2.0**-24)
         return Sensitivities({name: bound * factor for name, bound in bounds.items()})
@@ -198,6 +156,7 @@ class DPLipOptimizer(Optimizer):
         if not self.batches.complete:
             self._accumulating = self.batches.number
             return
+        _check_parameters(self.original, self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
         bounds = self.sensitivities()
@@ -215,13 +174,10 @@ class DPLipOptimizer(Optimizer):
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
         self.original.step()
-        with self._cache:
-            project(self.model)
-
-    def _state(self) -> tuple[Any, ...]:
-        """What the bounds of a gradient depend on, at the time of its forward pass."""
-        versions = tuple(p._version for p in self.model.parameters())
-        return fingerprint(self.model), fingerprint(self.loss), versions
+        self._steps += 1
+        if self._steps % self._project_every == 0:
+            with self._cache:
+                project(self.model)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
@@ -258,19 +214,9 @@ class DPLipOptimizer(Optimizer):
                 "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
                 f"the {type(self.loss).__name__} that this optimizer was given."
             )
-        if self._witness.foreign and self._witness.problem:
+        self._witness.check()
+        if self._witness.problem:
             raise ConfigurationError(f"step(): {self._witness.problem}")
-        if self._witness.foreign:
-            raise ConfigurationError(
-                "step(): the loss was given something else than the model's own output, or something else than the "
-                "loss sent a gradient into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the "
-                "output as it is and nothing added to the loss."
-            )
-        if self._witness.changed or self._witness.seen != self._state():
-            raise ConfigurationError(
-                "step(): the weights, the mode or an attribute of the model or the loss has changed since its gradient "
-                "was computed, so the bounds are not those of the gradient. Change them after step()."
-            )
         if seen != handed:
             raise ConfigurationError(
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "

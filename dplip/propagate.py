@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dplip import rules
 from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
 from dplip.norms import Norms
+from dplip.rules.linear import AFFINE
 from dplip.rules.registry import Call, module_rule, refuse, rule_of
 from dplip.trace import (
     BATCH,
@@ -71,7 +74,34 @@ class Walk:
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
         self._names = {id(p): name for name, p in model.named_parameters()}
         check_rules(self._graph, self._modules)
-        self._values, self._steps = probe(self._root, self._graph, self.input_shape)
+        self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
+
+    def without_weights(self) -> Walk:
+        """The same walk over weights and buffers that have shapes and no values.
+
+        Operator norms and norms of constants are then infinite, and a rule that asks a tensor for a number raises
+        (torch refuses it on the meta device). So whatever this walk bounds is bounded for all weights and buffers.
+        """
+        held = [t for m in self._root.modules() for t in flat(list(vars(m).values())) if isinstance(t, Tensor)]
+        memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in held}
+        for p in self._root.parameters():
+            memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        bare = copy.copy(self)
+        bare._root = copy.deepcopy(self._root, memo)
+        bare._modules = dict(bare._root.named_modules(remove_duplicate=False))
+        bare._names = {id(memo[key]): name for key, name in self._names.items()}
+        return bare
+
+    def refuse_surrogates(self) -> None:
+        """Refuse layers whose backward pass is not their derivative, for what rests on derivatives."""
+        for name, module in self.model.named_modules():
+            if getattr(module, "surrogate", False) and module.training:
+                refuse(
+                    name,
+                    type(module).__name__,
+                    "has in training mode a backward pass that is not its derivative.",
+                    "Call model.eval() first.",
+                )
 
     def current(self) -> bool:
         """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
@@ -83,6 +113,8 @@ class Walk:
         values, pullbacks = self._forward(input_norms)
         output = self._output()
         result = values[output]
+        if self._mixes:  # whatever the rules say; last, since a rule that refuses knows the place
+            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
         if not isinstance(result, Norms):
             raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
 
@@ -103,7 +135,7 @@ class Walk:
         if node.op != "call_module" or len(self._steps[node].shape) != 1:
             return None
         layer = self._modules[str(node.target)]
-        if module_rule(layer) is not rule_of(nn.Linear.forward):
+        if module_rule(layer) not in AFFINE:
             return None
         before = node.all_input_nodes[0]
         values, pullbacks = self._forward(None)

@@ -76,8 +76,8 @@ class PoissonLoader:
     ) -> None:
         size = _length(dataset)
         self.dataset = dataset
-        self.public_size = _positive("public_size", size if public_size is None else public_size)
-        self.sample_rate, self.expected_batch_size = _rate(sample_rate, batch_size, self.public_size)
+        self._public_size = _positive("public_size", size if public_size is None else public_size)
+        self._sample_rate, self._expected_batch_size = _rate(sample_rate, batch_size, self._public_size)
         default_steps = max(1, round(1 / self.sample_rate))
         self.steps_per_epoch = _positive(
             "steps_per_epoch", default_steps if steps_per_epoch is None else steps_per_epoch
@@ -141,6 +141,20 @@ class PoissonLoader:
             collate_fn=data_loader.collate_fn,
             seed=seed,
         )
+
+    # Read-only: a rate that changed between a draw and its step would be charged for what it was not.
+
+    @property
+    def sample_rate(self) -> float:
+        return self._sample_rate
+
+    @property
+    def public_size(self) -> int:
+        return self._public_size
+
+    @property
+    def expected_batch_size(self) -> float:
+        return self._expected_batch_size
 
     def __len__(self) -> int:
         return self.steps_per_epoch

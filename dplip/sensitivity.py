@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from dplip.errors import ConfigurationError, UnboundedInputError, UnboundedOperationError
+from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.norms import Norms, largest
 from dplip.propagate import Walk
@@ -66,6 +66,18 @@ def sensitivity(
     ``loss(model(x), y)`` with respect to each trainable parameter is at most its entry.
     """
     return sensitivity_of(Walk(model, input_shape), loss, input_norms)
+
+
+def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
+    """The sensitivity that holds for all weights and buffers, if every parameter has a finite one; else None.
+
+    It needs layers that bound activations and cotangents by themselves, such as ``BallProjection`` and
+    ``GradientBall``; then no operator norm is ever computed.
+    """
+    try:
+        return sensitivity_of(walk.without_weights(), loss)
+    except (DPLipError, RuntimeError):  # RuntimeError: a rule asks for the value of a weight, and there is none
+        return None
 
 
 def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:

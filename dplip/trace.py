@@ -292,12 +292,19 @@ def _reads_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
-def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[dict[fx.Node, Any], dict[fx.Node, Step]]:
-    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement."""
+def probe(
+    root: Root, graph: fx.Graph, input_shape: tuple[int, ...]
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, Step], bool]:
+    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement.
+
+    Returns:
+        The values that are numbers, the steps, and whether some example's output was seen to depend on another's input.
+    """
     parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
     dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
     module = fx.GraphModule(root, graph)
     records = []
+    mixes = False
     with _undisturbed(), torch.enable_grad():
         for batch in (2, 3):
             torch.manual_seed(batch)
@@ -322,6 +329,7 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
                     "gives other results than its trace (state, randomness or side effects).",
                     "Make it a pure function of its input that returns one tensor.",
                 )
+            mixes = mixes or _mixes(results[0], x)
             same = _own_functions(results[0]) == _own_functions(results[1])
             if not same or not _alike(*(_gradients(result, x, root) for result in results)):
                 refuse(
@@ -347,7 +355,7 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> tuple[di
             fed.add(node)
             shape = _example_shape(node, two, three)
         steps[node] = Step(node, _path(node), shape)
-    return values, steps
+    return values, steps, mixes
 
 
 def _alike(traced: Any, real: Any) -> bool:
@@ -368,6 +376,16 @@ def _gradients(result: Tensor, x: Tensor, root: nn.Module) -> Tensor:
     return torch.cat(
         [torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(wanted, found, strict=True)]
     )
+
+
+def _mixes(result: Tensor, x: Tensor) -> bool:
+    """Whether the first example's output has a gradient in another example: a rule is no proof that it has none."""
+    if not result.requires_grad or result.shape[:1] != x.shape[:1]:
+        return False
+    first = result[0].flatten()
+    combination = first @ torch.linspace(1.0, 2.0, len(first), dtype=first.dtype, device=first.device)
+    (gradient,) = torch.autograd.grad(combination, x, allow_unused=True, retain_graph=True)
+    return gradient is not None and bool(gradient[1:].nan_to_num(0.0).any())
 
 
 def _own_functions(result: Tensor) -> Counter[str]:

@@ -60,6 +60,7 @@ class Sample:
             for some weights, so that the law fails for a bound that is one percent smaller.
         radius: of the balls of inputs.
         train: whether the module is in training mode.
+        linear: whether the backward pass is linear in the cotangent, as a derivative is.
         rounding: relative error of the module itself in float64.
         starts: points that an attack starts from; fewer for further names of one rule.
     """
@@ -70,6 +71,7 @@ class Sample:
     tight: tuple[str, ...] = ()
     radius: float = 3.0
     train: bool = False
+    linear: bool = True
     rounding: float = 1e-9
     starts: int = 8
 
@@ -190,6 +192,13 @@ LINEAR = [
     Sample("Linear on tokens", lambda: nn.Linear(4, 5), TOKENS, EVERY),
     Sample("OrthogonalLinear", lambda: dn.OrthogonalLinear(6, 4), VECTOR, EVERY[:3]),
     Sample("SpectralLinear", lambda: dn.SpectralLinear(4, 6, bias=True), (4,), EVERY),
+    Sample("BoundedLinear", lambda: dn.BoundedLinear(6, 4), VECTOR, EVERY),
+    Sample(
+        "BoundedLinear in training", lambda: dn.BoundedLinear(6, 4, radius=0.7), VECTOR, EVERY, train=True, linear=False
+    ),
+    Sample(
+        "BoundedLinear on tokens", lambda: dn.BoundedLinear(4, 5, radius=0.7), TOKENS, EVERY, train=True, linear=False
+    ),
     calls("F.linear", F.linear, (*BOTH, "w", "b"), w=(5, 4), b=(5,)),
 ]
 
@@ -223,6 +232,23 @@ CONVOLUTIONS = [
     conv(2, 4, 3, stride=2, padding=1, shape=(2, 6)),
     conv(2, 3, 3, stride=2, padding=1, padding_mode="circular", shape=(2, 6), tight=EVERY),
     conv(4, 4, 4, padding="same", groups=2, shape=(4, 7)),
+    Sample("BoundedConv2d", lambda: dn.BoundedConv2d(2, 4, 2, stride=2), (2, 4, 4), EVERY),
+    Sample(
+        "BoundedConv2d in training",
+        lambda: dn.BoundedConv2d(2, 4, 2, 2, radius=0.7),
+        (2, 4, 4),
+        EVERY,
+        train=True,
+        linear=False,
+    ),
+    Sample(
+        "BoundedConv2d with overlap",
+        lambda: dn.BoundedConv2d(2, 2, 3, padding=1, groups=2, radius=0.7),
+        (2, 5, 5),
+        ("bias",),
+        train=True,
+        linear=False,
+    ),
     Sample("SpectralConv2d", lambda: dn.SpectralConv2d(2, 3, 3, padding=1), (2, 4, 4)),
     *(conv2d(F.conv2d), replace(conv2d(torch.conv2d), tight=(), starts=2)),
     *(conv1d(F.conv1d), replace(conv1d(torch.conv1d), tight=(), starts=2)),
@@ -326,6 +352,8 @@ OTHERS = [
     module(nn.InstanceNorm2d(2, eps=0.1), (2, 2, 2), IN),
     module(dn.BallProjection(2.0)),
     Sample("BallProjection of a large input", lambda: dn.BallProjection(0.5), MAP, ("output",), 100.0),
+    module(dn.GradientBall(0.5)),
+    Sample("GradientBall in training", lambda: dn.GradientBall(0.2), MAP, ("input",), train=True, linear=False),
     module(dn.Center(), TOKENS),
     module(dn.Shift(0.5)),
     module(dn.GroupSort(2)),

@@ -381,6 +381,11 @@ def attained_gradient(model: nn.Module, name: str, x: Tensor, v: Tensor) -> floa
     return float(torch.linalg.vector_norm(model.get_parameter(name).grad.double()))
 
 
+def rounding(terms: int) -> float:
+    """The slack that a bound carries for a float32 sum of so many terms, and 1e-5 for all else."""
+    return terms * 2.0**-24 + 1e-5
+
+
 def test_lip_dp_1_a_kernel_gradient_has_the_root_of_the_taps() -> None:
     """lip-dp, section 2, item 1: |dK| is up to sqrt(kh kw) |x| |v|, where a border-corrected factor is too small."""
     layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
@@ -392,7 +397,7 @@ def test_lip_dp_1_a_kernel_gradient_has_the_root_of_the_taps() -> None:
     attained = attained_gradient(layer, "weight", x, x)
     kh2 = 1  # its factor of deel-lip, for a 3x3 kernel at stride 1
     factor = n * n / ((3 * n - kh2 * (kh2 + 1)) ** 2)
-    assert math.sqrt(factor) * 3 < attained <= bound <= 3 * (1 + 1e-5)
+    assert math.sqrt(factor) * 3 < attained <= bound <= 3 * (1 + rounding(n * n))
 
 
 def test_lip_dp_2_a_bias_gradient_sums_over_positions() -> None:
@@ -401,7 +406,7 @@ def test_lip_dp_2_a_bias_gradient_sums_over_positions() -> None:
     bound = dplip.parameter_bounds(layer, (1, 28, 28), Norms((1, 28, 28), l2=1.0))["bias"]
     v = torch.ones(2, 28, 28)
     attained = attained_gradient(layer, "bias", torch.zeros(1, 28, 28), v / v.norm())
-    assert 27.9 < attained <= bound <= 28 * (1 + 1e-5)
+    assert 27.9 < attained <= bound <= 28 * (1 + rounding(28 * 28))
     tokens = dplip.parameter_bounds(nn.Linear(3, 2), (50, 3), Norms((50, 3), l2=1.0))["bias"]
     assert math.isclose(tokens, math.sqrt(50), rel_tol=1e-5)
 

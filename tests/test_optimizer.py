@@ -433,7 +433,34 @@ def mode_changed_after_the_backward_pass(run: Run) -> None:
     run.model.eval()
 
 
+def a_layer_called_by_itself(run: Run) -> None:
+    (right(run) + run.model[1](X).sum()).backward()
+
+
+def clipped_gradient(run: Run) -> None:
+    right(run).backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3)
+
+
+def assigned_gradient(run: Run) -> None:
+    right(run).backward()
+    run.model[1].weight.grad = 100 * run.model[1].weight.grad
+
+
+def gradient_edited_between_the_parts_of_a_batch(run: Run) -> None:
+    run.loss(run.model(X[:3]), Y[:3]).backward()
+    run.model[1].weight.grad.mul_(100)
+    run.loss(run.model(X[3:]), Y[3:]).backward()
+
+
+def parameter_group_added_to_the_wrapped_optimizer(run: Run) -> None:
+    right(run).backward()
+    run.optimizer.original.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+
+
 REFUSED: list[Callable[[Run], None]] = [
+    *(a_layer_called_by_itself, clipped_gradient, assigned_gradient, gradient_edited_between_the_parts_of_a_batch),
+    parameter_group_added_to_the_wrapped_optimizer,
     *(other_loss, other_loss_beside_the_declared_one, declared_loss_and_then_another, penalty_on_the_output),
     *(scaled_output, permuted_output, output_of_another_model, output_of_a_copy, two_backward_passes, one_graph_twice),
     *(two_losses_on_one_output, every_example_twice, a_part_of_the_batch, no_backward_pass, two_batches_in_one_step),
@@ -775,6 +802,14 @@ def test_the_event_charged_holds_the_rate_of_the_loader_and_the_multiplier_of_th
     assert run.optimizer.noise_multiplier == 1.3
     with pytest.raises(AttributeError):
         run.optimizer.noise_multiplier = 0.1
+
+
+def test_a_loader_that_raises_its_rate_is_charged_for_it():
+    run = private(plain(), batches=Handed(sample_rate=0.01))
+    run.step(X, Y)
+    run.batches.sample_rate = 0.5
+    run.step(X, Y)
+    assert [event.sample_rate for event in run.charged] == [0.01, 0.5]
 
 
 # ----------------------------------------------------------------------------------------- a torch optimizer to torch

@@ -877,6 +877,23 @@ def test_a_rule_that_gets_a_shape_wrong_is_an_error(monkeypatch: pytest.MonkeyPa
         dplip.propagate(Half(), (4,))
 
 
+def test_a_rule_for_a_layer_that_mixes_examples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dplip.rules import registry
+
+    class Relative(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    monkeypatch.setattr(registry, "_RULES", registry.registered())
+
+    @dplip.rule(Relative)
+    def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
+        return x, lambda v: ((v,), {})
+
+    with pytest.raises(UnboundedOperationError, match="depend on another"):
+        dplip.propagate(nn.Sequential(nn.Linear(3, 3), Relative()), (3,))
+
+
 def test_a_rule_that_forgets_a_parameter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from dplip.rules import registry
 

@@ -87,7 +87,7 @@ def in_float32(module: nn.Module, found: Attack) -> dict[Quantity, float]:
     return attained
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.linear], ids=str)
 def test_exact_jacobians_stay_within_the_pullback(sample: Sample) -> None:
     """At given inputs the cotangent maps are linear, so that their induced norms are exact and need no search."""
     module, walk = prepared(sample)

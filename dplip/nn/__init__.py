@@ -1,8 +1,10 @@
 """Layers that torch lacks, each a module with its rule."""
 
 from dplip.nn.ball import BallProjection
+from dplip.nn.bounded import BoundedConv2d, BoundedLinear, bound_gradients
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
+from dplip.nn.gradient_ball import GradientBall
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
@@ -13,9 +15,12 @@ from dplip.nn.sortnet import SortNetLinear
 
 __all__ = [
     "BallProjection",
+    "BoundedConv2d",
+    "BoundedLinear",
     "Center",
     "Clamp",
     "FullSort",
+    "GradientBall",
     "GroupSort",
     "Householder",
     "LInfDistance",
@@ -27,5 +32,6 @@ __all__ = [
     "SortNetLinear",
     "SpectralConv2d",
     "SpectralLinear",
+    "bound_gradients",
     "relax",
 ]

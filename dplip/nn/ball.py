@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
+from dplip.nn.gradient_ball import project_rows
 from dplip.norms import Norms, OperatorNorms, least
 from dplip.rules.registry import Pullback, rule
-
-ROUNDING = 4e-6
 
 
 class BallProjection(nn.Module):
@@ -34,13 +32,7 @@ class BallProjection(nn.Module):
         self.radius = float(radius)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        rows = x.flatten(1)
-        # A float32 sum of many squares is off by far more than the slack.
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64 if rows.shape[1] > 1024 else None)
-        # Rounded towards the inside, so that the float32 result obeys the bound. A norm that overflows gives 0.
-        scale = (self.radius * (1 - ROUNDING) / norms.clamp_min(self.radius * (1 - ROUNDING))).to(x.dtype)
-        return x * scale.reshape(-1, *[1] * (x.ndim - 1))
+        return project_rows(x, self.radius)
 
     def extra_repr(self) -> str:
         return f"radius={self.radius:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,20 @@ def reads(n: int, k: int, stride: int, padding: tuple[int, int], dilation: int, 
     return int(np.bincount(read.ravel(), minlength=1).max()) if read.size else 0
 
 
+@functools.cache
+def most_reads(
+    size: tuple[int, ...],
+    taps: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    circular: bool = False,
+) -> int:
+    """:func:`reads` over all axes."""
+    axes = zip(size, taps, stride, padding, dilation, strict=True)
+    return math.prod(reads(*axis, circular) for axis in axes)
+
+
 def _convolution(
     x: Norms,
     weight: Tensor,
@@ -46,7 +61,7 @@ def _convolution(
     shape = (weight.shape[0], *(output_size(*axis) for axis in axes))
     jacobian = operators.convolution(weight, size, stride, padding, dilation, groups, circular)
     # d/dK sums over positions: tap by tap |v x_t^T|_F <= |v| |x_t|, and sum_t |x_t|^2 <= reads |x|^2.
-    reuse = math.sqrt(math.prod(reads(*axis, circular) for axis in axes))
+    reuse = math.sqrt(most_reads(*map(tuple, (size, taps, stride, padding, dilation)), circular))
     output = jacobian(x, shape)
     if bias is not None:
         output = output + Norms.of(bias).reshape((shape[0], *[1] * len(size))).repeat(shape)

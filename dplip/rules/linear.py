@@ -50,6 +50,10 @@ def linear(module: nn.Linear, x: Norms) -> tuple[Norms, Pullback]:
     return _linear(x, module.weight, module.bias)
 
 
+AFFINE: set[Any] = {linear}
+"""The rules of modules that compute what ``nn.Linear`` does, so that the weight's rows are those of the map."""
+
+
 @rule(F.linear)
 def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | None = None) -> tuple[Norms, Pullback]:
     if not isinstance(input, Norms) or isinstance(weight, Norms) or isinstance(bias, Norms):

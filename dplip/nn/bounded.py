@@ -1,0 +1,217 @@
+"""Stock layers whose weight gradient is bounded example by example, in the one backward pass that there is.
+
+An example's gradient of a linear layer's weight is the outer product of its cotangent v and its input x, so its norm is
+at most ``|v| |x|``, two norms that cost next to nothing. In training mode the weight's gradient is therefore the sum
+over the examples of ``s v x^T`` with ``s = min(1, radius / (|v| |x|))``: no gradient per example exists, and its bound
+needs neither a bound of the input nor any operator norm. What goes on to the layers below is the true cotangent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from dplip.errors import ConfigurationError
+from dplip.nn.gradient_ball import finite, row_norms, scale_into
+from dplip.norms import Norms
+from dplip.rules.convolution import convolution, most_reads
+from dplip.rules.linear import AFFINE, linear
+from dplip.rules.registry import Pullback, module_rule, rule
+
+M = TypeVar("M", bound=nn.Module)
+
+HUGE = 1e30
+"""An example with a norm beyond it has no gradient: ``s v`` would have entries below the normal numbers."""
+
+
+class _BoundedGradient:
+    """What the two layers share: the radius, and a backward pass that is not the derivative in training mode."""
+
+    surrogate = True
+    radius: float
+
+    def _set_radius(self, radius: float) -> None:
+        if not (math.isfinite(radius) and radius > 0):
+            raise ConfigurationError(f"radius={radius}: the bound of a gradient is a finite number > 0.")
+        self.radius = float(radius)
+
+
+class BoundedLinear(_BoundedGradient, nn.Linear):
+    """``nn.Linear`` that bounds each example's gradient of its weight, and of its bias, by ``radius`` in l2.
+
+    Args:
+        in_features, out_features, bias: as for ``nn.Linear``; the keys of the ``state_dict`` are the same.
+        radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
+
+    Guarantee: in training mode, for every input, cotangent and weight whatsoever (NaN and infinity count as 0). In
+    evaluation mode it is ``nn.Linear``.
+    Source: clipping by layer with the norm of an outer product, Goodfellow, 2015, arXiv 1510.01799.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, radius: float = 1.0) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self._set_radius(radius)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.linear(x, self.weight, self.bias)
+        return _Linear.apply(x, self.weight, self.bias, self.radius)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, radius={self.radius:g}"
+
+
+class BoundedConv2d(_BoundedGradient, nn.Conv2d):
+    """``nn.Conv2d`` (zero padding) that bounds each example's gradient of its weight, and of its bias, in l2.
+
+    An entry of the input is read by at most m (position, tap) pairs, so the gradient's norm is at most
+    ``sqrt(m) |v| |x|`` (see :func:`dplip.rules.convolution.convolution`), and that product is what is scaled down.
+
+    Args:
+        radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
+
+    Guarantee: as for :class:`BoundedLinear`.
+    """
+
+    def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._set_radius(radius)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            raise ConfigurationError(
+                f"padding={self.padding!r}, padding_mode={self.padding_mode!r}: give numbers of zeros."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self._conv_forward(x, self.weight, self.bias)
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        padding = tuple((int(p), int(p)) for p in self.padding)
+        reuse = math.sqrt(most_reads(tuple(x.shape[2:]), self.kernel_size, self.stride, padding, self.dilation))
+        return _Convolution.apply(x, self.weight, self.bias, self.radius, reuse, settings)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, radius={self.radius:g}"
+
+
+def _scales(x: Tensor, v: Tensor, radius: float, reuse: float, positions: int) -> tuple[Tensor, Tensor]:
+    """Per example, what brings ``reuse |v| |x|`` (of the weight) and ``sqrt(positions) |v|`` (of the bias) inside."""
+    sizes, lengths = row_norms(x), row_norms(v)
+    weight = torch.where(torch.maximum(sizes, lengths) > HUGE, math.inf, reuse * sizes * lengths)
+    return scale_into(radius, weight, v), scale_into(radius, math.sqrt(positions) * lengths, v)
+
+
+class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, radius: float) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, weight, _, ctx.radius = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        below = v @ weight if ctx.needs_input_grad[0] else None
+        x, v = finite(x), finite(v)
+        for_weight, for_bias = _scales(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+        gradient = (v * for_weight).flatten(0, -2).mT @ x.flatten(0, -2)
+        bias = (v * for_bias).flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return below, gradient, bias, None
+
+
+class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, radius: float, reuse: float, settings: Any) -> Tensor:
+        return F.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, weight, _, ctx.radius, ctx.reuse, ctx.settings = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        below = conv2d_input(x.shape, weight, v, *ctx.settings) if ctx.needs_input_grad[0] else None
+        x, v = finite(x), finite(v)
+        for_weight, for_bias = _scales(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
+        gradient = conv2d_weight(x, weight.shape, v * for_weight, *ctx.settings)
+        bias = (v * for_bias).sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return below, gradient, bias, None, None, None
+
+
+def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:
+    """The stock layer's bounds, with its parameters' at most the radius in training mode."""
+    output, inner = bounds(module, x)
+
+    def pullback(v: Norms) -> Any:
+        below, named = inner(v)
+        if module.training:
+            positions = output.size // module.weight.shape[0]
+            # Each row was scaled to the radius before the sum over its positions, which rounds.
+            named = {k: n & Norms(n.shape, l2=module.radius).summed(positions) for k, n in named.items()}
+        return below, named
+
+    return output, pullback
+
+
+@rule(BoundedLinear)
+def bounded_linear(module: BoundedLinear, x: Norms) -> tuple[Norms, Pullback]:
+    return _bounded(linear, module, x)
+
+
+@rule(BoundedConv2d)
+def bounded_convolution(module: BoundedConv2d, x: Norms) -> tuple[Norms, Pullback]:
+    return _bounded(convolution, module, x)
+
+
+AFFINE.add(bounded_linear)
+
+
+def bound_gradients(model: M, radius: float = 1.0) -> M:
+    """Replace every ``nn.Linear`` and ``nn.Conv2d`` of a model by its bounded counterpart, in place.
+
+    Args:
+        model: any module; layers whose class changes what those two compute are left as they are.
+        radius: of every layer; set ``layer.radius`` afterwards to tell them apart.
+
+    Returns:
+        The model (a new layer, if it is itself one of the two). Parameters and constraints are kept, the same objects.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+
+    def counterpart(layer: nn.Module) -> nn.Module:
+        if layer not in made:
+            kind = {nn.Linear.forward: BoundedLinear, nn.Conv2d.forward: BoundedConv2d}.get(type(layer).forward)
+            made[layer] = layer if kind is None or module_rule(layer) is None else _converted(layer, kind, radius)
+        return made[layer]
+
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                parent._modules[name] = counterpart(child)
+    return cast(M, counterpart(model))
+
+
+def _converted(layer: Any, kind: Any, radius: float) -> nn.Module:
+    bias = layer.bias is not None
+    if kind is BoundedLinear:
+        new: nn.Module = BoundedLinear(layer.in_features, layer.out_features, bias, radius)
+    else:
+        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        new = BoundedConv2d(*sizes, layer.groups, bias, layer.padding_mode, radius=radius)
+    new._parameters = layer._parameters
+    new._modules = layer._modules
+    return new.train(layer.training)

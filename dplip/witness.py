@@ -1,0 +1,156 @@
+"""Whose gradient a step holds: hooks that look at the model and its loss and change nothing."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.losses import Loss
+from dplip.trace import Observer, fingerprint
+
+
+class Witness(Observer):
+    """Sees what a model puts out, what its loss takes and sends back, and what becomes of the gradients.
+
+    Args:
+        model, loss: what is watched; an earlier witness of the same model is dismissed.
+        input_shape: the declared shape of one example.
+
+    Attributes:
+        examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
+        problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> None:
+        self._model, self._loss, self._shape = model, loss, input_shape
+        self._outputs: list[weakref.ref[Tensor]] = []
+        self._sent: list[weakref.ref[Tensor]] = []
+        self._inside = False
+        self.reset()
+        for module in model.modules():
+            for table in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(table.items()):
+                    if isinstance(hook, _Hook):
+                        del table[key]
+            if module is not model and module._parameters:
+                module.register_forward_hook(_Hook(self._part_ran))
+        model.register_forward_pre_hook(_Hook(self._entered))
+        model.register_forward_hook(_Hook(self._left), always_call=True)
+        loss.witness = self
+
+    def reset(self) -> None:
+        """Forget the gradients seen so far."""
+        self.examples = 0
+        self.problem: str | None = None
+        self._unfit: str | None = None  # why an output was not taken for the model's
+        self._state: Any = None  # of the model and the loss at the forward pass
+        self._gradients: Any = None  # as the last backward pass left them
+        self._sent = [ref for ref in self._sent if ref() is not None]
+        self._outputs = [ref for ref in self._outputs if ref() is not None]
+
+    def check(self) -> None:
+        """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
+        if self._state != self._present_state():
+            self._report(_CHANGED)
+        if self._gradients != self._present_gradients():
+            self._report(_EDITED)
+
+    # What the loss reports (dplip.losses.Witness).
+
+    def made(self, outputs: Tensor) -> bool:
+        return any(ref() is outputs for ref in self._outputs)
+
+    def passed(self, gradient: Tensor, genuine: bool) -> None:
+        if self._gradients is not None and self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        self.examples += len(gradient)
+        self._sent.append(weakref.ref(gradient))
+        if not genuine:
+            self._report(self._unfit or _FOREIGN)
+        torch.autograd.Variable._execution_engine.queue_callback(self._finished)
+
+    # What the hooks report.
+
+    def _entered(self, module: nn.Module, args: Any) -> None:
+        self._inside = True
+
+    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inside = False
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            return
+        shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
+        if torch.is_autocast_enabled(output.device.type):
+            self._unfit = "torch.autocast was on, and the bounds do not cover half precision. Train without it."
+            return
+        if shapes != [self._shape]:
+            self._unfit = (
+                f"the model was given examples of shape {shapes}, but its bounds are those of {self._shape}. Train on "
+                "one tensor of examples of the declared input_shape."
+            )
+            return
+        state = self._present_state()
+        if self._state is not None and self._state != state:
+            self._report(_CHANGED)
+        self._state = state
+        self._outputs.append(weakref.ref(output))
+        output.register_hook(self._arrived)
+
+    def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._inside and isinstance(output, Tensor) and output.requires_grad:
+            self._report(
+                f"a part of the model, {type(module).__name__}, was called by itself, and a gradient through it would "
+                "not be bounded. Call the whole model, or do it within torch.no_grad()."
+            )
+
+    def _arrived(self, gradient: Tensor) -> None:
+        """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
+        sent = [ref() for ref in self._sent]
+        if not any(s is not None and torch.equal(s, gradient) for s in sent):
+            self._report(self._unfit or _FOREIGN)
+
+    def _finished(self) -> None:
+        self._gradients = self._present_gradients()
+
+    def _present_state(self) -> tuple[Any, ...]:
+        """What the bounds of a gradient depend on."""
+        versions = tuple(p._version for p in self._model.parameters())
+        return fingerprint(self._model), fingerprint(self._loss), versions
+
+    def _present_gradients(self) -> list[tuple[int, int] | None]:
+        gradients = [p.grad for p in self._model.parameters()]
+        return [None if g is None else (id(g), g._version) for g in gradients]
+
+    def _report(self, problem: str) -> None:
+        self.problem = self.problem or problem
+
+
+class _Hook(Observer):
+    """One hook of a witness; in a copy of the model it watches nothing."""
+
+    def __init__(self, function: Callable[..., None] = lambda *_: None) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        self._function(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, ())
+
+
+_FOREIGN = (
+    "the loss was given something else than the model's own output, or something else than the loss sent a gradient "
+    "into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the output as it is and nothing added "
+    "to the loss."
+)
+_CHANGED = (
+    "the weights, the mode or an attribute of the model or the loss has changed since its gradient was computed, so "
+    "the bounds are not those of the gradient. Change them after step()."
+)
+_EDITED = (
+    "a gradient has changed since the backward pass (gradient clipping, or an assignment to .grad), so the bounds are "
+    "not those of what would be released. Leave .grad as backward() fills it."
+)

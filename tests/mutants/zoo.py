@@ -428,12 +428,14 @@ ACCOUNTING = [
         "+ 2 * math.log1p(-1 / order)",
         "test_accounting.py::test_a_plain_gaussian_is_bounded_tightly_from_above",
     ),
-    mutant(
+    Mutant(
         "negative epsilons",
         "accounting.py",
-        "if -math.expm1(-spent(2.0)) <= delta**2:\n        return 0.0",
-        "if False:\n        return 0.0",
-        "test_accounting.py::test_small_epsilons_are_not_held_up_by_the_largest_order",
+        (
+            ("if -math.expm1(-spent(2.0)) <= delta**2:\n        return 0.0", "if False:\n        return 0.0"),
+            ("return max(0.0, _EPSILON[mechanism](spent, delta))", "return _EPSILON[mechanism](spent, delta)"),
+        ),
+        "test_accounting.py::test_epsilon_is_never_negative",
     ),
     mutant(
         "no noise is free",
@@ -546,8 +548,8 @@ RECORDS = [
     mutant(
         "checkpoints written in place",
         "checkpoint.py",
-        "os.replace(part, path)",
-        "path.write_bytes(content[:9])\n        os.replace(part, path)",
+        'part = path.with_name(f".{path.name}.part")',
+        "part = path",
         "test_checkpoint.py::test_a_checkpoint_that_cannot_be_written_leaves_the_one_before",
     ),
     mutant(
@@ -557,7 +559,13 @@ RECORDS = [
         "if False:",
         "test_checkpoint.py::test_every_changed_byte_of_a_checkpoint_is_noticed",
     ),
-    mutant("a report that forgets the relation", "report.py", '        "neighboring",\n', "", "test_report.py"),
+    mutant(
+        "a report that forgets the relation",
+        "trainer.py",
+        '"neighboring": self.optimizer.neighboring,\n                "seeded"',
+        '"seeded"',
+        "test_trainer.py::test_the_report_has_every_field_and_says_what_was_spent",
+    ),
 ]
 
 CERTIFICATES = [

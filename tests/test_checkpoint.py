@@ -496,4 +496,3 @@ def test_a_run_survives_being_killed_at_random_moments():
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["kills"] == 10 and outcome["finished"] >= 1
-    assert outcome["most_steps_lost"] <= 4  # a checkpoint every third step, and a torn line

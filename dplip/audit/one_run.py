@@ -33,7 +33,7 @@ def one_run(
     steps: int,
     delta: float = 1e-5,
     neighboring: str = "add_remove",
-    optimizer: Callable[[Any], Optimizer] = lambda parameters: SGD(parameters, lr=0.05),
+    optimizer: Callable[[Any], Optimizer] | None = None,
     canaries: int = 1000,
     guesses: float = 0.1,
     floor: float = 0.0,
@@ -49,6 +49,7 @@ def one_run(
         model, loss: not changed.
         data: what the canaries are added to.
         sample_rate, steps: of the training that is attacked.
+        optimizer: from parameters to the optimizer of the training; by default SGD.
         canaries: at most the coordinates of an input times the classes.
         guesses: the fraction of canaries that are guessed.
         floor: what the bound must reach for the audit to mean something.
@@ -58,6 +59,7 @@ def one_run(
 
     Source: Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846).
     """
+    optimizer = optimizer or (lambda parameters: SGD(parameters, lr=0.05))
     model, loss = copy.deepcopy(model).train(), copy.deepcopy(loss)
     with torch.no_grad():
         classes = loss.classes(model(torch.zeros(1, *input_shape))[0].numel()) or 1

@@ -56,7 +56,7 @@ def replay(
     input_shape: tuple[int, ...],
     noise_multiplier: float = 1.0,
     neighboring: str = "add_remove",
-    optimizer: Callable[[Any], Optimizer] = lambda parameters: SGD(parameters, lr=1e-3),
+    optimizer: Callable[[Any], Optimizer] | None = None,
     sample_rates: tuple[float, ...] = (0.5, 0.05, 1.0),
     max_physical_batch_size: int | None = None,
     steps: int = 12,
@@ -72,11 +72,13 @@ def replay(
         model: not changed; its forward pass must not draw at random (no dropout).
         data: (input, target) pairs, at least one.
         example: the one that a neighbour lacks; by default the last of ``data``.
+        optimizer: from parameters to the optimizer that takes the steps; by default SGD with a small rate.
         max_physical_batch_size: as for the trainer.
         steps: in all, spread over ``sample_rates``.
 
     Source: the recording of queries in Cebere et al. 2026 (arXiv 2602.17454).
     """
+    optimizer = optimizer or (lambda parameters: SGD(parameters, lr=1e-3))
     size = len(data)  # type: ignore[arg-type]
     if example is None:
         rest: Dataset[Any] = Subset(data, range(size - 1))

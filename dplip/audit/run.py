@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dplip.audit.canary import audit_noise
@@ -53,7 +53,7 @@ def audit_run(
     data: Dataset[Any],
     input_shape: tuple[int, ...],
     *,
-    optimizer: Callable[[Any], Optimizer] = lambda parameters: SGD(parameters, lr=0.05),
+    optimizer: Callable[[Any], Optimizer] | None = None,
     canaries: int = 10_000,
     seed: int = 0,
 ) -> list[Row]:
@@ -63,7 +63,7 @@ def audit_run(
         folder: of the run; its ledger is read.
         report: of the run.
         model, loss, data, input_shape: what it trained, how, and on what.
-        optimizer: from parameters to the optimizer of the repeated trainings.
+        optimizer: from parameters to the optimizer of the repeated trainings; None: SGD.
         canaries: of the attack on the noise.
         seed: of starts and coins; never of the noise.
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "mutants")]
-os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 from zoo import MUTANTS, Mutant  # noqa: E402
 
@@ -106,6 +105,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only mutants with this in their name")
     parser.add_argument("--also-sound", action="store_true", help="see first that the tests pass without a mutant")
     arguments = parser.parse_args()
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # imports that no test needs
     warm()
     mutants = [m for m in MUTANTS[arguments.start :: arguments.every] if arguments.only in m.name][: arguments.count]
     failed = False

@@ -195,6 +195,7 @@ def audit(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of dplip train.")],
     data_dir: DataDir = None,
     canaries: Annotated[int, typer.Option(help="Of the attack on the noise.", min=100)] = 10_000,
+    starts: Annotated[int, typer.Option(help="Of the search for long gradients.", min=1)] = 24,
     seed: Annotated[int, typer.Option(help="Of the attacks' starts and coins.", min=0)] = 0,
 ) -> None:
     """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive."""
@@ -206,7 +207,9 @@ def audit(
     report = read_report(run)
     settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
     recipe = KINDS[report["run"].get("model", "l2")](**settings)
-    rows = audit_run(run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, seed=seed)
+    rows = audit_run(
+        run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, starts=starts, seed=seed
+    )
     typer.echo(table(rows))
     if not all(row.survived for row in rows):
         raise typer.Exit(1)

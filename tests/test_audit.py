@@ -236,7 +236,9 @@ def finished(tmp_path_factory):
 
 
 def test_a_finished_run_survives_its_audit(finished):
-    done = CliRunner().invoke(app, ["audit", str(finished), "--canaries", "2000"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["audit", str(finished), "--canaries", "2000", "--starts", "4"], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0].split() == ["promise", "tried", "bound", "found", "survived"]
@@ -257,6 +259,8 @@ def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     report["privacy"]["epsilon"] = 1.0
     (tmp_path / "report.json").write_text(json.dumps(report))
-    done = CliRunner().invoke(app, ["audit", str(tmp_path), "--canaries", "200"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["audit", str(tmp_path), "--canaries", "200", "--starts", "2"], catch_exceptions=False
+    )
     assert done.exit_code == 1
     assert "NO  (the ledger shows something else than the report says)" in done.output

@@ -1,4 +1,4 @@
-"""Every mutant of the zoo is caught by the test that it names; here every sixth, in ``make audit`` all."""
+"""Every mutant of the zoo is caught by the test that it names; here every eighth, in ``make audit`` all."""
 
 import ast
 import json
@@ -38,12 +38,12 @@ def test_there_are_enough_of_them_and_no_two_have_one_name():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_mutants_are_caught():
     done = subprocess.run(
-        [sys.executable, str(HERE / "mutants" / "run.py"), "--every", "6"],
+        [sys.executable, str(HERE / "mutants" / "run.py"), "--every", "8"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=600,
     )
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(outcomes) >= 12 and done.returncode == 0, done.stdout + done.stderr
+    assert len(outcomes) >= 9 and done.returncode == 0, done.stdout + done.stderr
     assert all(one["outcome"] == "caught" for one in outcomes)

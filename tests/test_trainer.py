@@ -511,6 +511,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "steps": 16,
         "neighboring": "add_remove",
         "seeded": False,
+        "secure": False,
         "public_size": 80,
         "tuning": "not accounted",
     }

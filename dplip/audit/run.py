@@ -55,6 +55,7 @@ def audit_run(
     *,
     optimizer: Callable[[Any], Optimizer] | None = None,
     canaries: int = 10_000,
+    starts: int = 24,
     seed: int = 0,
 ) -> list[Row]:
     """Attack the promises of a finished run, on its model, its data and its constants.
@@ -65,6 +66,7 @@ def audit_run(
         model, loss, data, input_shape: what it trained, how, and on what.
         optimizer: from parameters to the optimizer of the repeated trainings; None: SGD.
         canaries: of the attack on the noise.
+        starts: of the search for long gradients, from the data and from scratch.
         seed: of starts and coins; never of the noise.
 
     Returns:
@@ -73,7 +75,7 @@ def audit_run(
     privacy = report["privacy"]
     sigma, rate, delta = (float(privacy[k]) for k in ("noise_multiplier", "sample_rate", "delta"))
     model.train()
-    found = gradient_search(model, loss, input_shape, data, seed=seed)
+    found = gradient_search(model, loss, input_shape, data, starts=starts, seed=seed)
     rows = [_ledger(Path(folder), privacy), *_gradients(found)]
     x, y = found.worst
     some = Subset(data, range(min(_EXAMPLES, len(data))))  # type: ignore[arg-type]

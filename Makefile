@@ -1,6 +1,7 @@
 # make run     train on digits in a fresh environment: the first thing to try
 # make test    every check: lint, format, types, tests
 # make lint    all of them but the tests
+# make audit   attack every promise at full size; prints one table
 # make bench   time one training step
 # make clean   remove the environment, caches and build products (runs/ stays)
 
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint bench clean
+.PHONY: run test lint audit fuzz bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/dplip train --data digits --epsilon 8 --out runs/digits
@@ -23,6 +24,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev
+	$(BIN)/python tests/audit_all.py
+
+# Nightly: about 1e5 inputs.
+fuzz: $(VENV)/.installed-dev
+	DPLIP_FUZZ=15000 $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/step_time.py

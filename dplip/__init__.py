@@ -18,6 +18,7 @@ from dplip.constraints import (
 from dplip.engine import PrivacyEngine
 from dplip.errors import (
     BudgetExceededError,
+    CheckpointError,
     ConfigurationError,
     DPLipError,
     LedgerError,
@@ -47,6 +48,7 @@ def __getattr__(name: str) -> object:
 
 __all__ = [
     "BudgetExceededError",
+    "CheckpointError",
     "ColumnL1Ball",
     "ConfigurationError",
     "DPLipClassifier",

@@ -19,14 +19,14 @@ from dplip.errors import ConfigurationError
 # integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 1024
 # use the plain Gaussian.
 _LARGEST_SAMPLED_ORDER = 1024
-_ORDERS: tuple[float, ...] = tuple(
+ORDERS: tuple[float, ...] = tuple(
     [1.01, 1.02, 1.05]
     + [1 + x / 10 for x in range(1, 100)]
     + [float(x) for x in range(11, 64)]
     + [float(round(64 * 2 ** (x / 8))) for x in range(33)]
     + [1024 * 2 ** (x / 4) for x in range(1, 121)]
 )
-_COARSE = tuple(i for i, order in enumerate(_ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0)
+_COARSE = tuple(i for i, order in enumerate(ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0)
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ class Accountant:
     """Composes the events of a run into epsilon.
 
     Args:
-        mechanism: "rdp" (Renyi divergences) or "prv" (numerical composition of privacy loss variables).
+        mechanism: "rdp" (Renyi divergences), "prv" or "pld" (numerical composition of privacy losses, by Opacus or by
+            dp_accounting, which the extra ``accounting`` installs).
 
     Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
     for neighbours that differ in one example whose l2 contribution is the unit of the noise multiplier. "prv"
-    reports the smaller of the upper bounds of PRV and RDP, and RDP alone where PRV is numerically unsafe:
-    epsilon above 100, or delta below 1e-13 per step.
+    and "pld" report the smaller of their own upper bound and that of RDP, and RDP alone where they are numerically
+    unsafe: epsilon above 100, or delta below 1e-13 per step.
 
     Source: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530); Balle et al. 2020 (1905.09982, theorem 21); Gopi,
     Lee, Wutschitz 2021 (2106.02848); Opacus for the implementations.
@@ -156,7 +157,7 @@ class Accountant:
 
 
 def create_accountant(mechanism: str) -> Accountant:
-    """A new accountant: "rdp" or "prv".
+    """A new accountant: "rdp", "prv" or "pld".
 
     Raises:
         ConfigurationError: If the name is unknown; names the nearest.
@@ -165,7 +166,7 @@ def create_accountant(mechanism: str) -> Accountant:
 
 
 def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) -> float:
-    _require_delta(delta)
+    require_delta(delta)
     spent = {event: steps for event, steps in events.items() if steps > 0}
     if not spent:
         return 0.0
@@ -176,24 +177,29 @@ def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) 
 
 def _rdp_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     def spent(order: float) -> float:
-        return sum(steps * _renyi_divergence(event, order) for event, steps in events.items())
+        return sum(steps * renyi_divergence(event, order) for event, steps in events.items())
 
-    def epsilon(order: float) -> float:  # Balle et al. 2020, theorem 21
-        return spent(order) - (math.log(delta) + math.log(order)) / (order - 1) + math.log1p(-1 / order)
+    def epsilon(order: float) -> float:
+        return converted(spent(order), order, delta)
 
     # Total variation is at most sqrt(1 - exp(-KL)) (Bretagnolle and Huber 1979); KL at most any other order.
     if -math.expm1(-spent(2.0)) <= delta**2:
         return 0.0
     # epsilon(order) falls and then rises: look closely around the best of few. Any order is a valid bound.
-    bounds = [epsilon(_ORDERS[i]) for i in _COARSE]
+    bounds = [epsilon(ORDERS[i]) for i in _COARSE]
     best = bounds.index(min(bounds))
     left = _COARSE[best - 1] if best > 0 else -1
-    right = _COARSE[best + 1] if best + 1 < len(_COARSE) else len(_ORDERS)
-    return min(epsilon(order) for order in _ORDERS[left + 1 : right])
+    right = _COARSE[best + 1] if best + 1 < len(_COARSE) else len(ORDERS)
+    return min(epsilon(order) for order in ORDERS[left + 1 : right])
+
+
+def converted(divergence: float, order: float, delta: float) -> float:
+    """Epsilon at ``delta`` of a mechanism of this Renyi divergence at one order (Balle et al. 2020, theorem 21)."""
+    return divergence - (math.log(delta) + math.log(order)) / (order - 1) + math.log1p(-1 / order)
 
 
 @lru_cache(maxsize=1 << 18)
-def _renyi_divergence(event: GaussianEvent, order: float) -> float:
+def renyi_divergence(event: GaussianEvent, order: float) -> float:
     """An upper bound of the Renyi divergence of one step; infinite at worst."""
     sigma, q = event.noise_multiplier, event.sample_rate
     plain = order / 2 / sigma / sigma  # sampling never increases it (joint quasi-convexity)
@@ -233,13 +239,24 @@ def _prv_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     return min(rdp, bound) if math.isfinite(bound) else rdp
 
 
+def _pld_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+    from dplip.dp_events import pld_epsilon
+
+    rdp = _rdp_epsilon(events, delta)
+    # As for PRV: losses beyond this do not fit its grid, and smaller deltas drown in the rounding of its FFT.
+    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(events.values())):
+        return rdp
+    return min(rdp, pld_epsilon(events, delta))
+
+
 _EPSILON: dict[str, Callable[[Mapping[GaussianEvent, int], float], float]] = {
     "rdp": _rdp_epsilon,
     "prv": _prv_epsilon,
+    "pld": _pld_epsilon,
 }
 
 
-def _require_delta(delta: float) -> None:
+def require_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ConfigurationError(
             f"delta={delta}: a failure probability lies strictly between 0 and 1; "

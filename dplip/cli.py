@@ -1,4 +1,4 @@
-"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``."""
+"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``, ``dplip audit``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class AccountantName(str, Enum):
 
     rdp = "rdp"
     prv = "prv"
+    pld = "pld"
 
 
 def _version(shown: bool) -> None:
@@ -91,6 +92,8 @@ def train(
     schema: Annotated[Path | None, typer.Option(help="Tables: the schema's file. [NAME.schema.json]")] = None,
     test: Annotated[Path | None, typer.Option(help="Tables: held-out rows. [NAME.test.csv, or a fifth]")] = None,
     chain: Annotated[str | None, typer.Option(help="Tables: inf, one or two. [the preset's]")] = None,
+    secure: Annotated[bool, typer.Option(help="Exact discrete noise (needs the extra 'secure').")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out, if there is one.")] = False,
 ) -> None:
     """Train a private, certified model on a data set, and write DIR/report.json."""
     import torch
@@ -118,6 +121,8 @@ def train(
             neighboring=neighboring.value,
             public_size=public_size,
             max_physical_batch_size=max_physical_batch_size,
+            secure=secure,
+            resume=resume,
             progress=progress,
         )
         _show(folder)
@@ -147,13 +152,14 @@ def train(
         max_physical_batch_size=max_physical_batch_size,
         output_dir=Path("runs") / loaded.name if out is None else out,
         seed=seed,
+        secure=secure,
         progress=progress,
         ema_decay=recipe.ema_decay,
         norm=norm if norm is not None else math.inf if model is ModelName.sortnet else 2,
     )
     trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
-    trainer.fit()
+    trainer.fit(resume=resume)
     settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
     path = trainer.save(run=settings)
     _show(path.parent)
@@ -230,6 +236,37 @@ def schema(
     from dplip.cli_tabular import draft_schema
 
     typer.echo(draft_schema(file, target, from_data, out))
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of dplip train.")],
+    data_dir: DataDir = None,
+    canaries: Annotated[int, typer.Option(help="Of the attack on the noise.", min=100)] = 10_000,
+    starts: Annotated[int, typer.Option(help="Of the search for long gradients.", min=1)] = 24,
+    seed: Annotated[int, typer.Option(help="Of the attacks' starts and coins.", min=0)] = 0,
+) -> None:
+    """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive."""
+    from dplip.audit import audit_run, table
+    from dplip.data import Data
+    from dplip.models import KINDS
+    from dplip.trainer import read_report
+
+    report = read_report(run)
+    if report.get("run", {}).get("model") == "monotone":
+        raise ConfigurationError(
+            f"{run}: a run on a table. Audit it in Python with dplip.audit.audit_run, which takes its model and loss."
+        )
+    model, loaded = _trained(run, data_dir)
+    assert isinstance(loaded, Data)  # not a table, as the report says
+    settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+    recipe = KINDS[report["run"].get("model", "l2")](**settings)
+    rows = audit_run(
+        run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, starts=starts, seed=seed
+    )
+    typer.echo(table(rows))
+    if not all(row.survived for row in rows):
+        raise typer.Exit(1)
 
 
 def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]:

@@ -36,6 +36,7 @@ def train_table(
     epsilon: float,
     seed: int | None,
     out: Path | None,
+    resume: bool = False,
     **trainer: Any,
 ) -> Path:
     """Train a monotone network on a table; returns the folder with its report, weights, ledger and schema.
@@ -43,6 +44,7 @@ def train_table(
     Args:
         table: the options ``target``, ``monotone``, ``schema`` and ``test``, None where they are not given.
         settings: fields of the preset to change, None where they are not given.
+        resume: go on with an interrupted run in the folder, if there is one.
         trainer: further arguments of :class:`DPLipTrainer`.
 
     Raises:
@@ -80,7 +82,7 @@ def train_table(
     )
     run.scheduler = recipe.scheduler(optimizer, model, loss, run.steps)
     run.plan()
-    run.fit()
+    run.fit(resume=resume)
     proof = certify_monotonic(model, schema.directions, schema.features)
     folder = run.save(
         run={"data": data, "model": MODEL, "preset": dataclasses.asdict(recipe)},

@@ -21,6 +21,7 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.propagate import propagate
 from dplip.sampling import PoissonLoader, example_shape
+from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import require_loss
 
 
@@ -28,7 +29,8 @@ class PrivacyEngine:
     """Makes training private and keeps count of what was spent.
 
     Args:
-        accountant: ``"rdp"`` or ``"prv"``.
+        accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
+        secure_mode: exact discrete noise with the operating system's entropy (the extra ``secure``).
 
     Guarantee: the releases of every step taken by the optimizers that it made are (``get_epsilon(delta)``, delta)-DP,
     under the neighbouring relation named when they were made.
@@ -36,7 +38,8 @@ class PrivacyEngine:
 
     def __init__(self, accountant: str = "rdp", *, secure_mode: bool = False) -> None:
         if secure_mode:
-            _refuse("secure_mode=True", "noise that is exact in floating point is not offered", "Leave it off")
+            check_secure(accountant, None)
+        self.secure_mode = secure_mode
         self.accountant = create_accountant(accountant)
 
     def make_private(
@@ -108,6 +111,8 @@ class PrivacyEngine:
                 max_physical_batch_size=max_physical_batch_size,
                 seed=seed,
             )
+        if self.secure_mode:
+            check_secure(self.accountant.mechanism(), seed)
         shape = check_data(module, criterion, loader.dataset, "data_loader", input_shape)
         private = DPLipOptimizer(
             optimizer,
@@ -118,7 +123,9 @@ class PrivacyEngine:
             batches=loader,
             neighboring=neighboring,
             charge=lambda event: self.charge(event, budget),
-            noise=GaussianNoise(None if seed is None else seed + 1),
+            noise=secure_noise(noise_multiplier, module)
+            if self.secure_mode
+            else GaussianNoise(None if seed is None else seed + 1),
         )
         return module, private, loader
 

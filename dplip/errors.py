@@ -23,3 +23,7 @@ class BudgetExceededError(DPLipError):
 
 class LedgerError(DPLipError):
     """The durable record of what was spent cannot be written, or what was read is not a valid record."""
+
+
+class CheckpointError(DPLipError):
+    """A checkpoint cannot be written, is damaged, or belongs to another run."""

@@ -49,6 +49,8 @@ class LedgerRecord:
     delta: float | None
     facts: Mapping[str, Any]
     events: tuple[GaussianEvent, ...]
+    chains: tuple[str, ...]
+    """The checksum after the header, and after each step."""
 
     def history(self) -> list[GaussianEvent]:
         """The event of every step, in order."""
@@ -134,6 +136,11 @@ class Ledger:
         """The number of steps on record."""
         return self._steps
 
+    @property
+    def chain(self) -> str:
+        """The checksum of all that is on record: it names this run at this step."""
+        return self._chain
+
     def append(self, event: GaussianEvent) -> None:
         """Put one more step on disk; to be called before its noise is released.
 
@@ -168,7 +175,7 @@ class Ledger:
             content = Path(path).read_bytes()
         except OSError as problem:
             raise LedgerError(f"{path}: cannot be read ({problem.strerror}); pass a ledger's path") from None
-        record, _, end = _parse(content, path)
+        record, end = _parse(content, path)
         if end < len(content):
             raise LedgerError(
                 f"{path}, line {len(record.events) + 2}: torn, as a crash leaves it; open the ledger with "
@@ -207,8 +214,8 @@ class Ledger:
 
     def _resume(self, content: bytes, expected: dict[str, Any], any_run: bool) -> None:
         assert self._file is not None
-        record, self._chain, end = _parse(content, self.path)
-        self.run, self._steps = record.run, len(record.events)
+        record, end = _parse(content, self.path)
+        self.run, self._steps, self._chain = record.run, len(record.events), record.chains[-1]
         for name in ("mechanism", "neighboring", "delta", "facts") + (() if any_run else ("run",)):
             if getattr(record, name) != expected[name]:
                 raise LedgerError(
@@ -243,11 +250,12 @@ def _seal(record: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
     return f'{body[:-1]},"chain":"{chain}"}}\n'.encode(), chain
 
 
-def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, str, int]:
-    """The record, its last chain, and the end of its last whole line."""
+def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, int]:
+    """The record, and the end of its last whole line."""
     lines = content.split(b"\n")[:-1]  # what follows the last line feed is torn
     header: dict[str, Any] = {}
     events: list[GaussianEvent] = []
+    chains: list[str] = []
     chain, end = "", 0
     for number, line in enumerate(lines, start=1):
         try:
@@ -259,20 +267,41 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
             if number == 1:
                 if (record.pop("ledger"), record.pop("version")) != ("dplip", _VERSION):
                     raise ValueError(f"this is not a ledger of version {_VERSION}")
-                header = record
+                header = _header(record)
             else:
                 if record["step"] != number - 1:
                     raise ValueError(f"step={record['step']} where {number - 1} belongs")
                 events.append(GaussianEvent(record["noise_multiplier"], record["sample_rate"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
             raise LedgerError(
                 f"{path}, line {number}: not as it was written ({problem!r}), so what was spent is unknown "
                 "from there on; restore the file from a copy"
             ) from None
         end += len(sealed)
+        chains.append(chain)
     if not header:
         raise LedgerError(f"{path}, line 1: no header, so this is not a ledger; pass the path of one")
-    return LedgerRecord(**header, events=tuple(events)), chain, end
+    return LedgerRecord(**header, events=tuple(events), chains=tuple(chains)), end
+
+
+def _header(record: dict[str, Any]) -> dict[str, Any]:
+    """The header, if each of its entries is of its kind."""
+    kinds = {"run": str, "mechanism": str, "neighboring": str, "delta": float | None, "facts": dict}
+    if record.keys() != kinds.keys() or not all(isinstance(record[k], kind) for k, kind in kinds.items()):
+        raise ValueError("its header has other entries than a ledger's")
+    create_accountant(record["mechanism"])
+    if record["delta"] is not None and not 0 < record["delta"] < 1:
+        raise ValueError(f"delta={record['delta']}")
+    return record
+
+
+def begun(path: str | os.PathLike[str]) -> bool:
+    """Whether a ledger is there whose header is whole; without one, no step can have been released."""
+    try:
+        with open(path, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except OSError:
+        return False
 
 
 def set_aside(path: str | os.PathLike[str]) -> Path | None:

@@ -165,6 +165,10 @@ class PoissonLoader:
         self._reset()
         return self._epoch(self._iteration)
 
+    def restart(self, seed: int | None) -> None:
+        """Draw from a new stream from now on: of this seed, or of fresh entropy."""
+        self._generator = np.random.Generator(np.random.SFC64(seed))
+
     def take(self) -> int:
         """The number of examples handed out since the last call; starts the count anew."""
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +25,17 @@ from dplip.accounting import GaussianEvent, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
+from dplip.checkpoint import Checkpoint, write_whole
 from dplip.constraints import project
 from dplip.engine import check_data
-from dplip.errors import BudgetExceededError, ConfigurationError
-from dplip.ledger import Ledger, set_aside
+from dplip.errors import BudgetExceededError, CheckpointError, ConfigurationError, LedgerError
+from dplip.ledger import Ledger, begun, set_aside
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.report import validate_report, versions, write_report
 from dplip.sampling import PoissonLoader
+from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
@@ -89,11 +94,13 @@ class DPLipTrainer:
         output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
             renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
+        secure: exact discrete noise with the operating system's entropy, by OpenDP (the extra ``secure``); slower.
         progress: show the plan and a progress bar.
         public_size: the size of the data that is public; None: its length, which the report then names as public.
         scheduler: a learning-rate scheduler, stepped after every private step.
         norm: 1, 2 or inf: the norm of the certificates in the report.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
+        checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
 
     Raises:
@@ -121,11 +128,13 @@ class DPLipTrainer:
         max_physical_batch_size: int | None = None,
         output_dir: str | Path | None = None,
         seed: int | None = None,
+        secure: bool = False,
         progress: bool = True,
         public_size: int | None = None,
         scheduler: LRScheduler | None = None,
         norm: float = 2,
         ema_decay: float | None = None,
+        checkpoint_every: int | None = None,
         show_private_loss: bool = False,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
@@ -136,10 +145,14 @@ class DPLipTrainer:
             raise ConfigurationError(f"ema_decay={ema_decay}: the decay of an average lies in (0, 1).")
         if not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
+        if secure:
+            check_secure(accountant, seed)
+        if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
+            raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant)
-        self.eval_dataset, self.progress, self.seed = eval_dataset, progress, seed
+        self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
@@ -169,13 +182,16 @@ class DPLipTrainer:
             batches=self.loader,
             neighboring=neighboring,
             charge=self._charge,
-            noise=GaussianNoise(None if seed is None else seed + 1),
+            noise=secure_noise(noise_multiplier, model)
+            if secure
+            else GaussianNoise(None if seed is None else seed + 1),
         )
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else _folder(Path(output_dir))
         self._ledger: Ledger | None = None
         self._run: str | None = None  # the ledger that an interrupted fit goes on with
+        self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._seconds = 0.0
 
     @property
@@ -208,48 +224,60 @@ class DPLipTrainer:
             tqdm.write(str(plan))
         return plan
 
-    def fit(self) -> DPLipTrainer:
+    def fit(self, resume: bool = False) -> DPLipTrainer:
         """Take the planned steps, and write the report if there is an ``output_dir``; returns the trainer.
+
+        Args:
+            resume: go on with the run whose ledger is in ``output_dir``, made by a trainer with the same plan, from
+                its last checkpoint; begin it if there is none. Steps that a crash took from the model, but that are
+                on the ledger, stay spent and are not taken again.
 
         Raises:
             BudgetExceededError: a further step would exceed the budget (as after a completed :meth:`fit`); the steps
                 before it stand, and :meth:`get_epsilon` counts them.
+            LedgerError, CheckpointError: with ``resume``, what is in the folder is damaged or of another plan.
         """
-        left = self.steps - self.accountant.num_steps
-        if left <= 0:
+        if self.accountant.num_steps >= self.steps:
             raise BudgetExceededError(
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
                 "Make a new trainer with a plan of its own to go on."
             )
-        self._open_ledger()
         started = time.perf_counter()
-        self.model.train()
-        device = _device(self.model)
-        bar = tqdm(total=self.steps, initial=self.steps - left, disable=not self.progress, unit="step")
+        bar = None
         try:
-            while True:
-                for x, y in self.loader:
-                    self.optimizer.zero_grad()
-                    value = self.loss(self.model(x.to(device)), y.to(device))
-                    value.backward()
-                    whole = self.loader.complete
-                    self.optimizer.step()
-                    if whole:
-                        self._after_step(bar, value, len(x))
-                        if self.accountant.num_steps >= self.steps:
-                            break
-                if self.accountant.num_steps >= self.steps:
-                    break
+            self._open_ledger(resume)
+            done = self.accountant.num_steps
+            bar = tqdm(total=self.steps, initial=done, disable=not self.progress, unit="step")
+            if done < self.steps:
+                self._train(bar)
+            if self._average is not None:
+                self.model.load_state_dict(self._average.module.state_dict())
+                project(self.model)
+            self._seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            if self.output_dir is not None:
+                self.save()
         finally:
-            bar.close()
+            if bar is not None:
+                bar.close()
             self._close_ledger()
             self._seconds += time.perf_counter() - started
-        if self._average is not None:
-            self.model.load_state_dict(self._average.module.state_dict())
-            project(self.model)
-        if self.output_dir is not None:
-            self.save()
         return self
+
+    def _train(self, bar: tqdm[Any]) -> None:
+        self.model.train()
+        device = _device(self.model)
+        while True:
+            for x, y in self.loader:
+                self.optimizer.zero_grad()
+                value = self.loss(self.model(x.to(device)), y.to(device))
+                value.backward()
+                whole = self.loader.complete
+                self.optimizer.step()
+                if whole:
+                    self._after_step(bar, value, len(x))
+                    if self.accountant.num_steps >= self.steps:
+                        return
 
     def get_epsilon(self, delta: float | None = None) -> float:
         """The epsilon spent so far, at ``delta`` (None: the target delta)."""
@@ -298,6 +326,7 @@ class DPLipTrainer:
                 "steps": steps,
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
+                "secure": self.secure,
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
             },
@@ -315,7 +344,9 @@ class DPLipTrainer:
         """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
-        torch.save(self.model.state_dict(), self.output_dir / "model.pt")
+        weights = io.BytesIO()
+        torch.save(self.model.state_dict(), weights)
+        write_whole(self.output_dir / "model.pt", weights.getvalue())
         report = {**self.report(), **extra}
         validate_report(report)
         write_report(self.output_dir / "report.json", report)
@@ -327,21 +358,105 @@ class DPLipTrainer:
             self._ledger.append(event)
         self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
 
-    def _open_ledger(self) -> None:
+    def _open_ledger(self, resume: bool) -> None:
         if self.output_dir is None:
+            if resume:
+                raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
             return
-        path = self.output_dir / "ledger.jsonl"
-        if self._run is None:
+        path, checkpoint = self.output_dir / "ledger.jsonl", self.output_dir / "checkpoint.safetensors"
+        from_disk = resume and self._run is None and begun(path)
+        if resume and self._run is None and not from_disk and checkpoint.exists():
+            raise LedgerError(
+                f"{path}: the ledger of the checkpoint beside it is missing, so what was spent is unknown. Restore it."
+            )
+        going_on = from_disk or self._run is not None
+        if not going_on:
+            set_aside(checkpoint)  # first, so that no crash leaves a checkpoint without its ledger
             set_aside(path)
         self._ledger = Ledger(
             path,
             run=self._run,
-            resume=self._run is not None,
+            resume=going_on,
             mechanism=self.accountant.mechanism(),
             neighboring=self.optimizer.neighboring,
             delta=self.delta,
-            facts={"public_size": self.loader.public_size, "seeded": self.seed is not None},
+            facts={
+                "public_size": self.loader.public_size,
+                "seeded": self.seed is not None,
+                "steps": self.steps,
+                "noise_multiplier": self.optimizer.noise_multiplier,
+                "sample_rate": self.loader.sample_rate,
+            },
         )
+        if going_on:  # the file knows best: a crash may have come between a line and its count
+            self.accountant = create_accountant(self.accountant.mechanism())
+            for event in self._ledger.history():
+                self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+        if from_disk:
+            self._restore(Checkpoint.read(checkpoint) if checkpoint.exists() else None)
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint of the open ledger, or from the first weights."""
+        assert self._ledger is not None and self.output_dir is not None
+        done = self._ledger.steps
+        if checkpoint is not None:
+            record = Ledger.read(self._ledger.path)
+            if checkpoint.run != record.run:
+                raise CheckpointError(
+                    f"checkpoint.safetensors in {self.output_dir}: it is of run {checkpoint.run!r}, and the ledger of "
+                    f"run {record.run!r}. Put the files of one run together."
+                )
+            if checkpoint.steps > done or record.chains[checkpoint.steps] != checkpoint.chain:
+                raise LedgerError(
+                    f"{self._ledger.path}, line {min(checkpoint.steps, done) + 1}: the checkpoint was written after "
+                    f"{checkpoint.steps} steps that this ledger does not hold, so lines were lost. Restore the ledger."
+                )
+            if checkpoint.sampler != self._sampler():
+                raise CheckpointError(f"sampler={checkpoint.sampler} in the checkpoint, {self._sampler()} in the plan.")
+        if self.seed is not None:  # another stream for the steps to come: no draw serves two data
+            stream = int.from_bytes(hashlib.sha256(f"{self.seed} after {done}".encode()).digest()[:12], "big")
+            self.loader.restart(stream)
+            self.optimizer.noise = GaussianNoise(stream + 1)
+        if self.scheduler is not None:  # a schedule is a function of the number of steps: taken up to the present one
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for _ in range(done):
+                    self.scheduler.step()
+        if checkpoint is None:
+            return
+        try:
+            self.model.load_state_dict(checkpoint.model)
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": checkpoint.optimizer, "param_groups": groups})
+            if (self._average is None) != (checkpoint.average is None):
+                raise ValueError("a moving average of the weights is only in one of the two")
+            if self._average is not None and checkpoint.average is not None:
+                self._average.load_state_dict(checkpoint.average)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as wrong:
+            raise CheckpointError(
+                f"checkpoint.safetensors in {self.output_dir}: it does not fit this trainer ({wrong}). Make it as "
+                "the run was made."
+            ) from None
+        self._seconds = checkpoint.seconds
+
+    def _checkpoint(self) -> None:
+        if self._ledger is None or self.output_dir is None:
+            return
+        Checkpoint(
+            run=self._ledger.run,
+            steps=self._ledger.steps,
+            chain=self._ledger.chain,
+            accountant=self.accountant.state_dict(),
+            sampler=self._sampler(),
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict()["state"],
+            average=None if self._average is None else self._average.state_dict(),
+            seconds=self._seconds,
+        ).write(self.output_dir / "checkpoint.safetensors")
+
+    def _sampler(self) -> dict[str, Any]:
+        loader = self.loader
+        return {"sample_rate": loader.sample_rate, "public_size": loader.public_size, "steps": loader.steps_per_epoch}
 
     def _close_ledger(self) -> None:
         if self._ledger is not None:
@@ -354,6 +469,9 @@ class DPLipTrainer:
             self.scheduler.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
+        steps = self.accountant.num_steps
+        if steps % self._every == 0 or steps == self.steps:
+            self._checkpoint()
         bar.update()
         if self.progress and (bar.n % 10 == 0 or bar.n == self.steps):
             shown = {"epsilon": f"{self.get_epsilon():.3f}"}

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy_and_nothing_is_changed(argum
 
 
 @pytest.mark.parametrize(
-    "arguments, remedy", [({"secure_mode": True}, "secure_mode"), ({"accountant": "gdp"}, "rdp|prv")]
+    "arguments, remedy", [({"secure_mode": True, "accountant": "prv"}, "Use 'rdp'"), ({"accountant": "gdp"}, "rdp|prv")]
 )
 def test_an_engine_that_cannot_be_offered_is_refused(arguments, remedy):
     with pytest.raises(ConfigurationError, match=remedy):

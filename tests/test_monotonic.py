@@ -321,7 +321,9 @@ FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
-@pytest.mark.parametrize("layer", [*ELEMENTWISE_SLOPES, *FUNCTIONS], ids=str)
+@pytest.mark.parametrize(
+    "layer", [*ELEMENTWISE_SLOPES, *FUNCTIONS], ids=lambda f: getattr(f, "__name__", type(f).__name__)
+)
 def test_slopes_through_every_operation_lie_in_their_intervals(layer):
     """Linear maps before and behind, so that cotangents have every sign and no entry is one-hot."""
     torch.manual_seed(0)

@@ -511,6 +511,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "steps": 16,
         "neighboring": "add_remove",
         "seeded": False,
+        "secure": False,
         "public_size": 80,
         "tuning": "not accounted",
     }
@@ -522,7 +523,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
 def test_the_files_of_a_run_agree_with_it_and_with_each_other(tmp_path):
     folder = tmp_path / "new" / "run"
     run = trainer(output_dir=folder).fit()
-    assert {f.name for f in folder.iterdir()} == {"report.json", "model.pt", "ledger.jsonl"}
+    assert {f.name for f in folder.iterdir()} == {"report.json", "model.pt", "ledger.jsonl", "checkpoint.safetensors"}
     report = read_report(folder)
     assert report["privacy"]["epsilon"] == run.get_epsilon()
     record = Ledger.read(folder / "ledger.jsonl")

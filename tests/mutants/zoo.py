@@ -1,0 +1,588 @@
+"""Bugs, put into the library on purpose: each breaks a promise and must be caught by the test that is named.
+
+Many are bugs that private-training libraries have had. A mutant is one or more substitutions in one source file; each
+text must occur there exactly once, so that a mutant cannot become idle when the code changes.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: the file of the package, what is replaced by what, and the test that must fail."""
+
+    name: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    caught_by: str
+
+    @property
+    def test(self) -> str:
+        return self.caught_by.split(" -k ")[0]
+
+    @property
+    def selection(self) -> list[str]:
+        """Arguments for pytest."""
+        test, _, expression = self.caught_by.partition(" -k ")
+        return [f"tests/{test}", *(["-k", expression] if expression else [])]
+
+
+def mutant(name: str, file: str, old: str, new: str, caught_by: str) -> Mutant:
+    return Mutant(name, file, ((old, new),), caught_by)
+
+
+ADD = "self.noise.add_(p.grad, stds[name])"
+CHARGE = "        if self._charge is not None:\n            self._charge(self.event)\n"
+SUM = "values.sum() if reduction"
+MASK = "np.flatnonzero(self._generator.random(self._size) < self.sample_rate)"
+
+NOISE = [
+    mutant(
+        "noise halved",
+        "noise.py",
+        "add_(draws, alpha=std)",
+        "add_(draws, alpha=std / 2)",
+        "test_noise.py::test_the_draws_are_normal_with_the_given_deviation",
+    ),
+    mutant(
+        "noise a hundredth too small in what is added",
+        "noise.py",
+        "add_(draws, alpha=std)",
+        "add_(draws, alpha=0.99 * std)",
+        "test_noise.py::test_the_draws_are_normal_with_the_given_deviation",
+    ),
+    mutant(
+        "noise reused across parameters and steps",
+        "noise.py",
+        "self._used += draws.numel()",
+        "self._used += 0",
+        "test_noise.py::test_every_tensor_and_every_step_gets_fresh_draws",
+    ),
+    mutant(
+        "noise fixed by torch.manual_seed",
+        "noise.py",
+        "np.random.SFC64(self._seed)",
+        "np.random.SFC64(torch.initial_seed())",
+        "test_noise.py::test_global_seeds_do_not_touch_it",
+    ),
+    mutant(
+        "noise repeated by a forked process",
+        "noise.py",
+        "if self._process != os.getpid() and not self.seeded:",
+        "if False:",
+        "test_noise.py::test_a_forked_process_never_repeats_the_draws",
+    ),
+    mutant(
+        "one multiplier for each parameter: sqrt of their number missing",
+        "noise.py",
+        "{name: scale * math.sqrt(value / math.sqrt(sizes[name]))",
+        "{name: noise_multiplier * value",
+        "test_noise.py::test_the_split_spends_the_multiplier_exactly_and_has_the_least_energy",
+    ),
+    mutant(
+        "halves of a Box-Muller pair alike",
+        "noise.py",
+        "second.sin_().mul_(radius)",
+        "second.cos_().mul_(radius)",
+        "test_noise.py::test_the_two_halves_of_a_pair_are_independent",
+    ),
+    mutant(
+        "noise of 5 standard deviations at most",
+        "noise.py",
+        "torch.bitwise_right_shift(words, 24, out=field)\n        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-39)",
+        "torch.bitwise_right_shift(words, 45, out=field)\n        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-18)",
+        "test_noise.py::test_the_tails_go_beyond_those_of_24_bit_uniforms",
+    ),
+]
+
+STEP = [
+    mutant(
+        "biases without noise",
+        "optimizer.py",
+        ADD,
+        "self.noise.add_(p.grad, stds[name] if p.ndim > 1 else 0.0)",
+        "test_optimizer.py::test_every_parameter_gets_its_noise_on_every_step_and_once",
+    ),
+    mutant(
+        "one generator state for every parameter",
+        "optimizer.py",
+        ADD,
+        "type(self.noise)(7).add_(p.grad, stds[name])",
+        "test_optimizer.py::test_the_noise_of_tensors_and_steps_and_halves_of_a_tensor_is_independent",
+    ),
+    mutant(
+        "noise drawn after the division",
+        "optimizer.py",
+        ADD + "\n            p.grad.div_(self.expected_batch_size)",
+        "p.grad.div_(self.expected_batch_size)\n            "
+        + ADD.replace("stds[name]", "stds[name] / self.expected_batch_size**2"),
+        "test_audit.py::test_neighbouring_steps_differ_within_the_sensitivity_and_in_nothing_else -k plain",
+    ),
+    Mutant(
+        "mean over the actual batch",
+        "optimizer.py",
+        (
+            ("empty = self.batches.take() == 0", "taken = self.batches.take()\n        empty = taken == 0"),
+            ("p.grad.div_(self.expected_batch_size)", "p.grad.div_(max(taken, 1))"),
+        ),
+        "test_optimizer.py::test_the_sum_is_divided_by_the_expected_batch_size_and_never_by_the_batchs_own",
+    ),
+    mutant(
+        "noise for every physical batch, counted once a step",
+        "optimizer.py",
+        "self._accumulating = self.batches.number\n            return",
+        "self._accumulating = self.batches.number\n"
+        "            for p in self.model.parameters():\n"
+        "                p.grad is None or self.noise.add_(p.grad, 1.0)\n"
+        "            return",
+        "test_optimizer.py::test_physical_batches_give_the_step_of_the_whole_batch_with_one_draw_of_noise",
+    ),
+    mutant(
+        "bounds of the first weights for ever",
+        "optimizer.py",
+        "bounds = self.sensitivities()\n        stds",
+        "self._first = bounds = getattr(self, '_first', None) or self.sensitivities()\n        stds",
+        "test_optimizer.py::test_the_noise_follows_every_change_of_the_model_between_steps",
+    ),
+    mutant(
+        "replacing an example counted once",
+        "optimizer.py",
+        '"replace_one": 2.0',
+        '"replace_one": 1.0',
+        "test_optimizer.py::test_replacing_one_example_counts_twice",
+    ),
+    mutant(
+        "a step that is not charged",
+        "optimizer.py",
+        CHARGE,
+        "",
+        "test_optimizer.py::test_the_event_charged_holds_the_rate_of_the_loader_and_the_multiplier_of_the_noise",
+    ),
+    Mutant(
+        "a step charged after its noise",
+        "optimizer.py",
+        ((CHARGE, ""), ("        self.original.step()\n", CHARGE + "        self.original.step()\n")),
+        "test_optimizer.py::test_a_step_is_charged_before_its_noise_is_drawn",
+    ),
+    mutant(
+        "an empty batch is no step",
+        "optimizer.py",
+        "empty = self.batches.take() == 0\n",
+        "empty = self.batches.take() == 0\n        if empty:\n            return\n",
+        "test_optimizer.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
+    ),
+    mutant(
+        "the blank row of an empty batch is learned from",
+        "optimizer.py",
+        "elif empty:",
+        "elif False:",
+        "test_optimizer.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
+    ),
+    mutant(
+        "two backward passes over one batch",
+        "optimizer.py",
+        "if seen != handed:",
+        "if False:",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "gradients of another loss",
+        "optimizer.py",
+        "        if self._witness.problem:\n",
+        "        if False:\n",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "weights changed between gradient and bound",
+        "witness.py",
+        "if self._state != self._present_state():",
+        "if False:",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "two batches in one step",
+        "optimizer.py",
+        "if self.batches.logical_batches != 1:",
+        "if False:",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "a frozen model trained without noise",
+        "optimizer.py",
+        "    if held - own:\n",
+        "    if False:\n",
+        "test_optimizer.py::test_an_optimizer_over_other_parameters_than_the_models_is_refused",
+    ),
+    mutant(
+        "rounding of large sums not covered",
+        "optimizer.py",
+        " * (1 + self.expected_batch_size * 2.0**-24)",
+        "",
+        "test_numerics.py::test_the_rounding_of_a_large_sum_is_covered",
+    ),
+]
+
+SAMPLING = [
+    mutant(
+        "batches of one size in place of Poisson",
+        "sampling.py",
+        MASK,
+        "np.sort(self._generator.permutation(self._size)[: max(1, round(self.sample_rate * self._size))])",
+        "test_sampling.py::test_two_examples_appear_independently",
+    ),
+    mutant(
+        "one mask for every batch",
+        "sampling.py",
+        MASK,
+        "np.flatnonzero(np.random.Generator(np.random.SFC64(1)).random(self._size) < self.sample_rate)",
+        "test_sampling.py::test_draws_are_fresh_whatever_the_global_seed",
+    ),
+    mutant(
+        "q from the private size",
+        "sampling.py",
+        "_rate(sample_rate, batch_size, self._public_size)",
+        "_rate(sample_rate, batch_size, size)",
+        "test_sampling.py::test_a_neighbouring_data_set_has_the_same_constants",
+    ),
+    mutant(
+        "masks of 24 bits",
+        "sampling.py",
+        "self._generator.random(self._size)",
+        "self._generator.random(self._size, dtype=np.float32)",
+        "test_sampling.py::test_a_small_rate_is_not_rounded_up",
+    ),
+    mutant(
+        "1 / q rounded down",
+        "sampling.py",
+        "max(1, round(1 / self.sample_rate))",
+        "max(1, int(1 / self.sample_rate))",
+        "test_sampling.py::test_an_epoch_has_the_steps_that_were_planned",
+    ),
+    mutant(
+        "a weighted sampler taken for Poisson",
+        "sampling.py",
+        "        if not plain or",
+        "        if False or",
+        "test_sampling.py::test_a_loader_that_samples_otherwise_is_refused",
+    ),
+]
+
+BOUNDS = [
+    mutant(
+        "power iteration as a norm",
+        "operators.py",
+        "math.sqrt(float(torch.linalg.eigvalsh(gram)[-1]))",
+        "math.sqrt(float((gram @ (v := gram @ gram.new_ones(len(gram)))).norm() / v.norm()))",
+        "test_operators.py::test_a_matrix_norm_is_exact_from_above",
+    ),
+    mutant(
+        "a norm carried over steps without its drift",
+        "operators.py",
+        "return entry.bound + drift",
+        "return entry.bound",
+        "test_operators.py::test_a_carried_norm_is_never_below_the_true_one",
+    ),
+    mutant(
+        "bias of a feature map without the square root of its positions",
+        "rules/convolution.py",
+        "v.sum_to(tuple(bias.shape)).summed(positions)",
+        "Norms(tuple(bias.shape), l2=v.l2)",
+        "test_sensitivity.py::test_a_bias_on_a_feature_map_collects_every_position",
+    ),
+    mutant(
+        "kernel without the patch factor",
+        "rules/convolution.py",
+        "reuse = math.sqrt(most_reads(*map(tuple, (size, taps, stride, padding, dilation)), circular))",
+        "reuse = 1.0",
+        "test_rules.py::test_no_input_and_no_cotangent_go_beyond_what_is_claimed -k Conv2d",
+    ),
+    mutant(
+        "norm of a kernel as a matrix in place of a convolution",
+        "operators.py",
+        "return _symbol_norm(kernel, grid) / cosines",
+        "return spectral_norm(w.flatten(1))",
+        "test_operators.py::test_no_convolution_exceeds_its_bounds",
+    ),
+    mutant(
+        "tokens that share a bias count once",
+        "rules/linear.py",
+        "v.sum_to(tuple(bias.shape)).summed(tokens)",
+        "Norms(tuple(bias.shape), l2=v.l2)",
+        "test_rules.py::test_no_input_and_no_cotangent_go_beyond_what_is_claimed -k tokens",
+    ),
+    mutant(
+        "cotangents of a residual sum not added",
+        "propagate.py",
+        "_plus(cotangents[source], v) if source in cotangents else v",
+        "v",
+        "test_rules.py::test_a_residual_sum_is_tight",
+    ),
+    mutant(
+        "a shared weight counted once",
+        "propagate.py",
+        "parameters[name] + norms if name in parameters else norms",
+        "norms",
+        "test_propagate.py::test_a_tied_weight_is_one_parameter_whose_uses_add",
+    ),
+    mutant(
+        "centring over the batch",
+        "nn/center.py",
+        "tuple(range(1, x.ndim))",
+        "tuple(range(x.ndim - 1))",
+        "test_rules.py::test_one_example_does_not_see_the_others -k Center",
+    ),
+    mutant(
+        "the ball lets everything through",
+        "nn/ball.py",
+        "return project_rows(x, self.radius)",
+        "return torch.nan_to_num(x)",
+        "test_audit.py::test_the_search_finds_long_gradients_and_none_beyond_the_declared -k plain",
+    ),
+    mutant(
+        "the ball lets NaN through",
+        "nn/ball.py",
+        "return project_rows(x, self.radius)",
+        "return x * (self.radius / x.flatten(1).norm(dim=1).clamp_min(self.radius)).reshape(-1, *[1] * (x.ndim - 1))",
+        "test_sensitivity.py::test_inputs_far_outside_the_ball_and_inputs_that_are_not_numbers_stay_within_it -k plain",
+    ),
+    mutant(
+        "clamp removed",
+        "nn/clamp.py",
+        "return torch.clamp(x, self.low, self.high)",
+        "return x",
+        "test_rules.py::test_what_is_claimed_of_any_input_holds_for_huge_ones -k Clamp",
+    ),
+    mutant(
+        "a bound that is a hundredth too small",
+        "sensitivity.py",
+        "b * (1 + SLACK)",
+        "b * 0.99",
+        "test_audit.py::test_the_search_finds_long_gradients_and_none_beyond_the_declared -k orthogonal",
+    ),
+    mutant(
+        "batch normalisation accepted",
+        "trace.py",
+        '    "BatchNorm": (',
+        '    "NoSuchThing": (',
+        "test_propagate.py::test_a_module_without_a_bound_is_refused",
+    ),
+]
+
+LOSSES = [
+    mutant(
+        "a mean over the batch",
+        "losses.py",
+        SUM,
+        "values.mean() if reduction",
+        "test_losses.py::test_the_sum_is_the_sum_of_the_examples",
+    ),
+    Mutant(
+        "sqrt 2 of the cross-entropy missing",
+        "losses.py",
+        (
+            ("l1=2.0, l2=math.sqrt(2.0), linf=1.0", "l1=2.0, l2=1.0, linf=1.0"),
+            ("return (rows / excess).reshape(gradient.shape)", "return rows.reshape(gradient.shape)"),
+        ),
+        "test_audit.py::test_the_search_finds_long_gradients_and_none_beyond_the_declared -k orthogonal",
+    ),
+    Mutant(
+        "loss constant without temperature",
+        "losses.py",
+        (
+            (
+                'F.cross_entropy(outputs * self.temperature, targets, reduction="none") / self.temperature',
+                'F.cross_entropy(outputs * self.temperature, targets, reduction="none")',
+            ),
+            ("return (rows / excess).reshape(gradient.shape)", "return rows.reshape(gradient.shape)"),
+        ),
+        "test_losses.py::test_no_output_and_target_exceed_the_declared_norms -k cross_entropy",
+    ),
+    mutant(
+        "one NaN poisons the batch",
+        "losses.py",
+        "rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, torch.zeros_like(rows))",
+        "pass",
+        "test_losses.py::test_an_example_whose_gradient_is_nan_sends_nothing_back",
+    ),
+    mutant(
+        "normalised by the norm of the batch",
+        "losses.py",
+        "torch.linalg.vector_norm(rows, 2, 1, keepdim=True).clamp_min(FLOOR)",
+        "torch.linalg.vector_norm(rows).clamp_min(FLOOR)",
+        "test_losses.py::test_an_example_is_treated_alike_whatever_else_is_in_the_batch",
+    ),
+]
+
+ACCOUNTING = [
+    mutant(
+        "sampled twice",
+        "accounting.py",
+        "compute_rdp(q=q,",
+        "compute_rdp(q=q * q,",
+        "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
+    ),
+    mutant(
+        "the last term of the conversion counted twice",
+        "accounting.py",
+        "+ math.log1p(-1 / order)",
+        "+ 2 * math.log1p(-1 / order)",
+        "test_accounting.py::test_a_plain_gaussian_is_bounded_tightly_from_above",
+    ),
+    Mutant(
+        "negative epsilons",
+        "accounting.py",
+        (
+            ("if -math.expm1(-spent(2.0)) <= delta**2:\n        return 0.0", "if False:\n        return 0.0"),
+            ("return max(0.0, _EPSILON[mechanism](spent, delta))", "return _EPSILON[mechanism](spent, delta)"),
+        ),
+        "test_accounting.py::test_epsilon_is_never_negative",
+    ),
+    mutant(
+        "no noise is free",
+        "accounting.py",
+        "if any(event.noise_multiplier == 0 for event in spent):\n        return math.inf",
+        "if any(event.noise_multiplier == 0 for event in spent):\n        return 0.0",
+        "test_accounting.py::test_no_step_costs_nothing_and_no_noise_costs_everything",
+    ),
+    mutant(
+        "merged steps lost",
+        "accounting.py",
+        "steps += self._history.pop()[2]",
+        "self._history.pop()",
+        "test_accounting.py::test_history_merges_equal_neighbours_and_counts_every_step",
+    ),
+    mutant(
+        "calibration takes the wrong end of its bracket",
+        "calibration.py",
+        "            low, above = middle, tried\n    return high",
+        "            low, above = middle, tried\n    return low",
+        "test_accounting.py::test_calibration_never_overshoots_and_comes_close",
+    ),
+    mutant(
+        "one step beyond the budget",
+        "budget.py",
+        "accountant.epsilon_after(event, 1, self.delta)",
+        "accountant.epsilon_after(event, 0, self.delta)",
+        "test_engine.py::test_a_budget_never_lets_a_step_through_that_the_accountant_would_not",
+    ),
+    mutant(
+        "a budget that looks too far ahead",
+        "budget.py",
+        "steps + ahead)",
+        "steps + 2 * ahead)",
+        "test_engine.py::test_a_budget_never_lets_a_step_through_that_the_accountant_would_not",
+    ),
+]
+
+RECORDS = [
+    mutant(
+        "ledger line dropped",
+        "trainer.py",
+        "            self._ledger.append(event)\n",
+        "            pass\n",
+        "test_trainer.py::test_the_ledger_holds_a_step_before_its_noise_is_drawn",
+    ),
+    mutant(
+        "ledger line written when it suits",
+        "trainer.py",
+        "            self._ledger.append(event)\n",
+        "            if self.accountant.num_steps % 2:\n                self._ledger.append(event)\n",
+        "test_trainer.py::test_the_files_of_a_run_agree_with_it_and_with_each_other",
+    ),
+    mutant(
+        "ledger line not synced",
+        "ledger.py",
+        "            _sync(self._file.fileno())\n        except OSError",
+        "        except OSError",
+        "test_ledger.py::test_a_step_is_on_disk_when_append_returns",
+    ),
+    mutant(
+        "checksums not compared",
+        "ledger.py",
+        'if sealed != line + b"\\n":',
+        "if False:",
+        "test_ledger.py::test_every_changed_byte_is_noticed",
+    ),
+    mutant(
+        "a torn step forgotten",
+        "ledger.py",
+        "self._steps, self._chain = self._steps + 1, chain\n\n\ndef _seal",
+        "pass\n\n\ndef _seal",
+        "test_ledger.py::test_a_torn_step_counts_as_the_dearest_so_far",
+    ),
+    mutant(
+        "a torn step at the lowest price",
+        "ledger.py",
+        "min(event.noise_multiplier for event in record.events)",
+        "max(event.noise_multiplier for event in record.events)",
+        "test_ledger.py::test_a_torn_step_counts_as_the_dearest_so_far",
+    ),
+    mutant(
+        "two writers",
+        "ledger.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "test_ledger.py::test_a_ledger_has_one_writer_at_a_time",
+    ),
+    mutant(
+        "the count of an earlier process forgotten",
+        "trainer.py",
+        "for event in self._ledger.history():",
+        "for event in ():",
+        "test_checkpoint.py::test_a_resumed_run_spends_what_an_undisturbed_one_spends",
+    ),
+    mutant(
+        "seeded draws repeated after a crash",
+        "trainer.py",
+        "if self.seed is not None:  # another stream",
+        "if False:  # another stream",
+        "test_checkpoint.py::test_a_seeded_run_draws_from_another_stream_after_a_crash",
+    ),
+    mutant(
+        "a ledger that lost lines is taken",
+        "trainer.py",
+        "if checkpoint.steps > done or record.chains[checkpoint.steps] != checkpoint.chain:",
+        "if False:",
+        "test_checkpoint.py::test_a_ledger_that_lost_whole_lines_is_refused_at_the_line",
+    ),
+    mutant(
+        "checkpoints written in place",
+        "checkpoint.py",
+        'part = path.with_name(f".{path.name}.part")',
+        "part = path",
+        "test_checkpoint.py::test_a_checkpoint_that_cannot_be_written_leaves_the_one_before",
+    ),
+    mutant(
+        "a changed checkpoint is taken",
+        "checkpoint.py",
+        'if metadata["digest"] != _digest(text, tensors):',
+        "if False:",
+        "test_checkpoint.py::test_every_changed_byte_of_a_checkpoint_is_noticed",
+    ),
+    mutant(
+        "a report that forgets the relation",
+        "trainer.py",
+        '"neighboring": self.optimizer.neighboring,\n                "seeded"',
+        '"seeded"',
+        "test_trainer.py::test_the_report_has_every_field_and_says_what_was_spent",
+    ),
+]
+
+CERTIFICATES = [
+    mutant(
+        "radius from half of the margin's bound",
+        "certify.py",
+        "bound = below(norms).norm(dual)",
+        "bound = below(norms).norm(dual) / 2",
+        "test_certify.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
+    ),
+    mutant(
+        "a certificate in the wrong norm",
+        "certify.py",
+        "dual = _dual(norm)\n    walk = Walk(model, ",
+        "dual = 2.0\n    walk = Walk(model, ",
+        "test_certify.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
+    ),
+]
+
+MUTANTS = [*NOISE, *STEP, *SAMPLING, *BOUNDS, *LOSSES, *ACCOUNTING, *RECORDS, *CERTIFICATES]

@@ -1,0 +1,125 @@
+"""Bounds hold in floating point: extreme weights, inputs, temperatures and batches, in float32 and float64."""
+
+import math
+
+import pytest
+import torch
+from small_models import MODELS, built
+from small_runs import Handed, private
+from torch import nn
+
+import dplip
+import dplip.nn as dn
+from dplip.errors import DPLipError
+from dplip.losses import CrossEntropy
+from dplip.optimizer import NEIGHBORING
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("batch", [1024, 65_536])
+def test_the_rounding_of_a_large_sum_is_covered(batch):
+    """A float32 sum of B terms of size Delta is off by at most B 2^-24 Delta: the declared bound grows by that."""
+    model, shape = built("orthogonal")
+    for relation, factor in NEIGHBORING.items():
+        run = private(model, batches=Handed(expected_batch_size=float(batch)), neighboring=relation)
+        alone = dplip.sensitivity(model, run.loss, shape)
+        for name, bound in run.optimizer.sensitivities().items():
+            assert bound >= factor * alone[name] * (1 + 0.99 * batch * 2.0**-24)
+
+
+def test_neighbouring_sums_at_batch_65536_lie_within_the_sensitivity():
+    batch = 65_536
+    model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(4, 3, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[50.0] * 4, [-50.0] * 4, [-100.0] * 4]))
+    run = private(model, input_shape=(4,), batches=Handed(expected_batch_size=float(batch)))
+    generator = torch.Generator().manual_seed(0)
+    for x in (torch.ones(batch, 4), torch.rand(batch, 4, generator=generator)):
+        y = torch.ones(batch, dtype=torch.int64)
+
+        def summed(rows: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+            model.zero_grad()
+            run.loss(model(x[rows]), y[rows]).backward()
+            return model[1].weight.grad.double()
+
+        moved = float((summed(slice(0, batch)) - summed(slice(1, batch))).norm())
+        assert moved <= run.optimizer.sensitivities().total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8, 1e30])
+@pytest.mark.parametrize("name", ["plain", "convolutional", "residual", "tokens"])
+def test_no_bound_is_below_what_is_attained_whatever_the_size_of_the_weights(name, scale, dtype):
+    model, shape = built(name)
+    model = model.to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(scale)
+    try:
+        declared = dplip.sensitivity(model, CrossEntropy(), shape)
+    except DPLipError:  # a bound that overflows is refused
+        assert scale == 1e30
+        return
+    generator = torch.Generator().manual_seed(0)
+    sizes = [0.0, 1e-40, 1e-30, 1.0, 1e6, 1e30]
+    for size in sizes:
+        x = torch.randn(3, *shape, generator=generator).sign().to(dtype) * size
+        for label in range(3):
+            model.zero_grad()
+            for one in x:
+                model.zero_grad()
+                CrossEntropy()(model(one[None]), torch.tensor([label])).backward()
+                for n, p in model.named_parameters():
+                    norm = float(torch.linalg.vector_norm(p.grad.double()))
+                    assert norm <= declared[n] or math.isnan(norm)  # a step with NaN is refused
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-8, 1e8, 1e30])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_extreme_temperatures_stay_within_the_declared_norms(temperature, normalize):
+    loss = CrossEntropy(temperature, normalize=normalize)
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.0, 1e-40, 1.0, 1e30):
+        z = (torch.randn(8, 5, generator=generator) * size).requires_grad_()
+        loss(z, torch.arange(8) % 5).backward()
+        norms = z.grad.double().norm(dim=1)
+        assert bool((norms <= float(loss.gradient_norms((5,)).l2)).all())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_is_refused_and_double_has_the_bounds_of_single(name):
+    model, shape = built(name)
+    single = dplip.sensitivity(model, CrossEntropy(), shape)
+    double = dplip.sensitivity(model.double(), CrossEntropy(), shape)
+    assert dict(double) == pytest.approx(dict(single), rel=1e-5)
+    with pytest.raises(DPLipError):
+        dplip.sensitivity(model.bfloat16(), CrossEntropy(), shape)
+
+
+def test_tf32_is_off_where_bounds_are_proved():
+    """Torch's default for matrix products; convolutions on a GPU may use it, and then the slack does not cover them."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_replacing_one_example_is_covered_by_twice_the_sensitivity_under_sampling():
+    """Its Renyi divergence, by quadrature of the worst pair, is at most that of adding one twice as long."""
+    import numpy as np
+    from scipy.special import logsumexp
+
+    from dplip.accounting import GaussianEvent, renyi_divergence
+
+    def density(x, mean, std):
+        return -((x - mean) ** 2) / 2 / std**2 - math.log(std * math.sqrt(2 * math.pi))
+
+    for q in (0.01, 0.1, 0.5, 0.9):
+        for std in (1.0, 2.0, 8.0, 32.0):
+            for order in (1.5, 2.0, 4.0, 16.0):
+                x = np.linspace(-12 * std - 2 * order - 10, 12 * std + 2 * order + 10, 40_001)
+                one, other = (
+                    np.logaddexp(math.log1p(-q) + density(x, 0, std), math.log(q) + density(x, mean, std))
+                    for mean in (1.0, -1.0)
+                )
+                spent = (logsumexp(order * one + (1 - order) * other) + math.log(x[1] - x[0])) / (order - 1)
+                assert spent <= renyi_divergence(GaussianEvent(std / 2, q), order) * (1 + 1e-6) + 1e-9

@@ -19,6 +19,7 @@ from dplip.models_sortnet import SORTNETS, exponent_at
 from dplip.nn import distance, kernel
 from dplip.nn.distance import distance_bounds, max_distance, ranked_distance
 from dplip.nn.power_mean import mean_distance
+from dplip.nn.pruning import pruned_winners, survivors, worth
 from dplip.propagate import Walk
 
 torch.set_num_threads(1)
@@ -63,6 +64,34 @@ def test_distances_and_gradients_are_those_of_the_definition(loops, sizes, maske
     found, wanted = (torch.autograd.grad((t * g).sum(), (x, w)) for t in (y, expected))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def spread(scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Rows whose range is small beside the spread of the points, so that most features can never win."""
+    torch.manual_seed(0)
+    return torch.rand(70, 300, dtype=dtype) * scale, torch.randn(9, 300, dtype=dtype)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_pruning_changes_neither_values_nor_winners(scale):
+    x, w = spread(scale)
+    w[0, :250] = 3.0  # ties among survivors
+    w[1] = 0.0
+    alive = survivors(x, w)
+    assert float(alive.float().mean()) < 0.5 and worth(alive)
+    z = (x[:, None] - w).abs()
+    assert bool(alive[None].expand_as(z)[z == z.amax(2, keepdim=True)].all())  # no winner, and none of its ties, is lost
+    values, code = pruned_winners(x, w, alive, block=1000)
+    assert torch.equal(values, z.amax(2))
+    at = (code.abs().long() - 1).clamp_min(0)
+    signed = (x[:, None] - w).gather(2, at[..., None])[..., 0]
+    assert torch.equal(signed.abs(), values) and torch.equal(signed.sign(), code.sign().to(signed.dtype))
+
+
+def test_pruning_leaves_out_nothing_that_is_not_a_number():
+    x, w = spread(1.0)
+    w[0, 3] = math.nan
+    assert bool(survivors(x, w)[0].all())
 
 
 @pytest.mark.parametrize("p", EXPONENTS)

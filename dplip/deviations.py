@@ -26,7 +26,7 @@ class Cuts:
 
     Args:
         walk: the model, in evaluation mode.
-        seeds: where the cotangents of the differences of scores are known, and their norms (K^2 entries, or one for all).
+        seeds: where the cotangents of the differences of scores are known, with their norms (K^2 entries, or one).
         classes: K.
     """
 

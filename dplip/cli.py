@@ -63,13 +63,16 @@ class ModelName(str, Enum):
 
     l2 = "l2"
     sortnet = "sortnet"
+    windows = "windows"
 
 
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or cifar10.")] = "digits",
     data_dir: DataDir = None,
-    model: Annotated[ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances.")] = ModelName.l2,
+    model: Annotated[
+        ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima.")
+    ] = ModelName.l2,
     norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
     epsilon: Epsilon = 8.0,
     delta: Delta = 1e-5,
@@ -116,7 +119,7 @@ def train(
         seed=seed,
         progress=progress,
         ema_decay=recipe.ema_decay,
-        norm=norm if norm is not None else math.inf if model is ModelName.sortnet else 2,
+        norm=norm if norm is not None else 2 if model is ModelName.l2 else math.inf,
     )
     trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
@@ -196,7 +199,7 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
 
     report = read_report(run)
     try:
-        settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
         recipe, name = KINDS[report["run"].get("model", "l2")](**settings), str(report["run"]["data"])
     except (KeyError, TypeError) as wrong:
         raise ConfigurationError(

@@ -201,7 +201,7 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data]:
     try:
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
         recipe, name = KINDS[report["run"].get("model", "l2")](**settings), str(report["run"]["data"])
-    except (KeyError, TypeError) as wrong:
+    except (AttributeError, KeyError, TypeError) as wrong:
         raise ConfigurationError(
             f"{run}: its report does not say how to build the model ({wrong}). Give a folder that dplip train wrote."
         ) from None

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dplip.deviations import Cuts
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.intervals import Boxes, enlarged
-from dplip.norms import Bound, Norms, largest
+from dplip.norms import Norms, largest
 from dplip.propagate import Walk
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
@@ -76,6 +77,7 @@ class Certifier:
                 self.boxes = Boxes(self.walk)
             except UnboundedOperationError:  # an operation without an interval rule: the margin alone certifies
                 self.boxes = None
+        self.cuts = Cuts(self.walk, seeds(self.walk), len(self.slopes)) if self.boxes and len(self.slopes) > 1 else None
 
     def radii(self, x: Tensor, scores: Tensor) -> Tensor:
         """The radius of each input, from its scores."""
@@ -85,25 +87,50 @@ class Certifier:
         error = ROUNDING * torch.as_tensor(bound, dtype=torch.float64).expand(len(x))
         finite = x.flatten(1).isfinite().all(1).to(scores.device)
         certified = torch.where(finite, radii(scores, self.slopes, error), 0.0)
-        return certified if self.boxes is None else enlarged(self.boxes, x, certified)
+        boxes, cuts = self.boxes, self.cuts
+        if boxes is None:
+            return certified
+        gaps, top = margins(*_sound(scores.cpu(), error)[1:]) if cuts else (error, error)
+
+        def verified(rows: Tensor, radius: Tensor) -> Tensor:
+            part = x[rows.to(x.device)]
+            moved = boxes.around(part, radius.to(x.device))
+            proved = boxes.settled(moved).cpu()
+            if cuts:
+                rows, still = rows.cpu(), boxes.values(part, part)
+                proved |= cuts.hold(moved, still, gaps[rows], top[rows])
+            return proved
+
+        return enlarged(verified, finite, certified)
 
 
 def radii(scores: Tensor, slopes: Tensor, error: Tensor | None = None) -> Tensor:
     """The radii of given scores, from the slopes of :func:`pairwise` and the rounding error of each example."""
+    sound, z, slack = _sound(scores, error)
+    slopes = slopes.to(z.device)
+    if z.shape[1] == 1:
+        return torch.where(sound, ((z.abs() - slack) / slopes).clamp_min(0)[:, 0], 0.0)
+    gaps, top = margins(z, slack)
+    ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
+    ratios.scatter_(1, top[:, None], math.inf)
+    return torch.where(sound, ratios.min(1).values, 0.0)
+
+
+def _sound(scores: Tensor, error: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows of scores are finite, the scores in float64 with zeros in the other rows, and their rounding."""
     z = scores.detach().double().flatten(1) if scores.ndim > 1 else scores.detach().double()[:, None]
     sound = z.isfinite().all(1)
     z = torch.where(sound[:, None], z, torch.zeros_like(z))
     slack = ROUNDING * z.abs().amax(1, keepdim=True)
     if error is not None:
         slack = torch.maximum(slack, error.to(z.device)[:, None])
-    slopes = slopes.to(z.device)
-    if z.shape[1] == 1:
-        return torch.where(sound, ((z.abs() - slack) / slopes).clamp_min(0)[:, 0], 0.0)
+    return sound, z, slack
+
+
+def margins(z: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """``z_y - z_j`` less the rounding of both scores, shape (batch, classes), and the predicted class y, (batch,)."""
     top = z.argmax(1)
-    gaps = z.gather(1, top[:, None]) - z - 2 * slack
-    ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
-    ratios.scatter_(1, top[:, None], math.inf)
-    return torch.where(sound, ratios.min(1).values, 0.0)
+    return z.gather(1, top[:, None]) - z - 2 * slack, top
 
 
 def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> Tensor:
@@ -122,21 +149,22 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
         from dplip.monotonicity import pull  # which needs this module
 
         return torch.tensor([[largest(pull(walk).norms.norm(dual))]], dtype=torch.float64)
+    bound = walk.cotangents(seeds(walk))[walk.start()].norm(dual)
+    return torch.as_tensor(bound, dtype=torch.float64).flatten().expand(classes**2).reshape(classes, classes)
+
+
+def seeds(walk: Walk) -> dict[fx.Node, Norms]:
+    """The norms of the cotangents of the differences of scores, K^2 entries, or one for all pairs."""
     head = walk.head()
     if head is None:
         # e_y - e_j has l1 norm 2, l2 norm sqrt 2, linf norm 1, whatever the pair.
-        bound: Bound = pullback(Norms(output.shape, l1=2.0, l2=math.sqrt(2), linf=1.0))[0].norm(dual)
-        return torch.full((classes, classes), largest(bound), dtype=torch.float64)
-    weight, below = head
-    rows = weight.detach().double().cpu()
+        end = walk.output()
+        return {end: Norms(walk.shape(end), l1=2.0, l2=math.sqrt(2), linf=1.0)}
+    rows = head[0].weight.detach().double().cpu()
     differences = (rows[:, None] - rows[None]).flatten(0, 1)
     slack = 1 + 1e-6
-    norms = Norms(
-        (rows.shape[1],),
-        *(torch.linalg.vector_norm(differences, p, 1) * slack for p in (1, 2, math.inf)),
-    )
-    bound = below(norms).norm(dual)
-    return (bound if isinstance(bound, Tensor) else torch.full((classes**2,), bound)).reshape(classes, classes)
+    norms = (torch.linalg.vector_norm(differences, p, 1) * slack for p in (1, 2, math.inf))
+    return {head[1]: Norms((rows.shape[1],), *norms)}
 
 
 def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_size: int = 2048) -> Tensor:

@@ -65,6 +65,7 @@ class ModelName(str, Enum):
 
     l2 = "l2"
     sortnet = "sortnet"
+    windows = "windows"
 
 
 @app.command()
@@ -73,7 +74,9 @@ def train(
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10; adult, compas, ...; a FILE.")
     ] = "digits",
     data_dir: DataDir = None,
-    model: Annotated[ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances.")] = ModelName.l2,
+    model: Annotated[
+        ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima.")
+    ] = ModelName.l2,
     norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
     epsilon: Epsilon = 8.0,
     delta: Delta = 1e-5,
@@ -155,7 +158,7 @@ def train(
         secure=secure,
         progress=progress,
         ema_decay=recipe.ema_decay,
-        norm=norm if norm is not None else math.inf if model is ModelName.sortnet else 2,
+        norm=norm if norm is not None else 2 if model is ModelName.l2 else math.inf,
     )
     trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
@@ -283,9 +286,9 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]
 
         return trained_table(run, report, data_dir)
     try:
-        settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
         recipe, name = KINDS[report["run"].get("model", "l2")](**settings), str(report["run"]["data"])
-    except (KeyError, TypeError) as wrong:
+    except (AttributeError, KeyError, TypeError) as wrong:
         raise ConfigurationError(
             f"{run}: its report does not say how to build the model ({wrong}). Give a folder that dplip train wrote."
         ) from None

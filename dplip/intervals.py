@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,12 +13,11 @@ from torch import Tensor, fx, nn
 
 from dplip.errors import UnboundedOperationError
 from dplip.propagate import Walk
-from dplip.rules.registry import Call, module_rule, refuse
-from dplip.trace import attribute, describe, flat, target_of
+from dplip.rules.registry import refuse
+from dplip.trace import Step
 
 UNIT = 2.0**-23
 """Twice the largest relative error of one float32 operation."""
-
 
 FIRST = 2.0**-8
 """The first radius that is tried."""
@@ -91,92 +90,61 @@ class Boxes:
     def __init__(self, walk: Walk) -> None:
         import dplip.interval_rules  # noqa: F401  (registers the rules)
 
-        self._walk = walk
-        for node, step in walk._steps.items():
-            if step.shape is not None and node.op in ("call_module", "call_function", "call_method"):
-                self._rule(node)
-        self._end = walk._output()
-        while node_is(self._end, walk, nn.Identity):
-            self._end = self._end.all_input_nodes[0]
-        last = walk._modules.get(str(self._end.target))
-        self._head = None
-        if (
-            isinstance(last, nn.Linear)
-            and node_is(self._end, walk, nn.Linear)
-            and len(walk._steps[self._end].shape) == 1
-        ):
-            self._head = last
-            self._end = self._end.all_input_nodes[0]
+        self.walk, self._head = walk, walk.head()
+        for step in walk.calls():
+            self._rule(step)
         origin = torch.zeros((1, *walk.input_shape), dtype=torch.float64)
-        self._run(origin, origin)  # rules refuse what they do not know before anything is certified
+        self(origin, origin)  # rules refuse what they do not know before anything is certified
+
+    def __call__(self, lower: Tensor, upper: Tensor) -> Box:
+        """The box of the output, for inputs between ``lower`` and ``upper`` (batch, ...)."""
+        box = self.values(lower, upper)[self.walk.output()]
+        if not isinstance(box, Box):
+            raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
+        return box
+
+    def values(self, lower: Tensor, upper: Tensor) -> dict[fx.Node, Any]:
+        """The box of every value on the way."""
+        return self.walk.run(Box(lower.double(), upper.double()), self._apply)
+
+    def around(self, x: Tensor, radius: Tensor) -> dict[fx.Node, Any]:
+        """The box of every value for inputs within each l-infinity radius of x, radii of shape (batch,)."""
+        r = radius.reshape(-1, *[1] * (x.ndim - 1)).double()
+        return self.values(x.double() - r, x.double() + r)
 
     def verified(self, x: Tensor, radius: Tensor) -> Tensor:
-        """Whether the prediction at x provably stays as it is within each l-infinity radius, shape (batch,).
+        """Whether the prediction at x provably stays as it is within each l-infinity radius, shape (batch,)."""
+        return self.settled(self.around(x, radius))
+
+    def settled(self, values: Mapping[fx.Node, Any]) -> Tensor:
+        """Whether the prediction is the same on the whole box, shape (batch,).
 
         Proof: every score of every input in the box lies in its interval, so a class whose lower end lies above the
         upper ends of all others is predicted on the whole box; with one score, its sign is fixed. Behind a last linear
         layer the differences of scores are bounded through the differences of its rows instead, which is never looser.
         """
-        r = radius.reshape(-1, *[1] * (x.ndim - 1)).double()
-        box = self._run(x.double() - r, x.double() + r)
-        if self._head is not None and self._head.out_features > 1:
-            return _gaps(self._head, box)
-        if self._head is not None:
-            box = linear_box(self._head.weight, self._head.bias, box, F.linear)
-        lower, upper = box.lower.reshape(len(x), -1), box.upper.reshape(len(x), -1)
+        if self._head is not None and self._head[0].out_features > 1:
+            return _gaps(self._head[0], values[self._head[1]])
+        box = values[self.walk.output()]
+        lower, upper = (t.reshape(len(t), -1) for t in (box.lower, box.upper))
         if lower.shape[1] == 1:
             return ((lower > 0) | (upper < 0))[:, 0]
         best = lower.max(1)
         return best.values > upper.scatter(1, best.indices[:, None], -torch.inf).amax(1)
 
-    def __call__(self, lower: Tensor, upper: Tensor) -> Box:
-        """The box of the output, for inputs between ``lower`` and ``upper`` (batch, ...)."""
-        box = self._run(lower, upper)
-        return box if self._head is None else linear_box(self._head.weight, self._head.bias, box, F.linear)
-
-    def _run(self, lower: Tensor, upper: Tensor) -> Box:
-        """The box of what the last linear layer takes, or of the output where there is none."""
-        walk = self._walk
-        values: dict[fx.Node, Any] = {}
-        for node in walk._steps:
-            if node.op == "placeholder":
-                values[node] = Box(lower.double(), upper.double())
-            elif node.op == "get_attr":
-                values[node] = attribute(walk._root, str(node.target))
-            elif node in walk._values:
-                values[node] = walk._values[node]
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                values[node] = self._apply(node, args, kwargs)
-            if node is self._end:
-                break
-        if not isinstance(values[self._end], Box):
-            raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
-        return values[self._end]
-
-    def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        step = self._walk._steps[node]
-        if not any(isinstance(a, Box) for a in flat((args, kwargs))):
-            return self._walk._fold(step, args, kwargs)
-        subject, rule = self._rule(node)
+    def _apply(self, step: Step, args: Any, kwargs: Any) -> Any:
+        subject, rule = self._rule(step)
         try:
             bound = inspect.signature(rule).bind(subject, *args, **kwargs)
         except TypeError:
-            refuse(step.path, describe(node, self._walk._modules), "has no interval rule for this call.", REMEDY)
+            refuse(step.path, self.walk.describe(step), "has no interval rule for this call.", REMEDY)
         return rule(*bound.args, **bound.kwargs)
 
-    def _rule(self, node: fx.Node) -> tuple[Any, IntervalRule]:
-        walk = self._walk
-        if node.op == "call_module":
-            subject: Any = walk._modules[str(node.target)]
-            trusted = module_rule(subject) is not None
-            function = type(subject).forward if trusted else None
-        else:
-            function = target_of(node)
-            subject = Call(function, walk._steps[node].shape, walk._steps[node].path)
+    def _rule(self, step: Step) -> tuple[Any, IntervalRule]:
+        subject, function = self.walk.subject(step)
         rule = _INTERVALS.get(function)
         if rule is None:
-            refuse(walk._steps[node].path, describe(node, walk._modules), "has no interval rule.", REMEDY)
+            refuse(step.path, self.walk.describe(step), "has no interval rule.", REMEDY)
         return subject, rule
 
 
@@ -201,37 +169,36 @@ def linear_box(weight: Tensor, bias: Tensor | None, x: Box, apply: Callable[[Ten
     return Box(lower, upper).widened(error * (UNIT * (weight[0].numel() + 2)) + 1e-37)
 
 
-def enlarged(boxes: Boxes, x: Tensor, certified: Tensor, doublings: int = 12, halvings: int = 10) -> Tensor:
-    """Radii at least as large as those given: the largest that intervals are found to verify, by bisection.
+def enlarged(
+    verified: Callable[[Tensor, Tensor], Tensor],
+    active: Tensor,
+    certified: Tensor,
+    doublings: int = 12,
+    halvings: int = 10,
+) -> Tensor:
+    """Radii at least as large as those given: the largest that are found to be verified, by bisection.
+
+    Args:
+        verified: (numbers of examples, a radius for each) -> whether each is proved; smaller radii are no harder.
+        active: which examples to try, shape (batch,).
+        certified: the radii that are known.
 
     Every radius that is returned has been verified itself (or was given), so the search needs no monotonicity.
     """
-    if len(x) > PART:
-        parts = zip(x.split(PART), certified.split(PART), strict=True)
-        return torch.cat([enlarged(boxes, *part, doublings, halvings) for part in parts])
     low, high = certified.clone(), torch.full_like(certified, torch.inf)
     trial = (2 * certified).clamp_min(FIRST)
-    active = low.isfinite() & x.flatten(1).isfinite().all(1).to(low.device)
+    active = active & low.isfinite()
     for step in range(doublings + halvings):
         rows = active.nonzero()[:, 0]
-        if not len(rows):
-            break
         proved = torch.zeros_like(active)
-        proved[rows] = boxes.verified(x[rows.to(x.device)], trial[rows].to(x.device)).to(low.device)
+        for part in rows.split(PART):
+            proved[part] = verified(part, trial[part]).to(low.device)
         low = torch.where(active & proved, trial, low)
         high = torch.where(active & ~proved, trial, high)
         trial = torch.where(high.isfinite(), (low + high) / 2, 2 * low.clamp_min(FIRST))
         if step >= doublings - 1:
             active = active & high.isfinite()  # verified however far it was tried
     return low
-
-
-def node_is(node: fx.Node, walk: Walk, layer: type[nn.Module]) -> bool:
-    """Whether a node calls a layer of that kind, with that kind's own forward."""
-    if node.op != "call_module":
-        return False
-    module = walk._modules[str(node.target)]
-    return isinstance(module, layer) and type(module).forward is layer.forward
 
 
 def _gaps(head: nn.Linear, box: Box) -> Tensor:

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
 from dplip.models_sortnet import SORTNETS, SortNetPreset
+from dplip.models_windows import WINDOWS, WindowPreset
 from dplip.nn import BallProjection, GroupSort, OrthogonalLinear, Shift
+from dplip.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Recipe):
     """A model and its recipe, chosen on a held-out part of the training data.
 
     Attributes:
@@ -27,25 +28,14 @@ class Preset:
         radius: radius of the l2 ball that inputs are projected onto.
         widths: sizes of the hidden layers.
         temperature: of the cross-entropy.
-        lr, momentum: of SGD.
-        batch_size: expected size of a Poisson batch.
-        epochs: passes over the data.
-        ema_decay: of the average of the weights, or None.
+        momentum: of SGD.
     """
 
     offset: float
     radius: float
     widths: tuple[int, ...]
     temperature: float
-    lr: float
-    batch_size: int
-    epochs: int
     momentum: float = 0.9
-    ema_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigurationError(f"lr={self.lr}: a learning rate is a finite number > 0.")
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
@@ -62,10 +52,6 @@ class Preset:
     def optimizer(self, model: nn.Module) -> Optimizer:
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
 
-    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
-        """None: the learning rate stays."""
-        return None
-
 
 PRESETS = {
     "digits": Preset(0.5, 3.5, (32,), 8.0, lr=0.04, batch_size=512, epochs=40),
@@ -75,15 +61,15 @@ PRESETS = {
 }
 
 
-MODELS: Mapping[str, Mapping[str, Preset | SortNetPreset]] = {"l2": PRESETS, "sortnet": SORTNETS}
+MODELS: Mapping[str, Mapping[str, Recipe]] = {"l2": PRESETS, "sortnet": SORTNETS, "windows": WINDOWS}
 """The presets of each kind of model, by data set."""
 
-KINDS: Mapping[str, Callable[..., Preset | SortNetPreset]] = {"l2": Preset, "sortnet": SortNetPreset}
+KINDS: Mapping[str, Callable[..., Recipe]] = {"l2": Preset, "sortnet": SortNetPreset, "windows": WindowPreset}
 """The presets' classes, which a report's settings are read back into."""
 
 
-def preset(name: str, model: str = "l2") -> Preset | SortNetPreset:
-    """The preset of a data set for a kind of model: ``"l2"`` or ``"sortnet"``.
+def preset(name: str, model: str = "l2") -> Recipe:
+    """The preset of a data set for a kind of model: ``"l2"``, ``"sortnet"`` or ``"windows"``.
 
     Raises:
         ConfigurationError: there is none of that name; the nearest is named.

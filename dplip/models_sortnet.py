@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from dplip.losses import ClippedHinge, Loss
 from dplip.nn import Clamp, LInfDistance, SortNetLinear, relax
+from dplip.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class SortNetPreset:
+class SortNetPreset(Recipe):
     """An l-infinity network and its recipe, chosen on a held-out part of the training data.
 
     Attributes:
@@ -25,11 +26,8 @@ class SortNetPreset:
         threshold: margin that the clipped hinge asks for.
         cross_entropy, cross_entropy_end: weight of the cross-entropy, at first and at the end (a geometric schedule).
         temperature: of the cross-entropy.
-        lr: of AdamW, annealed to 0 by a cosine.
-        batch_size: expected size of a Poisson batch.
-        epochs: passes over the data.
-        relaxed: the part of the steps in which the exponent doubles from 8 to 1024; after it, the maximum itself.
-        ema_decay: of the average of the weights, or None.
+        relaxed: the part of the steps in which the exponent doubles from 8 on; after it, the maximum itself.
+        exponent: the last one before the maximum.
     """
 
     widths: tuple[int, ...]
@@ -38,11 +36,8 @@ class SortNetPreset:
     cross_entropy: float
     cross_entropy_end: float
     temperature: float
-    lr: float
-    batch_size: int
-    epochs: int
     relaxed: float = 0.8
-    ema_decay: float | None = None
+    exponent: float = 1024.0
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: 1-Lipschitz in l-infinity; pixels outside [0, 1] count as 0 or 1."""
@@ -59,6 +54,7 @@ class SortNetPreset:
         return ClippedHinge(self.threshold, self.cross_entropy, self.temperature)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
+        """AdamW, its learning rate annealed to 0 by a cosine."""
         return torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.99), eps=1e-10, weight_decay=0.0)
 
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler:
@@ -79,12 +75,12 @@ class Annealing(CosineAnnealingLR):
         if isinstance(self._loss, ClippedHinge):
             ratio = recipe.cross_entropy_end / recipe.cross_entropy
             self._loss.cross_entropy = recipe.cross_entropy * ratio**done
-        relax(self._model, exponent_at(done, recipe.relaxed))
+        relax(self._model, exponent_at(done, recipe.relaxed, recipe.exponent))
 
 
-def exponent_at(done: float, relaxed: float) -> float:
-    """8 at first, doubling to 1024 over the relaxed part of the steps (powers of two are fast), then inf."""
-    return math.inf if done >= relaxed else 2.0 ** round(3 + 7 * done / relaxed)
+def exponent_at(done: float, relaxed: float, last: float = 1024.0) -> float:
+    """8 at first, doubling to ``last`` over the relaxed part of the steps (powers of two are fast), then inf."""
+    return math.inf if done >= relaxed else 2.0 ** round(3 + (math.log2(last) - 3) * done / relaxed)
 
 
 @torch.no_grad()
@@ -101,7 +97,7 @@ def balance(model: nn.Sequential, x: Tensor) -> None:
 
 SORTNETS: Mapping[str, SortNetPreset] = {
     "digits": SortNetPreset((64,), 0.3, 0.6, 1.0, 0.01, 4.0, lr=0.02, batch_size=128, epochs=60),
-    "mnist": SortNetPreset((128, 128), 0.25, 0.9, 1.0, 0.01, 4.0, lr=0.02, batch_size=512, epochs=40),
+    "mnist": SortNetPreset((256, 128), 0.25, 0.9, 1.0, 0.1, 16.0, lr=0.02, batch_size=128, epochs=10, exponent=256.0),
     "fashion-mnist": SortNetPreset((128, 128), 0.25, 0.4, 1.0, 0.01, 4.0, lr=0.02, batch_size=512, epochs=40),
     "cifar10": SortNetPreset((256, 256), 0.25, 0.06, 1.0, 0.01, 8.0, lr=0.02, batch_size=512, epochs=40),
 }

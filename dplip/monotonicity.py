@@ -127,7 +127,7 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
     import dplip.slope_rules  # noqa: F401  (registers the rules)
 
     values, pullbacks = walk._forward(None)
-    output = walk._output()
+    output = walk.output()
     if not isinstance(values[output], Norms):
         raise ConfigurationError("The model's output does not depend on its input, or is not one tensor.")
     shape = values[output].shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -111,10 +111,8 @@ class Walk:
     def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:
         """Walk forward with the present weights; see :func:`propagate`."""
         values, pullbacks = self._forward(input_norms)
-        output = self._output()
+        output = self.output()
         result = values[output]
-        if self._mixes:  # whatever the rules say; last, since a rule that refuses knows the place
-            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
         if not isinstance(result, Norms):
             raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
 
@@ -123,36 +121,48 @@ class Walk:
                 raise ConfigurationError(
                     f"cotangent of shape {cotangent.shape}: the model's output has shape {result.shape}."
                 )
-            return self._backward(pullbacks, values, {output: cotangent})
+            cotangents, parameters = self._backward(pullbacks, values, {output: cotangent})
+            return cotangents[self.start()], parameters
 
         return result, pullback
 
-    def head(self) -> tuple[Tensor, Callable[[Norms], Norms]] | None:
-        """The weight of the linear layer that ends the model, and the pullback from its input; None without one."""
-        node = self._output()
-        while node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Identity):
+    def cotangents(self, seeds: Mapping[fx.Node, Norms]) -> dict[fx.Node, Any]:
+        """The norms of the cotangent of every value that the given ones depend on, whatever the input."""
+        values, pullbacks = self._forward(None)
+        return self._backward(pullbacks, values, dict(seeds))[0]
+
+    def head(self) -> tuple[nn.Linear, fx.Node] | None:
+        """The linear layer that ends the model, and the value that it is given; None without one."""
+        node = self.output()
+        while isinstance(self.module(node), nn.Identity):
             node = node.all_input_nodes[0]
-        if node.op != "call_module" or len(self._steps[node].shape) != 1:
+        layer = self.module(node)
+        if layer is None or len(self._steps[node].shape) != 1:
             return None
-        layer = self._modules[str(node.target)]
         if module_rule(layer) not in AFFINE:
             return None
-        before = node.all_input_nodes[0]
-        values, pullbacks = self._forward(None)
-        return layer.get_parameter("weight"), lambda v: self._backward(pullbacks, values, {before: v})[0]
+        return cast(nn.Linear, layer), node.all_input_nodes[0]
 
-    def _output(self) -> fx.Node:
+    def output(self) -> fx.Node:
+        """The node of the model's output."""
         out = next(n for n in self._graph.nodes if n.op == "output").args[0]
         if not isinstance(out, fx.Node):
             raise UnboundedOperationError("The model returns several values. Return one tensor: the scores.")
         return out
 
-    def _forward(self, input_norms: Norms | None) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
-        x = Norms(self.input_shape) if input_norms is None else input_norms
-        if x.shape != self.input_shape:
-            raise ConfigurationError(f"input_norms of shape {x.shape}, but input_shape={self.input_shape}.")
+    def shape(self, node: fx.Node) -> Any:
+        """The shape of one example's value at a node."""
+        return self._steps[node].shape
+
+    def start(self) -> fx.Node:
+        """The node of the input."""
+        return next(n for n in self._graph.nodes if n.op == "placeholder")
+
+    def run(self, x: Any, apply: Callable[[Step, Any, Any], Any]) -> dict[fx.Node, Any]:
+        """The value of every node, from that of the input; ``apply(step, args, kwargs)`` answers for each call that is
+        given a value which depends on the input (one of the type of x, or a tuple of them)."""
+        kind = type(x)
         values: dict[fx.Node, Any] = {}
-        pullbacks: dict[fx.Node, Any] = {}
         for node, step in self._steps.items():
             if node.op == "placeholder":
                 values[node] = x
@@ -162,20 +172,52 @@ class Walk:
                 values[node] = self._values[node]
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                if any(isinstance(a, Norms) for a in flat((args, kwargs))):
-                    values[node], pullbacks[node] = self._apply(step, args, kwargs)
-                else:
-                    values[node] = self._fold(step, args, kwargs)
+                depends = any(isinstance(a, kind) for a in flat((args, kwargs)))
+                values[node] = (apply if depends else self._fold)(step, args, kwargs)
+        return values
+
+    def calls(self) -> list[Step]:
+        """The steps that depend on the input, in order, but for the input itself."""
+        return [s for n, s in self._steps.items() if s.shape is not None and n.op.startswith("call_")]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if it calls one."""
+        return self._modules[str(node.target)] if node.op == "call_module" else None
+
+    def subject(self, step: Step) -> tuple[Any, Any]:
+        """What a rule is told beside the arguments (a module, or a :class:`Call`), and the function that runs.
+
+        The function is None where a subclass has changed what its inherited ``forward`` computes.
+        """
+        module = self.module(step.node)
+        if module is not None:
+            return module, None if module_rule(module) is None else type(module).forward
+        target = target_of(step.node)
+        return Call(target, step.shape, step.path), target
+
+    def describe(self, step: Step) -> str:
+        """What a step calls, for messages."""
+        return describe(step.node, self._modules)
+
+    def _forward(self, input_norms: Norms | None) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        x = Norms(self.input_shape) if input_norms is None else input_norms
+        if x.shape != self.input_shape:
+            raise ConfigurationError(f"input_norms of shape {x.shape}, but input_shape={self.input_shape}.")
+        pullbacks: dict[fx.Node, Any] = {}
+
+        def apply(step: Step, args: Any, kwargs: Any) -> Any:
+            output, pullbacks[step.node] = self._apply(step, args, kwargs)
+            return output
+
+        values = self.run(x, apply)
+        if self._mixes:  # whatever the rules say; last, since a rule that refuses knows the place
+            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
         return values, pullbacks
 
     def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:
         node = step.node
-        if node.op == "call_module":
-            subject: Any = self._modules[str(node.target)]
-            function = module_rule(subject)
-        else:
-            target = target_of(node)
-            subject, function = Call(target, step.shape, step.path), rule_of(target)
+        subject, target = self.subject(step)
+        function = rule_of(target)
         if function is None:  # a function that is known for constants alone
             refuse(
                 step.path,
@@ -242,10 +284,10 @@ class Walk:
 
     def _backward(
         self, pullbacks: Mapping[fx.Node, Any], values: Mapping[fx.Node, Any], cotangents: dict[fx.Node, Any]
-    ) -> tuple[Norms, dict[str, Norms]]:
+    ) -> tuple[dict[fx.Node, Any], dict[str, Norms]]:
         parameters: dict[str, Norms] = {}
         for node in reversed(list(pullbacks)):
-            cotangent = cotangents.pop(node, None)
+            cotangent = cotangents.get(node)
             if cotangent is None:
                 continue
             sources, inputs, named = pullbacks[node](cotangent)
@@ -254,8 +296,8 @@ class Walk:
             inputs = (inputs,) if isinstance(inputs, Norms) else tuple(inputs)
             for source, v in zip(sources, inputs, strict=True):
                 cotangents[source] = _plus(cotangents[source], v) if source in cotangents else v
-        start = next(n for n in self._graph.nodes if n.op == "placeholder")
-        return cotangents.get(start, Norms.zero(self.input_shape)), parameters
+        cotangents.setdefault(self.start(), Norms.zero(self.input_shape))
+        return cotangents, parameters
 
     def _collect(self, parameters: dict[str, Norms], node: fx.Node, named: Mapping[str | Tensor, Norms]) -> None:
         """Add one call's parameter cotangents to the model's: a shared parameter's add up."""

@@ -10,8 +10,9 @@ from torch.utils.data import TensorDataset
 
 import dplip
 import dplip.nn as dn
-from dplip.certify import Certifier, correct_radii, evaluation, predictions
+from dplip.certify import Certifier, correct_radii, evaluation, predictions, seeds
 from dplip.data import load
+from dplip.deviations import Cuts, cuts
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.intervals import Boxes
 from dplip.losses import ClippedHinge
@@ -19,6 +20,7 @@ from dplip.models_sortnet import SORTNETS, exponent_at
 from dplip.nn import distance, kernel
 from dplip.nn.distance import distance_bounds, max_distance, ranked_distance
 from dplip.nn.power_mean import mean_distance
+from dplip.nn.pruning import pruned_winners, survivors, worth
 from dplip.propagate import Walk
 
 torch.set_num_threads(1)
@@ -63,6 +65,36 @@ def test_distances_and_gradients_are_those_of_the_definition(loops, sizes, maske
     found, wanted = (torch.autograd.grad((t * g).sum(), (x, w)) for t in (y, expected))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def spread(scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Rows whose range is small beside the spread of the points, so that most features can never win."""
+    torch.manual_seed(0)
+    return torch.rand(70, 300, dtype=dtype) * scale, torch.randn(9, 300, dtype=dtype)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_pruning_changes_neither_values_nor_winners(scale):
+    x, w = spread(scale)
+    w[0, :250] = 3.0  # ties among survivors
+    w[1] = 0.0
+    alive = survivors(x, w)
+    assert float(alive.float().mean()) < 0.5 and worth(alive)
+    z = (x[:, None] - w).abs()
+    assert bool(
+        alive[None].expand_as(z)[z == z.amax(2, keepdim=True)].all()
+    )  # no winner, and none of its ties, is lost
+    values, code = pruned_winners(x, w, alive, block=1000)
+    assert torch.equal(values, z.amax(2))
+    at = (code.abs().long() - 1).clamp_min(0)
+    signed = (x[:, None] - w).gather(2, at[..., None])[..., 0]
+    assert torch.equal(signed.abs(), values) and torch.equal(signed.sign(), code.sign().to(signed.dtype))
+
+
+def test_pruning_leaves_out_nothing_that_is_not_a_number():
+    x, w = spread(1.0)
+    w[0, 3] = math.nan
+    assert bool(survivors(x, w)[0].all())
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
@@ -327,6 +359,24 @@ def convolutional() -> nn.Sequential:
     )
 
 
+def windows() -> nn.Sequential:
+    """Order statistics of windows in front, a network that is bounded in l2 behind."""
+    front = [dn.Clamp(0.1, 0.9), nn.MaxPool2d(3, 2, 1), nn.Flatten()]
+    return nn.Sequential(*front, dn.OrthogonalLinear(16, 16), dn.GroupSort(2), dn.OrthogonalLinear(16, 3))
+
+
+class Branches(nn.Module):
+    """Values that meet again: neither branch is a cut, their sum is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = dn.OrthogonalLinear(8, 8), dn.OrthogonalLinear(8, 8), dn.OrthogonalLinear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(x, 0.1, 0.9)
+        return self.head(torch.abs(self.one(x)) + torch.relu(self.two(x)))
+
+
 def patches() -> nn.Sequential:
     distances = dn.LInfDistance2d(1, 4, 3, stride=2, padding=1)
     return nn.Sequential(distances, nn.MaxPool2d(2), nn.Flatten(), nn.ELU(), nn.Linear(16, 3))
@@ -340,6 +390,8 @@ NETS = {
     "residual": (Residual, (8,)),
     "convolutional": (convolutional, (1, 8, 8)),
     "patches": (patches, (1, 8, 8)),
+    "windows": (windows, (1, 8, 8)),
+    "branches": (Branches, (8,)),
 }
 
 
@@ -380,12 +432,60 @@ def test_intervals_are_never_looser_than_the_margin_and_no_attack_succeeds_insid
         certifier = Certifier(model, shape, inf)
         assert certifier.boxes is not None
         both = certifier.radii(x, model(x))
+        certifier.cuts = None
+        boxes = certifier.radii(x, model(x))
         certifier.boxes = None
         margin = certifier.radii(x, model(x))
-    assert bool((both >= margin).all()) and float(both.max()) > 0
+    assert bool((both >= boxes - 2**-12).all() and (boxes >= margin).all()) and float(both.max()) > 0
     before = predictions(model(x).detach())
     for moved in ascended(model, x, both):
         assert torch.equal(predictions(model(moved).detach()), before)
+
+
+def test_boxes_up_to_a_cut_and_norms_behind_it_certify_more_than_either():
+    model, shape = built("windows")
+    torch.manual_seed(0)
+    x = torch.rand(64, *shape).round()  # pixels at the ends of their range, which a small change does not move
+    with evaluation(model), torch.no_grad():
+        certifier = Certifier(model, shape, inf)
+        assert certifier.cuts
+        both = certifier.radii(x, model(x))
+        certifier.cuts = None
+        boxes = certifier.radii(x, model(x))
+    assert float(both.mean()) > 1.1 * float(boxes.mean())
+    assert not Certifier(small().eval(), (12,), inf).cuts  # pure l-infinity: nothing to be had from a norm
+
+
+def test_cuts_are_what_all_later_values_pass_through():
+    model, shape = built("branches")
+    walk = Walk(model, shape)
+    assert [step.node.name for step in walk.calls()] == [
+        "clamp", "model_one", "abs_1", "model_two", "relu", "add", "model_head"
+    ]  # fmt: skip
+    assert [node.name for node in cuts(walk)] == ["clamp", "add"]
+
+
+@pytest.mark.parametrize("name", ["windows", "branches", "convolutional", "residual"])
+def test_no_score_moves_further_than_the_deviation_at_a_cut_allows(name):
+    """The claim itself, at every cut: differences of scores change by at most slope times deviation."""
+    model, shape = built(name)
+    walk = Walk(model, shape)
+    boxes, held = Boxes(walk), Cuts(walk, seeds(walk), 3)
+    assert held
+    torch.manual_seed(0)
+    x, r = torch.rand(8, *shape), torch.full((8,), 0.15)
+    z = model(x).detach().double()
+    moved, still = boxes.around(x, r), boxes.values(x, x)
+    worst = torch.zeros(8, 3, dtype=torch.float64)
+    for at in [*corners(x, r, 300), *ascended(model, x, r)]:
+        change = z - model(at).detach().double()
+        for y in range(3):
+            worst[:, y] = torch.maximum(worst[:, y], (change[:, y, None] - change).amax(1))
+    for y in range(3):
+        top = torch.full((8,), y)
+        # Were the gap to every rival what was reached, the cuts must not claim that it holds.
+        claimed = held.hold(moved, still, worst[:, y, None].expand(8, 3) - 1e-5, top)
+        assert not bool(claimed.any())
 
 
 def ascended(model: nn.Module, x: Tensor, radius: Tensor) -> list[Tensor]:

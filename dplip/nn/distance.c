@@ -9,6 +9,11 @@ enum { V = 4, LANES = 8 * V, MOST = 32 };
 static inline v8 load(const float *p) { v8 v; __builtin_memcpy(&v, p, 32); return v; }
 static inline void store(void *p, v8 v) { __builtin_memcpy(p, &v, 32); }
 static inline v8 pick(i8 mask, v8 a, v8 b) { return (v8)((mask & (i8)a) | (~mask & (i8)b)); }
+static inline int any(i8 mask) {
+    long long part[4];
+    __builtin_memcpy(part, &mask, 32);
+    return (part[0] | part[1] | part[2] | part[3]) != 0;
+}
 static inline v8 absolute(v8 a) { return (v8)((i8)a & 0x7fffffff); }
 
 /* values[j * n + r] = max_i keep |x_i - w_ji|; code = sign * (i + 1) of the first winner, 0 where the maximum is 0. */
@@ -55,9 +60,7 @@ void ranked(const float *a, const float *b, const float *w, const float *omega, 
                     v8 up = load(a + i * n + r + 8 * k) - wj[i], down = wj[i] - load(b + i * n + r + 8 * k);
                     v8 z = pick(up > down, up, down);
                     i8 more = z > best[top - 1][k];
-                    int any = 0;
-                    for (int l = 0; l < 8; l++) any |= more[l];
-                    if (!any) continue;
+                    if (!any(more)) continue;
                     for (int t = 0; t < top; t++) {
                         i8 wins = z > best[t][k];
                         v8 held = best[t][k];
@@ -73,10 +76,16 @@ void ranked(const float *a, const float *b, const float *w, const float *omega, 
         }
 }
 
+/* Terms a^p below 2^-30 / d of the largest, which is 1, are left out: together they are below its rounding. At large p
+   they are nearly all terms. */
+static float faint(double p, long d) { return (float)pow(0x1p-30 / (double)d, 1 / p); }
+
 /* The power mean of exponent 2^k: a = |x - w| / top, sum = sum a^p, values = top (sum / d)^(1/p). */
 void means(const float *x, const float *keep, const float *w, float *values, float *top, float *sum,
            long first, long last, long n, long m, long d, long k) {
     const double p = (double)(1L << k);
+    const float least = faint(p, d);
+    const int skip = k > 4; /* below it the terms are too alike for the test to pay */
     for (long r = first; r < last; r += LANES)
         for (long j = 0; j < m; j++) {
             const float *wj = w + j * d;
@@ -100,6 +109,7 @@ void means(const float *x, const float *keep, const float *w, float *values, flo
                 for (int v = 0; v < V; v++) {
                     v8 a = absolute(load(xi + 8 * v) - wj[i]) * inverse[v];
                     if (ki) a = a * load(ki + 8 * v);
+                    if (skip && !any(a > (v8){0} + least)) continue;
                     for (long t = 0; t < k; t++) a = a * a;
                     total[v] += a;
                 }
@@ -118,6 +128,8 @@ void means_backward(const float *x, const float *keep, const float *w, const flo
                     const float *sum, float *in_x, float *in_w,
                     long first, long last, long n, long m, long d, long k) {
     const double p = (double)(1L << k);
+    const float least = faint(p, d);
+    const int skip = k > 4; /* below it the terms are too alike for the test to pay */
     for (long r = first; r < last; r += LANES)
         for (long j = 0; j < m; j++) {
             const float *wj = w + j * d;
@@ -135,16 +147,20 @@ void means_backward(const float *x, const float *keep, const float *w, const flo
             for (long i = 0; i < d; i++) {
                 const float *xi = x + i * n + r, *ki = keep ? keep + i * n + r : 0;
                 v8 side = (v8){0};
+                int seen = 0;
                 for (int v = 0; v < V; v++) {
                     v8 z = load(xi + 8 * v) - wj[i];
                     v8 a = absolute(z) * inverse[v];
                     if (ki) a = a * load(ki + 8 * v);
+                    if (skip && !any(a > (v8){0} + least)) continue;
+                    seen = 1;
                     v8 low = a;
                     for (long t = 1; t < k; t++) { a = a * a; low = low * a; }
                     v8 u = (v8)((i8)low | ((i8)z & (int)0x80000000)) * scale[v];
                     side += u;
                     store(in_x + i * n + r + 8 * v, load(in_x + i * n + r + 8 * v) + u);
                 }
+                if (!seen) continue;
                 float whole = 0;
                 for (int l = 0; l < 8; l++) whole += side[l];
                 in_w[j * d + i] -= whole;

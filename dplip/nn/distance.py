@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dplip.nn import kernel
+from dplip.nn.pruning import pruned_winners, survivors, worth
 
 BLOCK = 400_000
 """Entries of a block of differences: small enough for a processor's second-level cache."""
@@ -78,6 +79,10 @@ class _MaxDistance(torch.autograd.Function):
         if kernel.usable(x, points):
             return kernel.winners(x, points, keep)
         n, d, m = x.shape[0], x.shape[1], points.shape[0]
+        if keep is None and n:
+            alive = survivors(x, points)
+            if worth(alive):
+                return pruned_winners(x, points, alive, BLOCK)
         # Features stand in `groups` of `taps`: the maximum of each group is one fast reduction along rows, and only
         # the winning group is searched for the position.
         taps = max(1, math.isqrt(d))

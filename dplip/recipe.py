@@ -1,0 +1,51 @@
+"""What every preset is: a model with the recipe that trains it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dplip.errors import ConfigurationError
+from dplip.losses import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """A model and how to train it, chosen on a held-out part of the training data.
+
+    Attributes:
+        lr: the learning rate.
+        batch_size: expected size of a Poisson batch.
+        epochs: passes over the data.
+        ema_decay: of the average of the weights, or None.
+    """
+
+    lr: float
+    batch_size: int
+    epochs: int
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigurationError(f"lr={self.lr}: a learning rate is a finite number > 0.")
+
+    @abstractmethod
+    def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        """A new model, from raw pixels to scores."""
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """The loss that the model is trained by."""
+
+    @abstractmethod
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """The plain torch optimizer, before it is made private."""
+
+    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
+        """What is stepped after every private step; None: the learning rate stays."""
+        return None

@@ -141,7 +141,7 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     dual = _dual(norm)
     walk = Walk(model, input_shape)
     walk.refuse_surrogates()
-    output, pullback = walk()
+    output, _ = walk()
     classes = math.prod(output.shape)
     if len(output.shape) > 1 or classes < 1:
         raise ConfigurationError(f"output of shape {output.shape}: certify takes scores of shape (batch, classes).")

@@ -59,6 +59,10 @@ class Loss(nn.Module):
         """Bounds on the gradient of one example's loss in its output of this shape, before any rescaling."""
         raise NotImplementedError
 
+    def direction(self, shape: tuple[int, ...]) -> Norms:
+        """Bounds on that gradient divided by its l2 norm."""
+        return Norms(shape, l2=1.0)
+
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse targets that the loss is not defined for."""
 
@@ -68,9 +72,7 @@ class Loss(nn.Module):
 
     def gradient_norms(self, shape: tuple[int, ...]) -> Norms:
         """Bounds on the gradient that one example sends back into its output of this shape."""
-        norms = self.logit_gradient(shape)
-        if self.normalize:
-            norms = Norms(shape, l2=1.0)
+        norms = self.direction(shape) if self.normalize else self.logit_gradient(shape)
         return norms if self.max_gradient is None else norms & Norms(shape, l2=self.max_gradient)
 
     def forward(self, outputs: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
@@ -165,6 +167,12 @@ class CrossEntropy(Loss):
 
     def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
         return Norms(shape, l1=2.0, l2=math.sqrt(2.0), linf=1.0)
+
+    def direction(self, shape: tuple[int, ...]) -> Norms:
+        # With r = 1 - p_y: l1 = 2 r, linf = r, and l2^2 >= r^2 + r^2 / (K - 1), the others being even at best.
+        classes = max(2, math.prod(shape))
+        linf = 1 / math.sqrt(1 + 1 / (classes - 1))
+        return Norms(shape, l1=2 * linf, l2=1.0, linf=linf)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         _check_labels(outputs, targets)

@@ -52,9 +52,9 @@ def test_no_cotangent_leaves_a_gradient_ball(size: float) -> None:
 
 
 @pytest.mark.parametrize("entries", [10, 3000])
-@pytest.mark.parametrize("radius", [1e-10, 1e-3, 1.0])
+@pytest.mark.parametrize("radius", [1e-26, 1e-24, 1e-10, 1e-3, 1.0])
 def test_factors_below_the_normal_numbers_do_not_round_out_of_the_ball(entries: int, radius: float) -> None:
-    for size in (1e30, 1e37, 1e38, 3e38):
+    for size in (1e17, 2e17, 3e17, 4e17, 1e18, 1e30, 1e37, 3e38):
         x = torch.full((3, entries), size)
         assert float(dn.BallProjection(radius)(x).double().norm(dim=1).max()) <= radius
 

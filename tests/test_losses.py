@@ -494,3 +494,19 @@ def test_a_copy_of_a_loss_watches_for_no_optimizer(copier):
     loss.witness = object()
     assert copier(loss).witness is None
     assert copier(loss).temperature == 4.0
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_the_direction_of_a_cross_entropy_gradient_has_a_smaller_l1_norm_than_that_of_any_vector(classes: int) -> None:
+    loss = CrossEntropy(normalize=True)
+    stated = loss.gradient_norms((classes,))
+    assert stated.l1 < math.sqrt(classes) * (1 - 1e-9) or classes == 2
+    generator = torch.Generator().manual_seed(0)
+    outputs = 3 * torch.randn(500, classes, generator=generator, dtype=torch.float64)
+    outputs[0] = 0.0  # the others are even: the worst case
+    gradient = logit_gradient(CrossEntropy(), outputs, torch.zeros(500, dtype=torch.int64))
+    direction = gradient / torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    for p in (1, math.inf):
+        norms = torch.linalg.vector_norm(direction, p, dim=1)
+        assert float(norms.max()) <= float(stated.norm(p)) * (1 + 1e-9)
+        assert float(norms[0]) >= float(stated.norm(p)) * (1 - 1e-9)

@@ -568,12 +568,64 @@ RECORDS = [
     ),
 ]
 
+WHATEVER_THE_WEIGHTS = [
+    mutant(
+        "a row scaled to twice the radius",
+        "nn/gradient_ball.py",
+        "inside = radius * (1 - ROUNDING)",
+        "inside = 2 * radius",
+        "test_gates.py::test_no_cotangent_leaves_a_gradient_ball",
+    ),
+    mutant(
+        "a factor below the normal numbers kept",
+        "nn/gradient_ball.py",
+        "scale = torch.where(scale < torch.finfo(like.dtype).tiny, 0.0, scale)",
+        "pass",
+        "test_gates.py::test_factors_below_the_normal_numbers_do_not_round_out_of_the_ball",
+    ),
+    mutant(
+        "a bounded layer that forgets its input",
+        "nn/bounded.py",
+        "reuse * sizes * lengths)",
+        "reuse * lengths)",
+        "test_gates.py::test_every_example_is_scaled_by_itself_to_the_radius",
+    ),
+    mutant(
+        "constants of the present weights",
+        "sensitivity.py",
+        "sensitivity_of(walk.without_weights(), loss)",
+        "sensitivity_of(walk, loss)",
+        "test_gates.py::test_a_model_whose_bounds_need_a_weight_has_no_constants",
+    ),
+    mutant(
+        "a surrogate taken for a derivative",
+        "propagate.py",
+        'if getattr(module, "surrogate", False) and module.training:',
+        "if False:",
+        "test_gates.py::test_derivatives_are_not_read_off_a_surrogate",
+    ),
+    mutant(
+        "gradients edited after the backward pass",
+        "witness.py",
+        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n\n",
+        "\n",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "a layer called by itself",
+        "witness.py",
+        "if not self._inside and isinstance",
+        "if False and isinstance",
+        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+]
+
 CERTIFICATES = [
     mutant(
         "radius from half of the margin's bound",
         "certify.py",
-        "bound = below(norms).norm(dual)",
-        "bound = below(norms).norm(dual) / 2",
+        "bound = walk.cotangents(seeds(walk))[walk.start()].norm(dual)\n    return",
+        "bound = walk.cotangents(seeds(walk))[walk.start()].norm(dual) / 2\n    return",
         "test_certify.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
     ),
     mutant(
@@ -585,4 +637,4 @@ CERTIFICATES = [
     ),
 ]
 
-MUTANTS = [*NOISE, *STEP, *SAMPLING, *BOUNDS, *LOSSES, *ACCOUNTING, *RECORDS, *CERTIFICATES]
+MUTANTS = [*NOISE, *STEP, *SAMPLING, *BOUNDS, *LOSSES, *ACCOUNTING, *RECORDS, *WHATEVER_THE_WEIGHTS, *CERTIFICATES]

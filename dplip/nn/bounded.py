@@ -106,11 +106,12 @@ def _bounded_rows(
     Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius.
     """
     sizes, lengths = row_norms(x), row_norms(v)
-    if not _all(sizes + lengths < math.inf):
+    weight, scaled = reuse * sizes * lengths, v
+    if not _all(weight <= radius):  # NaN and infinity are not
         x, v = finite(x), finite(v)
         sizes, lengths = row_norms(x), row_norms(v)
-    weight = torch.where(torch.maximum(sizes, lengths) > HUGE, math.inf, reuse * sizes * lengths)
-    scaled = v if _all(weight <= radius) else v * scale_into(radius, weight, v)
+        weight = torch.where(torch.maximum(sizes, lengths) > HUGE, math.inf, reuse * sizes * lengths)
+        scaled = v * scale_into(radius, weight, v)
     return x, scaled, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
 
 

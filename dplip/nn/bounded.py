@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from dplip.errors import ConfigurationError
-from dplip.nn.gradient_ball import finite, row_norms, scale_into
+from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.norms import Norms
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, linear
@@ -27,7 +27,7 @@ from dplip.rules.registry import Pullback, module_rule, rule
 M = TypeVar("M", bound=nn.Module)
 
 HUGE = 1e30
-"""An example with a norm beyond it has no gradient: ``s v`` would have entries below the normal numbers."""
+"""An example with a norm beyond it, or not finite, has no gradient here: products with s lose their digits."""
 
 
 class _BoundedGradient:
@@ -48,8 +48,8 @@ class BoundedLinear(_BoundedGradient, nn.Linear):
         in_features, out_features, bias: as for ``nn.Linear``; the keys of the ``state_dict`` are the same.
         radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
 
-    Guarantee: in training mode, for every input, cotangent and weight whatsoever (NaN and infinity count as 0). In
-    evaluation mode it is ``nn.Linear``.
+    Guarantee: in training mode, for every input, cotangent and weight whatsoever (what is not finite, or
+    beyond 1e30, contributes nothing). In evaluation mode it is ``nn.Linear``.
     Source: clipping by layer with the norm of an outer product, Goodfellow, 2015, arXiv 1510.01799.
     """
 
@@ -101,18 +101,22 @@ class BoundedConv2d(_BoundedGradient, nn.Conv2d):
 def _bounded_rows(
     x: Tensor, v: Tensor, radius: float, reuse: float, positions: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """The input, and the cotangents scaled for the weight, and for the bias when they are called for.
+    """Inputs and cotangents for the weight, and cotangents for the bias when they are called for.
 
     Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius.
     """
     sizes, lengths = row_norms(x), row_norms(v)
-    weight, scaled = reuse * sizes * lengths, v
-    if not _all(weight <= radius):  # NaN and infinity are not
-        x, v = finite(x), finite(v)
-        sizes, lengths = row_norms(x), row_norms(v)
-        weight = torch.where(torch.maximum(sizes, lengths) > HUGE, math.inf, reuse * sizes * lengths)
-        scaled = v * scale_into(radius, weight, v)
-    return x, scaled, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
+    if not _all(reuse * sizes * lengths <= radius):  # NaN and infinity are not
+        kept = torch.maximum(sizes, lengths) <= HUGE
+        if not _all(kept):
+            x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
+            sizes, lengths = row_norms(x), row_norms(v)
+        weight, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
+        inputs = x * scale_into(radius, weight, x) if on_input else x
+        cotangents = v if on_input else v * scale_into(radius, weight, v)
+    else:
+        inputs, cotangents = x, v
+    return inputs, cotangents, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
 
 
 def _all(condition: Tensor) -> bool:

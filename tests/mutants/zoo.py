@@ -586,8 +586,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a bounded layer that forgets its input",
         "nn/bounded.py",
-        "reuse * sizes * lengths)",
-        "reuse * lengths)",
+        "weight, on_input = reuse * sizes * lengths,",
+        "weight, on_input = reuse * lengths,",
         "test_gates.py::test_every_example_is_scaled_by_itself_to_the_radius",
     ),
     mutant(

@@ -162,10 +162,10 @@ def train(
     )
     trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
-    trainer.fit(resume=resume)
     settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
-    path = trainer.save(run=settings)
-    _show(path.parent)
+    trainer.fit(resume=resume, run=settings)
+    assert trainer.output_dir is not None
+    _show(trainer.output_dir)
 
 
 @app.command()

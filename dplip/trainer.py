@@ -100,6 +100,8 @@ class DPLipTrainer:
         scheduler: a learning-rate scheduler, stepped after every private step.
         norm: 1, 2 or inf: the norm of the certificates in the report.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
+        project_every: constrained weights are projected after every so many steps, and at the end (see
+            :class:`DPLipOptimizer`).
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
 
@@ -134,6 +136,7 @@ class DPLipTrainer:
         scheduler: LRScheduler | None = None,
         norm: float = 2,
         ema_decay: float | None = None,
+        project_every: int = 1,
         checkpoint_every: int | None = None,
         show_private_loss: bool = False,
     ) -> None:
@@ -182,6 +185,7 @@ class DPLipTrainer:
             batches=self.loader,
             neighboring=neighboring,
             charge=self._charge,
+            project_every=project_every,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
@@ -224,13 +228,14 @@ class DPLipTrainer:
             tqdm.write(str(plan))
         return plan
 
-    def fit(self, resume: bool = False) -> DPLipTrainer:
+    def fit(self, resume: bool = False, **extra: Any) -> DPLipTrainer:
         """Take the planned steps, and write the report if there is an ``output_dir``; returns the trainer.
 
         Args:
             resume: go on with the run whose ledger is in ``output_dir``, made by a trainer with the same plan, from
                 its last checkpoint; begin it if there is none. Steps that a crash took from the model, but that are
                 on the ledger, stay spent and are not taken again.
+            extra: further entries of the report.
 
         Raises:
             BudgetExceededError: a further step would exceed the budget (as after a completed :meth:`fit`); the steps
@@ -252,11 +257,11 @@ class DPLipTrainer:
                 self._train(bar)
             if self._average is not None:
                 self.model.load_state_dict(self._average.module.state_dict())
-                project(self.model)
+            project(self.model)
             self._seconds += time.perf_counter() - started
             started = time.perf_counter()
             if self.output_dir is not None:
-                self.save()
+                self.save(**extra)
         finally:
             if bar is not None:
                 bar.close()

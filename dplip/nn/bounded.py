@@ -142,10 +142,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        below = v @ weight if ctx.needs_input_grad[0] else None
-        x, scaled, for_bias = _bounded_rows(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
-        gradient = scaled.flatten(0, -2).mT @ x.flatten(0, -2)
+        inputs, scaled, for_bias = _bounded_rows(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+        gradient = scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
         bias = for_bias().flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
+        below = v @ weight if ctx.needs_input_grad[0] else None
         return below, gradient, bias, None
 
 
@@ -164,10 +165,11 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        below = conv2d_input(x.shape, weight, v, *ctx.settings) if ctx.needs_input_grad[0] else None
-        x, scaled, for_bias = _bounded_rows(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
-        gradient = conv2d_weight(x, weight.shape, scaled, *ctx.settings)
+        inputs, scaled, for_bias = _bounded_rows(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
+        gradient = conv2d_weight(inputs, weight.shape, scaled, *ctx.settings)
         bias = for_bias().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
+        below = conv2d_input(x.shape, weight, v, *ctx.settings) if ctx.needs_input_grad[0] else None
         return below, gradient, bias, None, None, None
 
 

@@ -91,8 +91,8 @@ class StandardPreset(Recipe):
         return CosineAnnealingLR(optimizer, steps)
 
 
-STANDARD = StandardPreset(0.0, 1.0, (256, 128), 32.0, lr=0.003, batch_size=256, epochs=10)
-PRIVATE = StandardPreset(0.0, 1.0, (256, 128), 32.0, lr=0.003, batch_size=8192, epochs=30, ema_decay=0.95)
+STANDARD = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.01, batch_size=512, epochs=10)
+PRIVATE = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.003, batch_size=8192, epochs=30, ema_decay=0.95)
 
 RECIPES: Mapping[bool, Mapping[str, Recipe]] = {
     False: {

@@ -203,7 +203,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         if given.quick:
             recipe = dataclasses.replace(recipe, batch_size=256)
         model, seconds = train(recipe, TensorDataset(*train_data[:]), data.num_classes, given.epsilon, given.seed)
-        row = {"model": name, "epsilon": str(given.epsilon), "recipe": dataclasses.asdict(recipe), "seconds": seconds}
+        row: dict[str, Any] = {
+            "model": name,
+            "epsilon": str(given.epsilon),
+            "recipe": dataclasses.asdict(recipe),
+            "seconds": seconds,
+        }
         row |= judge(model, test, given.images, given.attack_steps)
         rows.append(row)
         first = {key: ", ".join(f"{100 * r[key]:.1f}" for r in row["first"]) for key in ("attacked", "certified")}

@@ -33,28 +33,11 @@ from dplip.certify import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.losses import CrossEntropy, Loss
 from dplip.models import preset
-from dplip.models_windows import WINDOWS, WindowPreset
-from dplip.nn import Clamp, GroupSort, Shift
+from dplip.models_windows import WINDOWS, centred
+from dplip.nn import GroupSort
 from dplip.recipe import Recipe
 
 RADII = (0.1, 0.3)
-
-
-def centred(low: float, high: float) -> tuple[nn.Module, nn.Module]:
-    """``Clamp(low, high)`` less its middle; the clamp comes last, so that half the width is what bounds an entry."""
-    half = (high - low) / 2
-    return Shift((low + high) / 2), Clamp(-half, half)
-
-
-class CentredWindows(WindowPreset):
-    """The windows preset with its middle subtracted first: the same function, a bound and noise six times smaller.
-
-    Norms know the size of an entry, not its interval: 0.7 at most less 0.5 counts as 1.2, clamped to 0.2 it is 0.2.
-    """
-
-    def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        _, pool, _, *rest = super().model(input_shape, classes)
-        return nn.Sequential(*centred(self.low, self.high), pool, *rest)
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,6 @@ RECIPES: Mapping[bool, Mapping[str, Recipe]] = {
     },
     True: {
         "windows": WINDOWS["mnist"],
-        "windows-centred": CentredWindows(**dataclasses.asdict(WINDOWS["mnist"])),
         "standard": PRIVATE,
         "standard-dead-zone": dataclasses.replace(PRIVATE, low=0.3, high=0.7),
     },

@@ -14,6 +14,12 @@ from dplip.nn import Clamp, Shift
 from dplip.recipe import Recipe
 
 
+def centred(low: float, high: float) -> tuple[nn.Module, nn.Module]:
+    """``Clamp(low, high)`` less its middle; the clamp comes last, so that half the width is what bounds an entry."""
+    half = (high - low) / 2
+    return Shift((low + high) / 2), Clamp(-half, half)
+
+
 @dataclass(frozen=True)
 class WindowPreset(Recipe):
     """The largest pixel of every window, then one learned linear layer; certified by intervals.
@@ -39,8 +45,7 @@ class WindowPreset(Recipe):
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         pool = nn.MaxPool2d(self.window, self.stride, self.window // 2)
         features = math.prod(pool(torch.zeros(1, *input_shape)).shape)
-        middle = Shift((self.low + self.high) / 2)
-        return nn.Sequential(Clamp(self.low, self.high), pool, middle, nn.Flatten(), nn.Linear(features, classes))
+        return nn.Sequential(*centred(self.low, self.high), pool, nn.Flatten(), nn.Linear(features, classes))
 
     def loss(self) -> CrossEntropy:
         return CrossEntropy(self.temperature, normalize=True)

@@ -167,7 +167,7 @@ class SpectralBall(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         w = weight.detach()
@@ -198,7 +198,7 @@ class FrobeniusBall(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         norm = float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
@@ -216,7 +216,7 @@ class EntryBall(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         weight.detach().clamp_(-self.radius, self.radius)
@@ -230,7 +230,7 @@ class RowL1Ball(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         rows = weight.detach().flatten(1)
@@ -245,7 +245,7 @@ class RowL2Ball(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         rows = weight.detach().flatten(1)
@@ -262,7 +262,7 @@ class ColumnL1Ball(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = _positive(radius)
+        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         if weight.ndim != 2:
@@ -290,7 +290,8 @@ def l1_projection(rows: Tensor, radius: float) -> Tensor:
     return (projected / excess.clamp_min(1.0)).to(dtype)
 
 
-def _positive(radius: float) -> float:
+def positive(radius: float) -> float:
+    """The radius of a ball, if it is one."""
     if not (math.isfinite(radius) and radius > 0):
         raise ConfigurationError(f"radius={radius}: the radius of a ball is a finite number > 0.")
     return float(radius)

@@ -75,13 +75,17 @@ class Walk:
         self._names = {id(p): name for name, p in model.named_parameters()}
         check_rules(self._graph, self._modules)
         self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
+        self._bare: Walk | None = None
 
     def without_weights(self) -> Walk:
         """The same walk over weights and buffers that have shapes and no values.
 
         Operator norms and norms of constants are then infinite, and a rule that asks a tensor for a number raises
         (torch refuses it on the meta device). So whatever this walk bounds is bounded for all weights and buffers.
+        It is made once, since it depends on none: a loss whose attributes follow a schedule asks at every step.
         """
+        if self._bare is not None:
+            return self._bare
         held = [t for m in self._root.modules() for t in flat(list(vars(m).values())) if isinstance(t, Tensor)]
         memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in held}
         for p in self._root.parameters():
@@ -90,6 +94,7 @@ class Walk:
         bare._root = copy.deepcopy(self._root, memo)
         bare._modules = dict(bare._root.named_modules(remove_duplicate=False))
         bare._names = {id(memo[key]): name for key, name in self._names.items()}
+        self._bare = bare
         return bare
 
     def refuse_surrogates(self) -> None:

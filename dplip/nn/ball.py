@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError
+from dplip.constraints import positive
 from dplip.nn.gradient_ball import project_rows
 from dplip.norms import Norms, OperatorNorms, least
 from dplip.rules.registry import Pullback, rule
@@ -27,9 +27,7 @@ class BallProjection(nn.Module):
 
     def __init__(self, radius: float) -> None:
         super().__init__()
-        if not (math.isfinite(radius) and radius > 0):
-            raise ConfigurationError(f"radius={radius}: the radius of a ball is a finite number > 0.")
-        self.radius = float(radius)
+        self.radius = positive(radius)
 
     def forward(self, x: Tensor) -> Tensor:
         return project_rows(x, self.radius)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from dplip.constraints import positive
 from dplip.errors import ConfigurationError
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.norms import Norms
@@ -30,18 +31,7 @@ HUGE = 1e30
 """An example with a norm beyond it, or not finite, has no gradient here: products with s lose their digits."""
 
 
-class _BoundedGradient:
-    """What the two layers share."""
-
-    radius: float
-
-    def _set_radius(self, radius: float) -> None:
-        if not (math.isfinite(radius) and radius > 0):
-            raise ConfigurationError(f"radius={radius}: the bound of a gradient is a finite number > 0.")
-        self.radius = float(radius)
-
-
-class BoundedLinear(_BoundedGradient, nn.Linear):
+class BoundedLinear(nn.Linear):
     """``nn.Linear`` that bounds each example's gradient of its weight, and of its bias, by ``radius`` in l2.
 
     Args:
@@ -55,7 +45,7 @@ class BoundedLinear(_BoundedGradient, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, radius: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self._set_radius(radius)
+        self.radius = positive(radius)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -66,7 +56,7 @@ class BoundedLinear(_BoundedGradient, nn.Linear):
         return f"{super().extra_repr()}, radius={self.radius:g}"
 
 
-class BoundedConv2d(_BoundedGradient, nn.Conv2d):
+class BoundedConv2d(nn.Conv2d):
     """``nn.Conv2d`` (zero padding) that bounds each example's gradient of its weight, and of its bias, in l2.
 
     An entry of the input is read by at most m (position, tap) pairs, so the gradient's norm is at most
@@ -80,7 +70,7 @@ class BoundedConv2d(_BoundedGradient, nn.Conv2d):
 
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._set_radius(radius)
+        self.radius = positive(radius)
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise ConfigurationError(
                 f"padding={self.padding!r}, padding_mode={self.padding_mode!r}: give numbers of zeros."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError
+from dplip.constraints import positive
 from dplip.norms import Norms, least
 from dplip.rules.registry import Pullback, rule
 
@@ -35,9 +35,7 @@ class GradientBall(nn.Module):
 
     def __init__(self, radius: float) -> None:
         super().__init__()
-        if not (math.isfinite(radius) and radius > 0):
-            raise ConfigurationError(f"radius={radius}: the radius of a ball is a finite number > 0.")
-        self.radius = float(radius)
+        self.radius = positive(radius)
 
     def forward(self, x: Tensor) -> Tensor:
         return _Scaled.apply(x, self.radius) if self.training else x

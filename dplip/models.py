@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
 from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.models_windows import WINDOWS, WindowPreset
-from dplip.nn import BallProjection, GroupSort, OrthogonalLinear, Shift
+from dplip.nn import BallProjection, GroupSort, LowPass, OrthogonalLinear, Shift
 from dplip.recipe import Recipe
 
 
@@ -29,6 +30,8 @@ class Preset(Recipe):
         widths: sizes of the hidden layers.
         temperature: of the cross-entropy.
         momentum: of SGD.
+        frequencies: kept along each axis of the image, the lowest; None: all, as pixels.
+        decay: whether the learning rate falls to 0, along half a cosine.
     """
 
     offset: float
@@ -36,11 +39,18 @@ class Preset(Recipe):
     widths: tuple[int, ...]
     temperature: float
     momentum: float = 0.9
+    frequencies: int | None = None
+    decay: bool = False
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
-        layers: list[nn.Module] = [Shift(self.offset), BallProjection(self.radius), nn.Flatten()]
+        layers: list[nn.Module] = [Shift(self.offset)]
         size = math.prod(input_shape)
+        if self.frequencies is not None:
+            channels, height, width = input_shape
+            layers.append(LowPass(height, width, self.frequencies))
+            size = channels * self.frequencies**2
+        layers += [BallProjection(self.radius), nn.Flatten()]
         for width in self.widths:
             layers += [OrthogonalLinear(size, width), GroupSort(2)]
             size = width
@@ -51,6 +61,9 @@ class Preset(Recipe):
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+
+    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
+        return CosineAnnealingLR(optimizer, steps) if self.decay else None
 
 
 PRESETS = {

@@ -355,6 +355,7 @@ OTHERS = [
     module(dn.GradientBall(0.5)),
     Sample("GradientBall in training", lambda: dn.GradientBall(0.2), MAP, ("input",), train=True, linear=False),
     module(dn.Center(), TOKENS),
+    module(dn.LowPass(4, 4, 3), MAP, IN),
     module(dn.Shift(0.5)),
     module(dn.GroupSort(2)),
     module(dn.GroupSort(3, dim=-1), (2, 6)),

@@ -9,6 +9,7 @@ from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
+from dplip.nn.low_pass import LowPass
 from dplip.nn.monotonic import Monotonic
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.shift import Shift
@@ -31,6 +32,7 @@ __all__ = [
     "LInfDistance",
     "LInfDistance2d",
     "LinearSpline",
+    "LowPass",
     "MaxMin",
     "Monotonic",
     "OrthogonalLinear",

@@ -1,0 +1,79 @@
+"""The low frequencies of an image: a fixed front end that leaves a learned layer fewer entries to be noisy in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+from dplip.norms import Norms, OperatorNorms
+from dplip.rules.registry import Pullback, rule, through
+
+
+class LowPass(nn.Module):
+    """The ``keep`` x ``keep`` lowest frequencies of each channel, by the orthonormal discrete cosine transform.
+
+    Args:
+        height, width: of the images.
+        keep: frequencies kept along each axis, at most the smaller of the two sizes.
+
+    Shape: (..., height, width) to (..., keep, keep).
+
+    Raises:
+        ConfigurationError: a size below 1, or more frequencies than pixels.
+
+    Guarantee: 1-Lipschitz in l2, whatever the image: its rows are orthonormal. Nothing of it is learned.
+    Source: Ahmed, Natarajan, Rao, "Discrete cosine transform", 1974 (type II).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, height: int, width: int, keep: int) -> None:
+        super().__init__()
+        self.height, self.width, self.keep = height, width, keep
+        if not 1 <= keep <= min(height, width):
+            raise ConfigurationError(
+                f"keep={keep}: of images of {height} x {width} from 1 to {min(height, width)} frequencies can be kept."
+            )
+        self.register_buffer("rows", _cosines(height, keep), persistent=False)
+        self.register_buffer("columns", _cosines(width, keep), persistent=False)
+        self.norms = _norms(self.rows, self.columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-2:] != (self.height, self.width):
+            raise ConfigurationError(f"shape={tuple(x.shape)}: LowPass is for (..., {self.height}, {self.width}).")
+        return self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).mT
+
+    def extra_repr(self) -> str:
+        return f"{self.height}, {self.width}, keep={self.keep}"
+
+
+def _cosines(size: int, keep: int) -> Tensor:
+    """The first ``keep`` rows of the orthonormal DCT-II."""
+    k, i = torch.arange(keep, dtype=torch.float64), torch.arange(size, dtype=torch.float64)
+    table = torch.cos(math.pi / size * torch.outer(k, i + 0.5)) * math.sqrt(2 / size)
+    table[0] /= math.sqrt(2)
+    return table.float()
+
+
+def _norms(a: Tensor, b: Tensor) -> OperatorNorms:
+    """Of x -> a x b^T, the Kronecker product of the two: each of these norms is the product of theirs."""
+    # Entries rounded to float32 move a matrix of orthonormal rows by at most 2^-24 times its Frobenius norm.
+    slack = math.prod(1 + 2.0**-23 * math.sqrt(len(m)) for m in (a, b))
+    a, b = a.double().abs(), b.double().abs()
+    return OperatorNorms(
+        one_one=slack * float(a.sum(0).max() * b.sum(0).max()),
+        one_two=slack * float(a.norm(dim=0).max() * b.norm(dim=0).max()),
+        one_inf=slack * float(a.max() * b.max()),
+        two_two=slack,
+        two_inf=slack * float(a.norm(dim=1).max() * b.norm(dim=1).max()),
+        inf_inf=slack * float(a.sum(1).max() * b.sum(1).max()),
+    )
+
+
+@rule(LowPass)
+def low_pass(module: LowPass, x: Norms) -> tuple[Norms, Pullback]:
+    return through(module.norms, x, (*x.shape[:-2], module.keep, module.keep))

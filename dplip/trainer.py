@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,15 @@ from dplip.accounting import GaussianEvent, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
-from dplip.checkpoint import Checkpoint, write_whole
+from dplip.checkpoint import write_whole
 from dplip.constraints import project
 from dplip.engine import check_data
-from dplip.errors import BudgetExceededError, CheckpointError, ConfigurationError, LedgerError
-from dplip.ledger import Ledger, begun, set_aside
+from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.report import validate_report, versions, write_report
+from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import PoissonLoader
 from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
@@ -192,9 +190,8 @@ class DPLipTrainer:
         )
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
-        self.output_dir = None if output_dir is None else _folder(Path(output_dir))
-        self._ledger: Ledger | None = None
-        self._run: str | None = None  # the ledger that an interrupted fit goes on with
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._folder = None if output_dir is None else RunFolder(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._seconds = 0.0
 
@@ -359,29 +356,17 @@ class DPLipTrainer:
 
     def _charge(self, event: GaussianEvent) -> None:
         self.budget.require(self.accountant, event)
-        if self._ledger is not None:
-            self._ledger.append(event)
+        if self._folder is not None:
+            self._folder.append(event)
         self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
 
     def _open_ledger(self, resume: bool) -> None:
-        if self.output_dir is None:
+        if self._folder is None:
             if resume:
                 raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
             return
-        path, checkpoint = self.output_dir / "ledger.jsonl", self.output_dir / "checkpoint.safetensors"
-        from_disk = resume and self._run is None and begun(path)
-        if resume and self._run is None and not from_disk and checkpoint.exists():
-            raise LedgerError(
-                f"{path}: the ledger of the checkpoint beside it is missing, so what was spent is unknown. Restore it."
-            )
-        going_on = from_disk or self._run is not None
-        if not going_on:
-            set_aside(checkpoint)  # first, so that no crash leaves a checkpoint without its ledger
-            set_aside(path)
-        self._ledger = Ledger(
-            path,
-            run=self._run,
-            resume=going_on,
+        begun_before = self._folder.open(
+            resume,
             mechanism=self.accountant.mechanism(),
             neighboring=self.optimizer.neighboring,
             delta=self.delta,
@@ -393,81 +378,44 @@ class DPLipTrainer:
                 "sample_rate": self.loader.sample_rate,
             },
         )
-        if going_on:  # the file knows best: a crash may have come between a line and its count
+        if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
             self.accountant = create_accountant(self.accountant.mechanism())
-            for event in self._ledger.history():
+            for event in self._folder.ledger.history():
                 self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
-        if from_disk:
-            self._restore(Checkpoint.read(checkpoint) if checkpoint.exists() else None)
+        if begun_before:
+            self._restore(self._folder)
 
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint of the open ledger, or from the first weights."""
-        assert self._ledger is not None and self.output_dir is not None
-        done = self._ledger.steps
-        if checkpoint is not None:
-            record = Ledger.read(self._ledger.path)
-            if checkpoint.run != record.run:
-                raise CheckpointError(
-                    f"checkpoint.safetensors in {self.output_dir}: it is of run {checkpoint.run!r}, and the ledger of "
-                    f"run {record.run!r}. Put the files of one run together."
-                )
-            if checkpoint.steps > done or record.chains[checkpoint.steps] != checkpoint.chain:
-                raise LedgerError(
-                    f"{self._ledger.path}, line {min(checkpoint.steps, done) + 1}: the checkpoint was written after "
-                    f"{checkpoint.steps} steps that this ledger does not hold, so lines were lost. Restore the ledger."
-                )
-            if checkpoint.sampler != self._sampler():
-                raise CheckpointError(f"sampler={checkpoint.sampler} in the checkpoint, {self._sampler()} in the plan.")
-        if self.seed is not None:  # another stream for the steps to come: no draw serves two data
-            stream = int.from_bytes(hashlib.sha256(f"{self.seed} after {done}".encode()).digest()[:12], "big")
+    def _restore(self, folder: RunFolder) -> None:
+        """Go on from the checkpoint of the open ledger, or from the first weights."""
+        checkpoint, done = folder.checkpoint(self._sampler()), folder.ledger.steps
+        if self.seed is not None:
+            stream = another_stream(self.seed, done)
             self.loader.restart(stream)
             self.optimizer.noise = GaussianNoise(stream + 1)
-        if self.scheduler is not None:  # a schedule is a function of the number of steps: taken up to the present one
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for _ in range(done):
-                    self.scheduler.step()
-        if checkpoint is None:
-            return
-        try:
-            self.model.load_state_dict(checkpoint.model)
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": checkpoint.optimizer, "param_groups": groups})
-            if (self._average is None) != (checkpoint.average is None):
-                raise ValueError("a moving average of the weights is only in one of the two")
-            if self._average is not None and checkpoint.average is not None:
-                self._average.load_state_dict(checkpoint.average)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as wrong:
-            raise CheckpointError(
-                f"checkpoint.safetensors in {self.output_dir}: it does not fit this trainer ({wrong}). Make it as "
-                "the run was made."
-            ) from None
-        self._seconds = checkpoint.seconds
+        if self.scheduler is not None:
+            advance(self.scheduler, done)
+        if checkpoint is not None:
+            load(checkpoint, self.model, self.optimizer, self._average)
+            self._seconds = checkpoint.seconds
 
     def _checkpoint(self) -> None:
-        if self._ledger is None or self.output_dir is None:
-            return
-        Checkpoint(
-            run=self._ledger.run,
-            steps=self._ledger.steps,
-            chain=self._ledger.chain,
-            accountant=self.accountant.state_dict(),
-            sampler=self._sampler(),
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict()["state"],
-            average=None if self._average is None else self._average.state_dict(),
-            seconds=self._seconds,
-        ).write(self.output_dir / "checkpoint.safetensors")
+        if self._folder is not None:
+            self._folder.save(
+                accountant=self.accountant.state_dict(),
+                sampler=self._sampler(),
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict()["state"],
+                average=None if self._average is None else self._average.state_dict(),
+                seconds=self._seconds,
+            )
 
     def _sampler(self) -> dict[str, Any]:
         loader = self.loader
         return {"sample_rate": loader.sample_rate, "public_size": loader.public_size, "steps": loader.steps_per_epoch}
 
     def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._run = self._ledger.run
-            self._ledger.close()
-            self._ledger = None
+        if self._folder is not None:
+            self._folder.close()
 
     def _after_step(self, bar: tqdm[Any], value: Tensor, examples: int) -> None:
         if self.scheduler is not None:
@@ -506,14 +454,6 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         ) from None
     validate_report(report)
     return dict(report)
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as wrong:
-        raise ConfigurationError(f"output_dir={path}: cannot be made ({wrong}). Name a folder to write to.") from None
-    return path
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -477,7 +477,7 @@ ACCOUNTING = [
 RECORDS = [
     mutant(
         "ledger line dropped",
-        "trainer.py",
+        "resume.py",
         "            self._ledger.append(event)\n",
         "            pass\n",
         "test_trainer.py::test_the_ledger_holds_a_step_before_its_noise_is_drawn",
@@ -485,8 +485,8 @@ RECORDS = [
     mutant(
         "ledger line written when it suits",
         "trainer.py",
-        "            self._ledger.append(event)\n",
-        "            if self.accountant.num_steps % 2:\n                self._ledger.append(event)\n",
+        "            self._folder.append(event)\n",
+        "            if self.accountant.num_steps % 2:\n                self._folder.append(event)\n",
         "test_trainer.py::test_the_files_of_a_run_agree_with_it_and_with_each_other",
     ),
     mutant(
@@ -527,20 +527,20 @@ RECORDS = [
     mutant(
         "the count of an earlier process forgotten",
         "trainer.py",
-        "for event in self._ledger.history():",
+        "for event in self._folder.ledger.history():",
         "for event in ():",
         "test_checkpoint.py::test_a_resumed_run_spends_what_an_undisturbed_one_spends",
     ),
     mutant(
         "seeded draws repeated after a crash",
         "trainer.py",
-        "if self.seed is not None:  # another stream",
-        "if False:  # another stream",
+        "if self.seed is not None:\n            stream",
+        "if False:\n            stream",
         "test_checkpoint.py::test_a_seeded_run_draws_from_another_stream_after_a_crash",
     ),
     mutant(
         "a ledger that lost lines is taken",
-        "trainer.py",
+        "resume.py",
         "if checkpoint.steps > done or record.chains[checkpoint.steps] != checkpoint.chain:",
         "if False:",
         "test_checkpoint.py::test_a_ledger_that_lost_whole_lines_is_refused_at_the_line",

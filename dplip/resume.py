@@ -1,0 +1,161 @@
+"""The folder of one run: its ledger, the checkpoint that belongs to a line of it, and going on from both after a crash.
+
+The ledger decides what was spent, the checkpoint where the model stands. Steps on the ledger after the checkpoint stay
+spent; the model lacks their updates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from dplip.accounting import GaussianEvent
+from dplip.checkpoint import Checkpoint
+from dplip.errors import CheckpointError, ConfigurationError, LedgerError
+from dplip.ledger import Ledger, begun, set_aside
+
+
+class RunFolder:
+    """Owns ``ledger.jsonl`` and ``checkpoint.safetensors`` of one run.
+
+    Attributes:
+        going_on: whether the ledger that was opened last had been begun before.
+
+    Raises:
+        ConfigurationError: the folder cannot be made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as wrong:
+            raise ConfigurationError(
+                f"output_dir={path}: cannot be made ({wrong}). Name a folder to write to."
+            ) from None
+        self._ledger_path = self.path / "ledger.jsonl"
+        self._checkpoint_path = self.path / "checkpoint.safetensors"
+        self.going_on = False
+        self._ledger: Ledger | None = None
+        self._run: str | None = None  # the ledger that an interrupted fit of this process goes on with
+
+    @property
+    def ledger(self) -> Ledger:
+        """The open ledger."""
+        assert self._ledger is not None
+        return self._ledger
+
+    def open(self, resume: bool, **header: Any) -> bool:
+        """Open the ledger: of this object's own run if it has begun, on ``resume`` that on disk, else a new one.
+
+        What an earlier run left is renamed, never overwritten.
+
+        Args:
+            header: of the ledger; see :class:`dplip.ledger.Ledger`.
+
+        Returns:
+            Whether the run was begun by another object, so that all but the ledger is to be restored.
+
+        Raises:
+            LedgerError: what is on disk is damaged, of another plan, or in use.
+        """
+        from_disk = resume and self._run is None and begun(self._ledger_path)
+        if resume and self._run is None and not from_disk and self._checkpoint_path.exists():
+            raise LedgerError(
+                f"{self._ledger_path}: the ledger of the checkpoint beside it is missing, so what was spent is "
+                "unknown. Restore it."
+            )
+        self.going_on = from_disk or self._run is not None
+        if not self.going_on:
+            set_aside(self._checkpoint_path)  # first, so that no crash leaves a checkpoint without its ledger
+            set_aside(self._ledger_path)
+        self._ledger = Ledger(self._ledger_path, run=self._run, resume=self.going_on, **header)
+        return from_disk
+
+    def append(self, event: GaussianEvent) -> None:
+        """Put a step on disk, before its noise is drawn; nothing outside of a run."""
+        if self._ledger is not None:
+            self._ledger.append(event)
+
+    def save(self, **state: Any) -> None:
+        """Write a checkpoint of the present line of the ledger; nothing outside of a run."""
+        if self._ledger is not None:
+            Checkpoint(run=self._ledger.run, steps=self._ledger.steps, chain=self._ledger.chain, **state).write(
+                self._checkpoint_path
+            )
+
+    def checkpoint(self, sampler: Mapping[str, Any]) -> Checkpoint | None:
+        """The checkpoint of the open ledger; None: the run has none yet.
+
+        Args:
+            sampler: the public constants that it must have been made with.
+
+        Raises:
+            CheckpointError, LedgerError: the two do not belong together, or either is damaged.
+        """
+        if not self._checkpoint_path.exists():
+            return None
+        checkpoint = Checkpoint.read(self._checkpoint_path)
+        record, done = Ledger.read(self._ledger_path), self.ledger.steps
+        if checkpoint.run != record.run:
+            raise CheckpointError(
+                f"checkpoint.safetensors in {self.path}: it is of run {checkpoint.run!r}, and the ledger of run "
+                f"{record.run!r}. Put the files of one run together."
+            )
+        if checkpoint.steps > done or record.chains[checkpoint.steps] != checkpoint.chain:
+            raise LedgerError(
+                f"{self._ledger_path}, line {min(checkpoint.steps, done) + 1}: the checkpoint was written after "
+                f"{checkpoint.steps} steps that this ledger does not hold, so lines were lost. Restore the ledger."
+            )
+        if checkpoint.sampler != sampler:
+            raise CheckpointError(f"sampler={checkpoint.sampler} in the checkpoint, {sampler} in the plan.")
+        return checkpoint
+
+    def close(self) -> None:
+        """Close the ledger; the next :meth:`open` goes on with it."""
+        if self._ledger is not None:
+            self._run = self._ledger.run
+            self._ledger.close()
+            self._ledger = None
+
+
+def load(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> None:
+    """Put a checkpoint's states into these; the optimizer keeps its groups, and so its learning rates.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    try:
+        model.load_state_dict(checkpoint.model)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": checkpoint.optimizer, "param_groups": groups})
+        if (average is None) != (checkpoint.average is None):
+            raise ValueError("a moving average of the weights is only in one of the two")
+        if average is not None and checkpoint.average is not None:
+            average.load_state_dict(checkpoint.average)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as wrong:
+        raise CheckpointError(
+            f"checkpoint.safetensors of run {checkpoint.run!r}: it does not fit this trainer ({wrong}). Make it as the "
+            "run was made."
+        ) from None
+
+
+def another_stream(seed: int, done: int) -> int:
+    """The seed of what a seeded run draws after ``done`` steps and a crash: no draw serves two data."""
+    return int.from_bytes(hashlib.sha256(f"{seed} after {done}".encode()).digest()[:12], "big")
+
+
+def advance(scheduler: LRScheduler, steps: int) -> None:
+    """Take a schedule, a function of the number of steps, up to the present one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            scheduler.step()

@@ -29,7 +29,7 @@ from dplip.certify import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
 from dplip.nn.spline import Spline
-from dplip.trainer import RADII, DPLipTrainer
+from dplip.trainer import RADII
 
 KINDS = {"slopes": dn.LinearSpline, "values": dn.CoefficientSpline}
 SPLINE = {"kind": "slopes", "init": "absolute", "knots": 21, "range": 1.0, "lr": 1.0, "scale": None}
@@ -78,15 +78,13 @@ def train(
     groups: list[dict[str, Any]] = [{"params": others}]
     if own:
         groups.append({"params": own, "lr": lr * recipe.lr})
-    trainer = DPLipTrainer(
+    trainer = recipe.trainer(
+        data,
         model,
-        loss=recipe.loss(),
-        optimizer=torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum),
+        torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum),
         train_dataset=train_set,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
+        eval_dataset=None,
         target_epsilon=epsilon,
-        ema_decay=recipe.ema_decay,
         progress=False,
         seed=seed,
     )

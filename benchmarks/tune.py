@@ -18,7 +18,7 @@ import torch
 from dplip.certify import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
-from dplip.trainer import RADII, DPLipTrainer
+from dplip.trainer import RADII
 
 
 def value(text: str) -> object:
@@ -30,23 +30,13 @@ def value(text: str) -> object:
 def score(recipe: Preset, data: object, epsilon: float, seed: int) -> tuple[list[float], float]:
     train, held_out = holdout(data.train, 0.1, seed=0)
     torch.manual_seed(seed)
-    model = recipe.model(data.input_shape, data.num_classes)
-    trainer = DPLipTrainer(
-        model,
-        loss=recipe.loss(),
-        optimizer=recipe.optimizer(model),
-        train_dataset=train,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        target_epsilon=epsilon,
-        ema_decay=recipe.ema_decay,
-        progress=False,
-        seed=seed,
+    trainer = recipe.trainer(
+        data, train_dataset=train, eval_dataset=None, target_epsilon=epsilon, progress=False, seed=seed
     )
     started = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - started
-    return certified_accuracy(correct_radii(model, held_out), RADII), seconds
+    return certified_accuracy(correct_radii(trainer.model, held_out, recipe.norm), RADII), seconds
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from enum import Enum
 from pathlib import Path
@@ -104,7 +103,6 @@ def train(
     from dplip.data import load
     from dplip.models import preset
     from dplip.tabular import is_table
-    from dplip.trainer import DPLipTrainer
 
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
@@ -137,16 +135,8 @@ def train(
     recipe = dataclasses.replace(preset(loaded.name, model.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
         torch.manual_seed(seed)
-    network = recipe.model(loaded.input_shape, loaded.num_classes)
-    loss, optimizer = recipe.loss(), recipe.optimizer(network)
-    trainer = DPLipTrainer(
-        network,
-        loss=loss,
-        optimizer=optimizer,
-        train_dataset=loaded.train,
-        eval_dataset=loaded.test,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
+    trainer = recipe.trainer(
+        loaded,
         target_epsilon=epsilon,
         target_delta=delta,
         accountant=accountant.value,
@@ -157,10 +147,8 @@ def train(
         seed=seed,
         secure=secure,
         progress=progress,
-        ema_decay=recipe.ema_decay,
-        norm=norm if norm is not None else 2 if model is ModelName.l2 else math.inf,
+        norm=recipe.norm if norm is None else norm,
     )
-    trainer.scheduler = recipe.scheduler(optimizer, network, loss, trainer.steps)
     trainer.plan()
     settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
     trainer.fit(resume=resume, run=settings)
@@ -262,7 +250,7 @@ def audit(
         )
     model, loaded = _trained(run, data_dir)
     assert isinstance(loaded, Data)  # not a table, as the report says
-    settings = {**report["run"]["preset"], "widths": tuple(report["run"]["preset"]["widths"])}
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
     recipe = KINDS[report["run"].get("model", "l2")](**settings)
     rows = audit_run(
         run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, starts=starts, seed=seed

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ class Preset(Recipe):
     momentum: float = 0.9
     frequencies: int | None = None
     decay: bool = False
+    norm: ClassVar[float] = 2
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dplip.data import Data
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
+from dplip.trainer import DPLipTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,12 @@ class Recipe(ABC):
         batch_size: expected size of a Poisson batch.
         epochs: passes over the data.
         ema_decay: of the average of the weights, or None.
+        norm: of the certificates.
+        precompute: whether the model has a fixed front end, to be run once per example.
     """
+
+    norm: ClassVar[float] = math.inf
+    precompute: ClassVar[bool] = False
 
     lr: float
     batch_size: int
@@ -49,3 +57,29 @@ class Recipe(ABC):
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
         """What is stepped after every private step; None: the learning rate stays."""
         return None
+
+    def trainer(
+        self, data: Data, model: nn.Module | None = None, optimizer: Optimizer | None = None, **arguments: Any
+    ) -> DPLipTrainer:
+        """The trainer of this recipe on a data set.
+
+        Args:
+            data: what is trained on, and evaluated on.
+            model: None: a new one.
+            optimizer: None: that of :meth:`optimizer`.
+            arguments: of :class:`DPLipTrainer`, in place of the recipe's or the data's.
+        """
+        model = self.model(data.input_shape, data.num_classes) if model is None else model
+        loss, optimizer = self.loss(), self.optimizer(model) if optimizer is None else optimizer
+        own: dict[str, Any] = {
+            "train_dataset": data.train,
+            "eval_dataset": data.test,
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "ema_decay": self.ema_decay,
+            "norm": self.norm,
+            "precompute": self.precompute,
+        }
+        trainer = DPLipTrainer(model, loss=loss, optimizer=optimizer, **{**own, **arguments})
+        trainer.scheduler = self.scheduler(optimizer, model, loss, trainer.steps)
+        return trainer

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from dplip import front
 from dplip.accounting import GaussianEvent, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
@@ -32,7 +33,7 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
-from dplip.sampling import PoissonLoader
+from dplip.sampling import PoissonLoader, example_shape
 from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
 
@@ -102,6 +103,8 @@ class DPLipTrainer:
             :class:`DPLipOptimizer`).
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
+        precompute: run the leading layers without parameters once per example, and keep the results in memory (see
+            :mod:`dplip.front`); bounds and training are those of the rest, all else sees the whole model.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -137,6 +140,7 @@ class DPLipTrainer:
         project_every: int = 1,
         checkpoint_every: int | None = None,
         show_private_loss: bool = False,
+        precompute: bool = False,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigurationError(
@@ -159,6 +163,12 @@ class DPLipTrainer:
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
             check_data(model, loss, eval_dataset, "eval_dataset")
+        # What the optimizer knows: the model, or what follows its fixed front end.
+        self._trained, shape = model, self._input_shape
+        if precompute:
+            fixed, self._trained = front.split(model, loss, self._input_shape)
+            train_dataset = front.features(fixed, train_dataset, progress)
+            shape = example_shape(train_dataset)
         self.loader = PoissonLoader(
             train_dataset,
             batch_size=batch_size,
@@ -176,9 +186,9 @@ class DPLipTrainer:
             )
         self.optimizer = DPLipOptimizer(
             optimizer,
-            model=model,
+            model=self._trained,
             loss=loss,
-            input_shape=self.input_shape,
+            input_shape=shape,
             noise_multiplier=noise_multiplier,
             batches=self.loader,
             neighboring=neighboring,
@@ -272,7 +282,7 @@ class DPLipTrainer:
         while True:
             for x, y in self.loader:
                 self.optimizer.zero_grad()
-                value = self.loss(self.model(x.to(device)), y.to(device))
+                value = self.loss(self._trained(x.to(device)), y.to(device))
                 value.backward()
                 whole = self.loader.complete
                 self.optimizer.step()

@@ -65,6 +65,17 @@ class ModelName(str, Enum):
     l2 = "l2"
     sortnet = "sortnet"
     windows = "windows"
+    scattering = "scattering"
+
+
+class PresetName(str, Enum):
+    """The goals that a kind of model may be chosen by."""
+
+    certified = "certified"
+    accuracy = "accuracy"
+
+
+KIND_OF = {None: ModelName.l2, PresetName.certified: ModelName.l2, PresetName.accuracy: ModelName.scattering}
 
 
 @app.command()
@@ -74,8 +85,12 @@ def train(
     ] = "digits",
     data_dir: DataDir = None,
     model: Annotated[
-        ModelName, typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima.")
-    ] = ModelName.l2,
+        ModelName | None,
+        typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima; scattering. [l2]"),
+    ] = None,
+    goal: Annotated[
+        PresetName | None, typer.Option("--preset", help="certified: --model l2; accuracy: --model scattering.")
+    ] = None,
     norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
     epsilon: Epsilon = 8.0,
     delta: Delta = 1e-5,
@@ -107,6 +122,10 @@ def train(
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
     if is_table(data):
+        if goal is not None:
+            raise ConfigurationError(
+                f"--preset {goal.value}: it is for images, and data={data!r} is a table. Leave it out."
+            )
         from dplip.cli_tabular import train_table
 
         folder = train_table(
@@ -128,11 +147,16 @@ def train(
         )
         _show(folder)
         return
+    if model is not None and goal is not None and model is not KIND_OF[goal]:
+        raise ConfigurationError(
+            f"--model {model.value} --preset {goal.value}: the preset stands for --model {KIND_OF[goal].value}. Give one."
+        )
+    kind = KIND_OF[goal] if model is None else model
     for name, value in {**table, "chain": chain}.items():
         if value is not None:
             raise ConfigurationError(f"--{name}: it is for a table, and data={data!r} is none. Leave it out.")
     loaded = load(data, data_dir)
-    recipe = dataclasses.replace(preset(loaded.name, model.value), **{k: v for k, v in given.items() if v is not None})
+    recipe = dataclasses.replace(preset(loaded.name, kind.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
         torch.manual_seed(seed)
     trainer = recipe.trainer(
@@ -150,7 +174,7 @@ def train(
         norm=recipe.norm if norm is None else norm,
     )
     trainer.plan()
-    settings = {"data": loaded.name, "model": model.value, "preset": dataclasses.asdict(recipe)}
+    settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}
     trainer.fit(resume=resume, run=settings)
     assert trainer.output_dir is not None
     _show(trainer.output_dir)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
+from dplip.models_scattering import SCATTERINGS, ScatteringPreset
 from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.models_windows import WINDOWS, WindowPreset
 from dplip.nn import BallProjection, GroupSort, LowPass, OrthogonalLinear, Shift
@@ -76,15 +77,25 @@ PRESETS = {
 }
 
 
-MODELS: Mapping[str, Mapping[str, Recipe]] = {"l2": PRESETS, "sortnet": SORTNETS, "windows": WINDOWS}
+MODELS: Mapping[str, Mapping[str, Recipe]] = {
+    "l2": PRESETS,
+    "sortnet": SORTNETS,
+    "windows": WINDOWS,
+    "scattering": SCATTERINGS,
+}
 """The presets of each kind of model, by data set."""
 
-KINDS: Mapping[str, Callable[..., Recipe]] = {"l2": Preset, "sortnet": SortNetPreset, "windows": WindowPreset}
+KINDS: Mapping[str, Callable[..., Recipe]] = {
+    "l2": Preset,
+    "sortnet": SortNetPreset,
+    "windows": WindowPreset,
+    "scattering": ScatteringPreset,
+}
 """The presets' classes, which a report's settings are read back into."""
 
 
 def preset(name: str, model: str = "l2") -> Recipe:
-    """The preset of a data set for a kind of model: ``"l2"``, ``"sortnet"`` or ``"windows"``.
+    """The preset of a data set for a kind of model: ``"l2"``, ``"sortnet"``, ``"windows"`` or ``"scattering"``.
 
     Raises:
         ConfigurationError: there is none of that name; the nearest is named.

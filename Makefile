@@ -2,7 +2,7 @@
 # make test    every check: lint, format, types, tests
 # make lint    all of them but the tests
 # make audit   attack every promise at full size; prints one table
-# make bench   time one training step
+# make bench   time one training step beside plain SGD and Opacus (a quarter of an hour)
 # make clean   remove the environment, caches and build products (runs/ stays)
 
 PYTHON ?= python3
@@ -33,7 +33,7 @@ fuzz: $(VENV)/.installed-dev
 	DPLIP_FUZZ=15000 $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/suite.py --json runs/suite.json --markdown runs/suite.md
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

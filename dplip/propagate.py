@@ -29,6 +29,7 @@ from dplip.trace import (
     probe,
     target_of,
     trace,
+    uncompiled,
 )
 
 ModelPullback = Callable[[Norms], tuple[Norms, dict[str, Norms]]]
@@ -70,11 +71,13 @@ class Walk:
         self.fingerprint = fingerprint(model)
         check_modules(model)
         self._root = Root(model)
-        self._graph = trace(self._root)
+        with uncompiled(self._root):
+            self._graph = trace(self._root)
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
         self._names = {id(p): name for name, p in model.named_parameters()}
         check_rules(self._graph, self._modules)
-        self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
+        with uncompiled(self._root):
+            self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
         self._bare: Walk | None = None
 
     def without_weights(self) -> Walk:

@@ -158,7 +158,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     return modules, tuple((id(p), p.requires_grad) for p in model.parameters())
 
 
-_INTERNAL = set(vars(nn.Module())) - {"training"}
+_INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 
 
 def _constant(value: Any) -> Any:
@@ -205,6 +205,19 @@ def check_modules(model: nn.Module) -> None:
     held = torch.nn.modules.module
     if any(getattr(held, f"_global{t}") for t in tables):
         refuse("torch", "a global hook", "is registered, which may do anything.", "Remove it.")
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run the modules' own Python code inside, and not what ``module.compile()`` made of it, which fx cannot trace."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 class Observer:

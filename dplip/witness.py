@@ -75,9 +75,11 @@ class Witness(Observer):
 
     # What the hooks report.
 
+    @torch.compiler.disable
     def _entered(self, module: nn.Module, args: Any) -> None:
         self._inside = True
 
+    @torch.compiler.disable
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside = False
         if not (isinstance(output, Tensor) and output.requires_grad):

@@ -149,7 +149,8 @@ def train(
         return
     if model is not None and goal is not None and model is not KIND_OF[goal]:
         raise ConfigurationError(
-            f"--model {model.value} --preset {goal.value}: the preset stands for --model {KIND_OF[goal].value}. Give one."
+            f"--model {model.value} --preset {goal.value}: the preset stands for --model {KIND_OF[goal].value}. "
+            "Give one of the two."
         )
     kind = KIND_OF[goal] if model is None else model
     for name, value in {**table, "chain": chain}.items():

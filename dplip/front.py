@@ -59,8 +59,8 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
         return cast(nn.Sequential, model[:end]), cast(nn.Sequential, rest)
     raise ConfigurationError(
         f"precompute=True: the model begins with {type(model[0]).__name__ if len(model) else 'nothing'}, and no "
-        "leading layers without parameters, state or chance leave a rest that bounds its own input. Put a BallProjection "
-        "between the front end and the first trained layer, or leave precompute off."
+        "leading layers without parameters, state or chance leave a rest that bounds its own input. Put a "
+        "BallProjection between the front end and the first trained layer, or leave precompute off."
     )
 
 

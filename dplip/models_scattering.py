@@ -59,7 +59,7 @@ class ScatteringPreset(Recipe):
 
 
 SCATTERINGS = {
-    "digits": ScatteringPreset(16.0, lr=0.1, batch_size=720, epochs=60),
+    "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
     "mnist": ScatteringPreset(54.0, lr=0.05, batch_size=12000, epochs=40),
     "fashion-mnist": ScatteringPreset(54.0, lr=0.05, batch_size=12000, epochs=40),
     "cifar10": ScatteringPreset(110.0, lr=0.02, batch_size=8192, epochs=40),

@@ -75,7 +75,10 @@ def main() -> None:
             setting = dict(zip(grid, chosen, strict=True))
             epsilon, started = float(run.split(":")[1]), time.perf_counter()
             made = dataclasses.replace(recipe, **setting)
-            reached = [trained_accuracy(made, data, parts, epsilon, seed) for seed in range(arguments.seeds)]
+            reached = []
+            for seed in range(arguments.seeds):
+                reached.append(trained_accuracy(made, data, parts, epsilon, seed))
+                print(f"  {run} {setting or ''} seed {seed}: {reached[-1]:.2f}", flush=True)
             seconds = (time.perf_counter() - started) / arguments.seeds
             spread = statistics.stdev(reached) if len(reached) > 1 else 0.0
             rows.append({"run": run, "setting": setting, "accuracy": reached, "seconds": seconds})

@@ -124,7 +124,7 @@ def train(
     if is_table(data):
         if goal is not None:
             raise ConfigurationError(
-                f"--preset {goal.value}: it is for images, and data={data!r} is a table. Leave it out."
+                f"--preset {goal.value}: it is for images; data={data!r} is a table. Leave it out."
             )
         from dplip.cli_tabular import train_table
 
@@ -149,8 +149,7 @@ def train(
         return
     if model is not None and goal is not None and model is not KIND_OF[goal]:
         raise ConfigurationError(
-            f"--model {model.value} --preset {goal.value}: the preset stands for --model {KIND_OF[goal].value}. "
-            "Give one of the two."
+            f"--model {model.value} --preset {goal.value}: the preset means --model {KIND_OF[goal].value}. Give one."
         )
     kind = KIND_OF[goal] if model is None else model
     for name, value in {**table, "chain": chain}.items():

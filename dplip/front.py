@@ -18,7 +18,7 @@ from dplip.rules.registry import module_rule
 from dplip.sensitivity import sensitivity
 
 CHUNK = 64
-"""Examples that go through the front end at once."""
+"""Examples that are read at once."""
 
 
 def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[nn.Sequential, nn.Sequential]:
@@ -71,6 +71,8 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
         front: a fixed function of one example, run in evaluation mode where its buffers are.
         dataset: map-style data set of (input, target) pairs.
         progress: show a bar.
+
+    Guarantee: an example's value is the same, to the last bit, whatever the rest of the data.
     """
     size = len(cast(Sized, dataset))
     device = next((b.device for b in front.buffers()), torch.device("cpu"))
@@ -80,7 +82,8 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
         bar.set_description("features")
         done = 0
         for x, y in DataLoader(dataset, batch_size=CHUNK):
-            z = front(x.to(device)).cpu()
+            # One at a time: in a batch, an example's rounding may depend on the size of the batch and its place there.
+            z = torch.cat([front(one) for one in x.to(device).split(1)]).cpu()
             if values is None:  # one allocation: the features may fill half of the memory
                 values = z.new_empty(size, *z.shape[1:])
             values[done : done + len(z)] = z

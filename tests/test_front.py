@@ -92,6 +92,22 @@ def test_a_neighbour_of_the_data_changes_one_example_only():
     assert torch.equal(front.features(fixed, all_of_them).tensors[0][:59], front.features(fixed, fewer).tensors[0])
 
 
+def test_an_example_is_the_same_to_the_last_bit_whatever_stands_before_it():
+    """One example less shifts all others; the front end is given each of them alone."""
+
+    class Batched(nn.AvgPool2d):  # what a kernel may do: its rounding depends on the batch
+        pass
+
+    def forward(self: nn.AvgPool2d, x: torch.Tensor) -> torch.Tensor:
+        return nn.AvgPool2d.forward(self, x) * (1 + 1e-6 * len(x))
+
+    Batched.forward = forward  # type: ignore[method-assign]
+    x, y = data(70).tensors
+    layer = Batched(2)
+    every = front.features(layer, TensorDataset(x, y)).tensors[0]
+    assert torch.equal(every[1:], front.features(layer, TensorDataset(x[1:], y[1:])).tensors[0])
+
+
 def test_a_run_is_resumed(tmp_path):
     first = trainer(model(), precompute=True, output_dir=tmp_path, checkpoint_every=1)
     charge, steps = first.optimizer._charge, []

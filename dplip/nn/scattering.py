@@ -71,8 +71,9 @@ class Scattering2d(nn.Module):
 @functools.cache
 def filters(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """What images of a size are filtered by, made in float64: wavelets, local means, of two scales each."""
-    full, half = size + 2 * BORDER, size // 2 + BORDER
-    made = (wavelets(full, 0), wavelets(full, 1), _means(full, 4, size), _means(half, 2, size))
+    full = size + 2 * BORDER
+    window, at_half = _windows(full)
+    made = (wavelets(full, 0), wavelets(full, 1), _means(window, 4, size), _means(at_half, 2, size))
     return tuple(torch.from_numpy(f).to(device, dtype) for f in made)
 
 
@@ -87,7 +88,7 @@ def lipschitz(size: int) -> float:
     Leaving the border of the means out only shrinks.
     """
     full = size + 2 * BORDER
-    g, g_of_half = (_spectrum(_gaussian(n, sigma)) for n, sigma in ((full, 1.6), (full // 2, 0.8)))
+    g, g_of_half = map(_spectrum, _windows(full))
     fine, coarse = wavelets(full, 0), wavelets(full, 1)
     after_coarse = _largest([(1.0, g_of_half, 2)], 2)
     slow = [(after_coarse, w, 2) for w in coarse]
@@ -106,18 +107,19 @@ def _local_means(maps: Tensor, mean: Tensor) -> Tensor:
     return mean @ maps @ mean.T
 
 
-def _gaussian(n: int, sigma: float) -> Array:
-    """A Gaussian on a circle of n points, of sum 1."""
+def _windows(n: int) -> tuple[Array, Array]:
+    """A Gaussian of sum 1 and deviation 1.6 on a circle of n points; and, of its band, what fits on n / 2 points."""
     x = np.arange(n)[:, None] + n * np.arange(-2, 2)
-    values = np.exp(-0.5 * (x / sigma) ** 2).sum(1)
-    return values / values.sum()
+    values = np.exp(-0.5 * (x / 1.6) ** 2).sum(1)
+    spectrum = np.fft.fft(values / values.sum())
+    band = np.concatenate([spectrum[: n // 4], spectrum[n - n // 2 + n // 4 :]])
+    return values / values.sum(), np.fft.ifft(band).real
 
 
-def _means(n: int, step: int, size: int) -> Array:
-    """Row k: the Gaussian around the k-th group of four pixels of an image in the middle of a circle of n."""
-    scale = 4 // step  # pixels of the image to one here
+def _means(window: Array, step: int, size: int) -> Array:
+    """Row k: the window around the first of the k-th four pixels of an image in the middle of the circle."""
+    n, scale = len(window), 4 // step  # pixels of the image to one here
     centres = BORDER // scale + step * np.arange(size // 4)
-    window = _gaussian(n, 1.6 / scale)
     return window[(np.arange(n)[None, :] - centres[:, None]) % n]
 
 

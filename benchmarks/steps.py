@@ -1,4 +1,4 @@
-"""One training step of each method on one network: what benchmarks/suite.py times, each in a process of its own."""
+"""One training step of each method on the same network: what benchmarks/suite.py times."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Time one training step: plain SGD, dplip, and Opacus's three ways; write the figures as JSON and as Markdown.
 
 usage: python benchmarks/suite.py [--json FILE] [--markdown FILE] [--parts steps width depth physical compile profile]
-           [--models mlp cnn] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10] [--short]
+           [--models mlp cnn] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10]
+           [--methods dplip ghost ...] [--short]
 
 Every method runs in a process of its own, and they take turns: one step each, round after round, so that whatever else
 the machine does falls on all of them. A figure is the median of the ratios to plain SGD's step of the same round, with
@@ -173,7 +174,7 @@ def measure(part: str, arguments: argparse.Namespace) -> list[Row]:
     else:
         cases = {
             "steps": [
-                (case(m, b), t, EAGER)
+                (case(m, b), t, ("plain", *arguments.methods))
                 for m, b, t in itertools.product(arguments.models, arguments.batches, arguments.threads)
             ],
             "width": [(case("mlp", batch, width=w), 1, few) for w in arguments.widths],
@@ -231,6 +232,7 @@ def parser(short: bool) -> argparse.ArgumentParser:
     found.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     found.add_argument("--models", nargs="+", choices=("mlp", "cnn"), default=["mlp", "cnn"])
     found.add_argument("--batches", nargs="+", type=int, default=[256, 2048, 16384])
+    found.add_argument("--methods", nargs="+", choices=EAGER[1:], default=list(EAGER[1:]), help="of the part steps")
     found.add_argument("--widths", nargs="+", type=int, default=[512, 1024, 2048])
     found.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     found.add_argument("--rounds", type=int, default=15)

@@ -105,6 +105,7 @@ class DPLipTrainer:
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
         precompute: run the leading layers without parameters once per example, and keep the results in memory (see
             :mod:`dplip.front`); bounds and training are those of the rest, all else sees the whole model.
+        device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -141,6 +142,7 @@ class DPLipTrainer:
         checkpoint_every: int | None = None,
         show_private_loss: bool = False,
         precompute: bool = False,
+        device: str | torch.device = "auto",
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigurationError(
@@ -159,6 +161,7 @@ class DPLipTrainer:
         self.accountant = create_accountant(accountant)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
+        model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
@@ -468,3 +471,18 @@ def read_report(folder: str | Path) -> dict[str, Any]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _chosen(device: str | torch.device, model: nn.Module) -> torch.device:
+    """The device that a trainer's argument names."""
+    here = _device(model)
+    if device == "auto":
+        return torch.device("cuda") if here.type == "cpu" and torch.cuda.is_available() else here
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as wrong:
+        reason = str(wrong).splitlines()[0]
+        raise ConfigurationError(
+            f"device={device!r}: no tensor can be made there ({reason}). Choose 'auto' or a device of this machine."
+        ) from None
+    return torch.device(device)

@@ -75,11 +75,11 @@ class Witness(Observer):
 
     # What the hooks report.
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _entered(self, module: nn.Module, args: Any) -> None:
         self._inside = True
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside = False
         if not (isinstance(output, Tensor) and output.requires_grad):

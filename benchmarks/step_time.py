@@ -61,6 +61,9 @@ class Endless:
     def __init__(self, batch: int) -> None:
         self.expected_batch_size, self.handed_out = float(batch), batch
 
+    def event(self, noise_multiplier: float) -> dplip.accounting.GaussianEvent:
+        return dplip.accounting.GaussianEvent(noise_multiplier, self.sample_rate)
+
     def take(self) -> int:
         return self.handed_out
 

@@ -3,17 +3,20 @@
 Opacus is imported when an epsilon is first asked for, so that importing this module stays cheap.
 """
 
+from __future__ import annotations
+
 import difflib
 import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 from dplip.errors import ConfigurationError
+from dplip.fixed_size import FixedSizeEvent
 
 # Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
 # integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 1024
@@ -45,6 +48,10 @@ class GaussianEvent:
     noise_multiplier: float
     sample_rate: float
 
+    sampling: ClassVar[str] = "poisson"
+    neighboring: ClassVar[tuple[str, ...]] = ("add_remove", "replace_one")
+    mechanisms: ClassVar[tuple[str, ...]] = ("rdp", "prv", "pld")
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
         object.__setattr__(self, "sample_rate", float(self.sample_rate))
@@ -58,6 +65,46 @@ class GaussianEvent:
                 f"sample_rate={self.sample_rate}: a sampling probability lies in (0, 1]; "
                 "pass the expected batch size divided by the public size of the data"
             )
+
+    @classmethod
+    def worst(cls, events: Iterable[GaussianEvent]) -> GaussianEvent:
+        """One that costs no less than any of these."""
+        events = tuple(events)
+        return cls(min(e.noise_multiplier for e in events), max(e.sample_rate for e in events))
+
+    def renyi_divergence(self, order: float) -> float:
+        """An upper bound at an order of at most 1024; infinite at worst."""
+        from opacus.accountants.analysis.rdp import compute_rdp
+
+        try:
+            sampled = float(
+                compute_rdp(q=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=1, orders=float(order))
+            )
+        except (ValueError, ArithmeticError):  # its series ran out of floating-point range
+            return math.inf
+        # The series at fractional orders is cut off at exp(-30); integer orders only round.
+        error = 1e-15 * order if order.is_integer() else 4e-13
+        return max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
+
+
+Event = GaussianEvent | FixedSizeEvent
+"""What one step spends: a record of public numbers that names its sampling and the relations it is proved for."""
+
+_KINDS: dict[tuple[str, ...], type[Event]] = {
+    tuple(field.name for field in fields(kind)): kind for kind in (GaussianEvent, FixedSizeEvent)
+}
+
+
+def event_of(record: Mapping[str, Any]) -> Event:
+    """The event whose fields these are.
+
+    Raises:
+        ConfigurationError: There is none, or a field is out of range.
+    """
+    kind = _KINDS.get(tuple(record))
+    if kind is None:
+        raise ConfigurationError(f"an event of {sorted(record)}: pass the fields of one of {sorted(_KINDS)}")
+    return kind(**record)
 
 
 class Accountant:
@@ -84,21 +131,24 @@ class Accountant:
                 f"(known: {', '.join(map(repr, _EPSILON))})"
             )
         self._mechanism = mechanism
-        self._history: list[tuple[float, float, int]] = []
+        self._history: list[tuple[Any, ...]] = []
 
     def mechanism(self) -> str:
         """The name of the accounting mechanism."""
         return self._mechanism
 
     @property
-    def history(self) -> list[tuple[float, float, int]]:
-        """(noise_multiplier, sample_rate, num_steps) in order of time, equal neighbours merged; a copy."""
+    def history(self) -> list[tuple[Any, ...]]:
+        """(noise_multiplier, sample_rate, num_steps) in order of time, equal neighbours merged; a copy.
+
+        Steps of another sampling hold their event's own fields and the number of steps.
+        """
         return list(self._history)
 
     @property
     def num_steps(self) -> int:
         """The number of steps taken so far."""
-        return sum(steps for _, _, steps in self._history)
+        return sum(entry[-1] for entry in self._history)
 
     def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
         """Count one more step.
@@ -106,14 +156,26 @@ class Accountant:
         Raises:
             ConfigurationError: If the pair is not a valid :class:`GaussianEvent`; nothing is counted then.
         """
-        self._add(GaussianEvent(noise_multiplier, sample_rate), 1)
+        self.count(GaussianEvent(noise_multiplier, sample_rate))
+
+    def count(self, event: Event, steps: int = 1) -> None:
+        """Count so many more steps of an event.
+
+        Raises:
+            ConfigurationError: If this accountant has no theorem for it; nothing is counted then.
+        """
+        self._require(event)
+        if self._history and self._history[-1][:-1] == astuple(event):
+            steps += self._history.pop()[-1]
+        self._history.append((*astuple(event), steps))
 
     def get_epsilon(self, delta: float) -> float:
         """An upper bound of epsilon at ``delta``: 0 before any step, infinite after one without noise."""
         return _epsilon(self._mechanism, self._events(), delta)
 
-    def epsilon_after(self, event: GaussianEvent, steps: int, delta: float) -> float:
+    def epsilon_after(self, event: Event, steps: int, delta: float) -> float:
         """What :meth:`get_epsilon` would return after ``steps`` more of ``event``; changes nothing."""
+        self._require(event)
         events = self._events()
         events[event] += whole("steps", steps, least=0)
         return _epsilon(self._mechanism, events, delta)
@@ -140,20 +202,27 @@ class Accountant:
                 f"{self._mechanism!r}; load it into create_accountant({state_dict['mechanism']!r})"
             )
         loaded = Accountant(self._mechanism)
-        for noise_multiplier, sample_rate, steps in state_dict["history"]:
-            loaded._add(GaussianEvent(noise_multiplier, sample_rate), whole("num_steps", steps, least=1))
+        for *values, steps in state_dict["history"]:
+            loaded.count(_of_values(values), whole("num_steps", steps, least=1))
         self._history = loaded._history
 
-    def _add(self, event: GaussianEvent, steps: int) -> None:
-        if self._history and self._history[-1][:2] == (event.noise_multiplier, event.sample_rate):
-            steps += self._history.pop()[2]
-        self._history.append((event.noise_multiplier, event.sample_rate, steps))
+    def _require(self, event: Event) -> None:
+        if self._mechanism not in event.mechanisms:
+            raise ConfigurationError(
+                f"accountant={self._mechanism!r}: it has no theorem for {event.sampling} batches; choose one of "
+                f"{list(event.mechanisms)}"
+            )
 
-    def _events(self) -> Counter[GaussianEvent]:
-        events: Counter[GaussianEvent] = Counter()
-        for noise_multiplier, sample_rate, steps in self._history:
-            events[GaussianEvent(noise_multiplier, sample_rate)] += steps
+    def _events(self) -> Counter[Event]:
+        events: Counter[Event] = Counter()
+        for *values, steps in self._history:
+            events[_of_values(values)] += steps
         return events
+
+
+def _of_values(values: list[Any]) -> Event:
+    names = next((names for names in _KINDS if len(names) == len(values)), ())
+    return event_of(dict(zip(names, values, strict=False)))
 
 
 def create_accountant(mechanism: str) -> Accountant:
@@ -165,7 +234,7 @@ def create_accountant(mechanism: str) -> Accountant:
     return Accountant(mechanism)
 
 
-def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) -> float:
+def _epsilon(mechanism: str, events: Mapping[Event, int], delta: float) -> float:
     require_delta(delta)
     spent = {event: steps for event, steps in events.items() if steps > 0}
     if not spent:
@@ -175,7 +244,7 @@ def _epsilon(mechanism: str, events: Mapping[GaussianEvent, int], delta: float) 
     return max(0.0, _EPSILON[mechanism](spent, delta))
 
 
-def _rdp_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+def _rdp_epsilon(events: Mapping[Event, int], delta: float) -> float:
     def spent(order: float) -> float:
         return sum(steps * renyi_divergence(event, order) for event, steps in events.items())
 
@@ -199,25 +268,16 @@ def converted(divergence: float, order: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=1 << 18)
-def renyi_divergence(event: GaussianEvent, order: float) -> float:
+def renyi_divergence(event: Event, order: float) -> float:
     """An upper bound of the Renyi divergence of one step; infinite at worst."""
-    sigma, q = event.noise_multiplier, event.sample_rate
-    plain = order / 2 / sigma / sigma  # sampling never increases it (joint quasi-convexity)
-    if q == 1 or order > _LARGEST_SAMPLED_ORDER:
-        return plain
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    try:
-        sampled = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
-    except (ValueError, ArithmeticError):  # its series ran out of floating-point range
-        return plain
-    # The series at fractional orders is cut off at exp(-30); integer orders only round.
-    error = 1e-15 * order if order.is_integer() else 4e-13
-    bound = max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
-    return min(plain, bound) if math.isfinite(bound) else plain
+    plain = order / 2 / event.noise_multiplier / event.noise_multiplier
+    if event.sample_rate == 1 or order > _LARGEST_SAMPLED_ORDER:
+        return plain  # sampling never increases it (joint quasi-convexity over the choices of a batch)
+    sampled = event.renyi_divergence(order)
+    return min(plain, sampled) if math.isfinite(sampled) else plain
 
 
-def _prv_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+def _prv_epsilon(events: Mapping[Event, int], delta: float) -> float:
     import numpy as np
     from opacus.accountants import PRVAccountant
     from scipy.integrate import IntegrationWarning
@@ -239,7 +299,7 @@ def _prv_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     return min(rdp, bound) if math.isfinite(bound) else rdp
 
 
-def _pld_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+def _pld_epsilon(events: Mapping[Event, int], delta: float) -> float:
     from dplip.dp_events import pld_epsilon
 
     rdp = _rdp_epsilon(events, delta)
@@ -249,7 +309,7 @@ def _pld_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
     return min(rdp, pld_epsilon(events, delta))
 
 
-_EPSILON: dict[str, Callable[[Mapping[GaussianEvent, int], float], float]] = {
+_EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
     "rdp": _rdp_epsilon,
     "prv": _prv_epsilon,
     "pld": _pld_epsilon,

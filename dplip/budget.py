@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
-from dplip.accounting import Accountant, GaussianEvent
+from dplip.accounting import Accountant, Event
 from dplip.errors import BudgetExceededError, ConfigurationError
 
 
@@ -20,7 +21,7 @@ class Budget:
 
     epsilon: float
     delta: float
-    _known: tuple[list[tuple[float, float, int]], int] = field(default=([], 0), repr=False)
+    _known: tuple[list[tuple[Any, ...]], int] = field(default=([], 0), repr=False)
     """A history, and the number of steps of its last event with which it is known to fit."""
 
     def __post_init__(self) -> None:
@@ -29,11 +30,11 @@ class Budget:
         if not 0 < self.delta < 1:
             raise ConfigurationError(f"target_delta={self.delta}: delta lies in (0, 1), and well below 1 / examples.")
 
-    def require(self, accountant: Accountant, event: GaussianEvent) -> None:
+    def require(self, accountant: Accountant, event: Event) -> None:
         """Raise :class:`BudgetExceededError` if one more step of ``event`` would exceed the budget."""
         history = accountant.history
-        last = (event.noise_multiplier, event.sample_rate)
-        steps = history.pop()[2] if history and history[-1][:2] == last else 0
+        last = astuple(event)
+        steps = history.pop()[-1] if history and history[-1][:-1] == last else 0
         if math.isinf(self.epsilon) or (self._known[0] == [*history, (*last, 0)] and steps < self._known[1]):
             return
         after = accountant.epsilon_after(event, 1, self.delta)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from dplip.accounting import Accountant, GaussianEvent, create_accountant, whole
+from dplip.accounting import Accountant, Event, GaussianEvent, create_accountant, whole
 from dplip.errors import ConfigurationError
 
 _LARGEST_NOISE_MULTIPLIER = 1e6
@@ -14,11 +14,12 @@ def get_noise_multiplier(
     *,
     target_epsilon: float,
     target_delta: float,
-    sample_rate: float,
+    sample_rate: float | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     accountant: str = "rdp",
     epsilon_tolerance: float = 0.01,
+    event: Callable[[float], Event] | None = None,
 ) -> float:
     """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
 
@@ -30,6 +31,8 @@ def get_noise_multiplier(
         steps: Number of steps.
         accountant: "rdp" or "prv".
         epsilon_tolerance: How far below the target epsilon may end.
+        event: From a noise multiplier to the event of a step, such as a loader's ``event``; in place of
+            ``sample_rate``.
 
     Raises:
         ConfigurationError: If an argument is out of range, or no multiplier up to 1e6 reaches the target.
@@ -44,9 +47,17 @@ def get_noise_multiplier(
     if not 0 < epsilon_tolerance < math.inf:
         raise ConfigurationError(f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance")
     accountants = {name: create_accountant(name) for name in ("rdp", accountant)}
-    unit = GaussianEvent(1.0, sample_rate)
+    if (sample_rate is None) == (event is None):
+        raise ConfigurationError(f"sample_rate={sample_rate}, event={event}: either fixes the sampling; give one")
+    if event is None:
+        rate = float(sample_rate or 0)
+
+        def event(sigma: float) -> Event:
+            return GaussianEvent(sigma, rate)
+
+    unit = event(1.0)
     if epochs is not None:
-        steps = whole("epochs", epochs, least=1) * max(1, round(1 / sample_rate))
+        steps = whole("epochs", epochs, least=1) * max(1, round(1 / unit.sample_rate))
     count = whole("steps", steps, least=1)
     accountants["rdp"].epsilon_after(unit, 0, target_delta)  # refuses a delta outside (0, 1)
     if target_epsilon == math.inf:
@@ -56,7 +67,7 @@ def get_noise_multiplier(
     for held in accountants.values():  # RDP is quick, and its answer starts the search of a slower one
 
         def epsilon(sigma: float, held: Accountant = held) -> float:
-            return held.epsilon_after(GaussianEvent(sigma, sample_rate), count, target_delta)
+            return held.epsilon_after(event(sigma), count, target_delta)
 
         sigma, factor = _smallest(epsilon, sigma, factor, target_epsilon, tolerance), 0.9
     return sigma

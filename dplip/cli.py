@@ -268,17 +268,17 @@ def audit(
     from dplip.trainer import read_report
 
     report = read_report(run)
+    options: dict[str, Any] = {"canaries": canaries, "starts": starts, "seed": seed}
     if report.get("run", {}).get("model") == "monotone":
-        raise ConfigurationError(
-            f"{run}: a run on a table. Audit it in Python with dplip.audit.audit_run, which takes its model and loss."
-        )
-    model, loaded = _trained(run, data_dir)
-    assert isinstance(loaded, Data)  # not a table, as the report says
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
-    recipe = KINDS[report["run"].get("model", "l2")](**settings)
-    rows = audit_run(
-        run, report, model, recipe.loss(), loaded.train, loaded.input_shape, canaries=canaries, starts=starts, seed=seed
-    )
+        from dplip.cli_tabular import audit_table
+
+        rows = audit_table(run, report, data_dir, **options)
+    else:
+        model, loaded = _trained(run, data_dir)
+        assert isinstance(loaded, Data)  # not a table, as the report says
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
+        recipe = KINDS[report["run"].get("model", "l2")](**settings)
+        rows = audit_run(run, report, model, recipe.loss(), loaded.train, loaded.input_shape, **options)
     typer.echo(table(rows))
     if not all(row.survived for row in rows):
         raise typer.Exit(1)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from dplip.audit import Row, audit_run
 from dplip.certify import certified_accuracy, correct_radii, evaluation
 from dplip.errors import ConfigurationError
-from dplip.models_tabular import settings_of, tabular_preset
+from dplip.models_tabular import TabularPreset, settings_of, tabular_preset
 from dplip.monotonicity import certify_monotonic
 from dplip.schema import Schema, parse_monotone, read_schema, write_schema
 from dplip.tabular import Table, draft, load_table, with_scaled_target
@@ -110,6 +111,25 @@ def require_public(schema: Schema, epsilon: float) -> None:
 
 def trained_table(run: Path, report: Mapping[str, Any], data_dir: Path | None) -> tuple[nn.Module, Table]:
     """The model that a run trained on a table, from its scaled features on, and that table, scaled likewise."""
+    _, model, loaded = _read(run, report, data_dir)
+    schema = loaded.schema
+    if schema.regression:
+        raise ConfigurationError(f"{run}: a regression has no class to certify; its report has its slopes' margin.")
+    certify_monotonic(model, schema.directions, schema.features)
+    return model[1], dataclasses.replace(loaded, test=_inside(model, loaded.test))
+
+
+def audit_table(run: Path, report: Mapping[str, Any], data_dir: Path | None, **options: Any) -> list[Row]:
+    """Attack the promises of a run on a table, on its whole model and its raw rows; see :func:`audit_run`."""
+    recipe, model, loaded = _read(run, report, data_dir)
+    schema = loaded.schema
+    scaled = with_scaled_target(loaded, 1 / recipe.scale) if schema.regression else loaded
+    shape = tuple(scaled.train.tensors[0].shape[1:])
+    return audit_run(run, report, model, recipe.loss(schema), scaled.train, shape, **options)
+
+
+def _read(run: Path, report: Mapping[str, Any], data_dir: Path | None) -> tuple[TabularPreset, nn.Sequential, Table]:
+    """How a run was made, the model that it trained, and its table."""
     try:
         recipe, data = settings_of(report["run"]["preset"]), str(report["run"]["data"])
         schema = read_schema(run / "schema.json")
@@ -119,11 +139,7 @@ def trained_table(run: Path, report: Mapping[str, Any], data_dir: Path | None) -
         raise
     except Exception as wrong:  # whatever a damaged folder makes the readers raise
         raise ConfigurationError(f"{run}: no trained table model can be read there ({type(wrong).__name__}).") from None
-    if schema.regression:
-        raise ConfigurationError(f"{run}: a regression has no class to certify; its report has its slopes' margin.")
-    loaded = load_table(data, data_dir, schema=schema)
-    certify_monotonic(model, schema.directions, schema.features)
-    return model[1], dataclasses.replace(loaded, test=_inside(model, loaded.test))
+    return recipe, model, load_table(data, data_dir, schema=schema)
 
 
 def draft_schema(path: Path, target: str | None, look: bool, out: Path | None) -> str:

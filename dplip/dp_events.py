@@ -6,16 +6,16 @@ Needs the extra ``accounting``.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterable, Mapping
-from types import ModuleType
+from functools import singledispatch
 from typing import Any
 
-from dplip.accounting import GaussianEvent, require_delta, whole
+from dplip.accounting import Accountant, Event
 from dplip.errors import ConfigurationError
+from dplip.fixed_size import FixedSizeEvent
 
 
-def to_dp_event(events: Iterable[GaussianEvent]) -> Any:
+def to_dp_event(events: Iterable[Event]) -> Any:
     """A dp_accounting ``DpEvent`` that composes these events, such as the steps of a ledger or of a plan.
 
     Args:
@@ -24,7 +24,8 @@ def to_dp_event(events: Iterable[GaussianEvent]) -> Any:
     Raises:
         ConfigurationError: dp_accounting is not installed.
 
-    Guarantee: it is the same mechanism, so any of dp_accounting's accountants for add/remove neighbours may be applied.
+    Guarantee: it is the same mechanism, so any of dp_accounting's accountants may be applied: for add/remove
+    neighbours to Poisson batches, for replace-one neighbours to batches of a fixed size.
 
     >>> event = to_dp_event([GaussianEvent(1.1, 0.01)] * 3)
     >>> event.count, event.event.sampling_probability, event.event.event.noise_multiplier
@@ -37,15 +38,14 @@ def to_dp_event(events: Iterable[GaussianEvent]) -> Any:
             merged[-1][1] += 1
         else:
             merged.append([event, 1])
-    parts = [dp.SelfComposedDpEvent(_sampled(dp, event), count) for event, count in merged]
+    parts = [dp.SelfComposedDpEvent(_sampled(event, dp), count) for event, count in merged]
     return parts[0] if len(parts) == 1 else dp.ComposedDpEvent(parts) if parts else dp.NoOpDpEvent()
 
 
 def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, steps: int, delta: float) -> float:
     """Epsilon of steps whose batches hold exactly ``batch_size`` examples, drawn without replacement.
 
-    No loader here draws so. The function says what such a sampler of somebody else's costs: it is not that of Poisson
-    batches of the same expected size.
+    It is not what Poisson batches of the same expected size cost. :class:`dplip.sampling.FixedSizeLoader` draws so.
 
     Args:
         noise_multiplier: std of the noise per unit of how far *replacing* one example moves the sum, which is twice
@@ -55,50 +55,41 @@ def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, s
         delta: in (0, 1).
 
     Raises:
-        ConfigurationError: an argument is out of range, or dp_accounting is not installed.
+        ConfigurationError: an argument is out of range.
 
     Guarantee: an upper bound, for neighbours that differ in one example (``replace_one``): between data of different
     sizes there is no such sampler.
 
-    Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 9; dp_accounting for the implementation. The
+    Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27. The
     approximation by a central limit ("GDP") is not offered: it is too low.
     """
-    dp = _dp_accounting()
-    rdp = importlib.import_module("dp_accounting.rdp")
-    require_delta(delta)
-    whole("steps", steps, least=0)
-    if not 1 <= whole("batch_size", batch_size, least=1) <= whole("size", size, least=1):
-        raise ConfigurationError(f"batch_size={batch_size}, size={size}: a batch is drawn from the data.")
-    if not 0 <= noise_multiplier < math.inf:
-        raise ConfigurationError(f"noise_multiplier={noise_multiplier}: this is a finite number, 0 or more.")
-    if steps == 0:
-        return 0.0
-    if noise_multiplier == 0:
-        return math.inf
-    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    gaussian = dp.GaussianDpEvent(noise_multiplier)
-    event = gaussian if batch_size == size else dp.SampledWithoutReplacementDpEvent(size, batch_size, gaussian)
-    accountant.compose(dp.SelfComposedDpEvent(event, steps))
-    return max(0.0, float(accountant.get_epsilon(delta)))
+    return Accountant().epsilon_after(FixedSizeEvent(noise_multiplier, batch_size, size), steps, delta)
 
 
-def pld_epsilon(events: Mapping[GaussianEvent, int], delta: float) -> float:
+def pld_epsilon(events: Mapping[Event, int], delta: float) -> float:
     """Epsilon of so many of each event by privacy loss distributions, an upper bound for add/remove neighbours.
 
     Source: Doroshenko, Ghazi, Kamath, Kumar, Manurangsi 2022 (arXiv 2207.04380); dp_accounting for the implementation.
     """
     dp = _dp_accounting()
     accountant = importlib.import_module("dp_accounting.pld").PLDAccountant()
-    accountant.compose(dp.ComposedDpEvent([dp.SelfComposedDpEvent(_sampled(dp, e), n) for e, n in events.items()]))
+    accountant.compose(dp.ComposedDpEvent([dp.SelfComposedDpEvent(_sampled(e, dp), n) for e, n in events.items()]))
     return float(accountant.get_epsilon(delta))
 
 
-def _sampled(dp: ModuleType, event: GaussianEvent) -> Any:
+@singledispatch
+def _sampled(event: Event, dp: Any) -> Any:
     gaussian = dp.GaussianDpEvent(event.noise_multiplier)
     return gaussian if event.sample_rate == 1 else dp.PoissonSampledDpEvent(event.sample_rate, gaussian)
 
 
-def _dp_accounting() -> ModuleType:
+@_sampled.register
+def _fixed_size(event: FixedSizeEvent, dp: Any) -> Any:
+    gaussian = dp.GaussianDpEvent(event.noise_multiplier)
+    return dp.SampledWithoutReplacementDpEvent(event.size, event.batch_size, gaussian)
+
+
+def _dp_accounting() -> Any:
     try:
         return importlib.import_module("dp_accounting")
     except ImportError:

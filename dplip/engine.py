@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from dplip.accounting import GaussianEvent, create_accountant, whole
+from dplip.accounting import Event, create_accountant, whole
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.data import check_dataset
@@ -168,11 +168,11 @@ class PrivacyEngine:
         budget = Budget(target_epsilon, target_delta)
         return self.make_private(data_loader=loader, noise_multiplier=sigma, budget=budget, **arguments)
 
-    def charge(self, event: GaussianEvent, budget: Budget | None = None) -> None:
+    def charge(self, event: Event, budget: Budget | None = None) -> None:
         """Count one step, or refuse it because it would exceed the budget."""
         if budget is not None:
             budget.require(self.accountant, event)
-        self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+        self.accountant.count(event)
 
     def get_epsilon(self, delta: float) -> float:
         """The epsilon spent so far, at this delta."""

@@ -5,6 +5,8 @@ neighbouring relation, delta, public facts. Each further line is one step, in or
 
     {"step":1,"noise_multiplier":1.1,"sample_rate":0.01,"chain":"6f..."}
 
+Where batches are of a fixed size, ``batch_size`` and ``size`` stand in place of ``sample_rate``.
+
 ``chain`` is a digest of the line and of the chain before it, so that a line that was changed, moved, dropped
 or added in between does not verify. It is a checksum and not a signature: it shows damage and slips, not a
 forger who recomputes it. Nor can a file show that whole lines are missing at its end; compare the number of
@@ -21,12 +23,12 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from dplip.accounting import GaussianEvent, create_accountant
+from dplip.accounting import Event, create_accountant, event_of
 from dplip.errors import ConfigurationError, LedgerError
 
 fcntl: Any
@@ -48,11 +50,11 @@ class LedgerRecord:
     neighboring: str
     delta: float | None
     facts: Mapping[str, Any]
-    events: tuple[GaussianEvent, ...]
+    events: tuple[Event, ...]
     chains: tuple[str, ...]
     """The checksum after the header, and after each step."""
 
-    def history(self) -> list[GaussianEvent]:
+    def history(self) -> list[Event]:
         """The event of every step, in order."""
         return list(self.events)
 
@@ -64,7 +66,7 @@ class LedgerRecord:
             raise ConfigurationError("delta=None: this ledger was opened without a delta; pass one")
         accountant = create_accountant(self.mechanism)
         for event in self.events:
-            accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+            accountant.count(event)
         return accountant.get_epsilon(delta)
 
 
@@ -141,22 +143,18 @@ class Ledger:
         """The checksum of all that is on record: it names this run at this step."""
         return self._chain
 
-    def append(self, event: GaussianEvent) -> None:
+    def append(self, event: Event) -> None:
         """Put one more step on disk; to be called before its noise is released.
 
         Raises:
             LedgerError: If it cannot be written. The step must not be released, and the ledger is closed.
         """
-        step = {
-            "step": self._steps + 1,
-            "noise_multiplier": event.noise_multiplier,
-            "sample_rate": event.sample_rate,
-        }
+        step = {"step": self._steps + 1, **asdict(event)}
         line, chain = _seal(step, self._chain)
         self._write(line)
         self._steps, self._chain = self._steps + 1, chain
 
-    def history(self) -> list[GaussianEvent]:
+    def history(self) -> list[Event]:
         """The event of every step, read back from the file."""
         return self.read(self.path).history()
 
@@ -229,12 +227,8 @@ class Ledger:
                 f"{self.path}, line 2: the first step is torn, so that its cost is unknown; no step was "
                 "released yet, begin a new ledger"
             )
-        torn = {
-            "step": self._steps + 1,
-            "noise_multiplier": min(event.noise_multiplier for event in record.events),
-            "sample_rate": max(event.sample_rate for event in record.events),
-            "torn": True,
-        }
+        kind: Any = type(record.events[0])  # of all of them, or they would not have been read
+        torn = {"step": self._steps + 1, **asdict(kind.worst(record.events)), "torn": True}
         line, chain = _seal(torn, self._chain)
         self._file.seek(end)  # over the torn bytes, so that a second crash leaves a torn line again
         self._write(line)
@@ -254,7 +248,7 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
     """The record, and the end of its last whole line."""
     lines = content.split(b"\n")[:-1]  # what follows the last line feed is torn
     header: dict[str, Any] = {}
-    events: list[GaussianEvent] = []
+    events: list[Event] = []
     chains: list[str] = []
     chain, end = "", 0
     for number, line in enumerate(lines, start=1):
@@ -271,7 +265,9 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
             else:
                 if record["step"] != number - 1:
                     raise ValueError(f"step={record['step']} where {number - 1} belongs")
-                events.append(GaussianEvent(record["noise_multiplier"], record["sample_rate"]))
+                events.append(event_of({name: record[name] for name in record if name not in ("step", "torn")}))
+                if events[-1].sampling != events[0].sampling or header["neighboring"] not in events[-1].neighboring:
+                    raise ValueError(f"{events[-1].sampling} batches do not belong there")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
             raise LedgerError(
                 f"{path}, line {number}: not as it was written ({problem!r}), so what was spent is unknown "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dplip.accounting import GaussianEvent, whole
+from dplip.accounting import Event, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
@@ -46,6 +46,8 @@ class Batches(Protocol):
     @property
     def logical_batches(self) -> int: ...
 
+    def event(self, noise_multiplier: float) -> Event: ...
+
     def take(self) -> int: ...
 
 
@@ -73,8 +75,8 @@ class DPLipOptimizer(Optimizer):
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
 
-    Guarantee: given that the loader samples as it says, one step is a Poisson-subsampled Gaussian mechanism of
-    multiplier sigma under the named neighbouring relation; all else in it is post-processing.
+    Guarantee: given that the loader samples as it says, one step is the Gaussian mechanism of multiplier sigma on
+    such batches (``event``) under the named neighbouring relation; all else in it is post-processing.
     """
 
     def __init__(
@@ -87,14 +89,19 @@ class DPLipOptimizer(Optimizer):
         noise_multiplier: float,
         batches: Batches,
         neighboring: str = "add_remove",
-        charge: Callable[[GaussianEvent], None] | None = None,
+        charge: Callable[[Event], None] | None = None,
         noise: GaussianNoise | None = None,
         drift: float = 0.01,
         project_every: int = 1,
     ) -> None:
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
-        GaussianEvent(noise_multiplier, batches.sample_rate)  # refuses what is none
+        event = batches.event(noise_multiplier)  # refuses what is none
+        if neighboring not in event.neighboring:
+            raise ConfigurationError(
+                f"neighboring={neighboring!r}: what {event.sampling} batches cost is proved for "
+                f"{' and '.join(map(repr, event.neighboring))}. Choose that relation, or Poisson sampling."
+            )
         _check_parameters(optimizer, model)
         self._noise_multiplier = noise_multiplier
         self.original, self.model, self.loss = optimizer, model, loss
@@ -118,9 +125,9 @@ class DPLipOptimizer(Optimizer):
         return self._noise_multiplier
 
     @property
-    def event(self) -> GaussianEvent:
-        """What one step spends, at the loader's present rate."""
-        return GaussianEvent(self._noise_multiplier, self.batches.sample_rate)
+    def event(self) -> Event:
+        """What one step spends: the loader says what its batches are."""
+        return self.batches.event(self._noise_multiplier)
 
     @property
     def expected_batch_size(self) -> float:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from dplip.accounting import GaussianEvent
+from dplip.accounting import Event
 from dplip.checkpoint import Checkpoint
 from dplip.errors import CheckpointError, ConfigurationError, LedgerError
 from dplip.ledger import Ledger, begun, set_aside
@@ -80,7 +80,7 @@ class RunFolder:
         self._ledger = Ledger(self._ledger_path, run=self._run, resume=self.going_on, **header)
         return from_disk
 
-    def append(self, event: GaussianEvent) -> None:
+    def append(self, event: Event) -> None:
         """Put a step on disk, before its noise is drawn; nothing outside of a run."""
         if self._ledger is not None:
             self._ledger.append(event)

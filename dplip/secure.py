@@ -110,15 +110,20 @@ def secure_noise(noise_multiplier: float, model: nn.Module) -> SecureNoise:
     return SecureNoise(noise_multiplier, max(1, sum(p.requires_grad for p in model.parameters())))
 
 
-def check_secure(accountant: str, seed: int | None) -> None:
+def check_secure(accountant: str, seed: int | None, sampling: str = "poisson") -> None:
     """Refuse what secure noise does not go with.
 
     Raises:
-        ConfigurationError: a seed, or an accountant of continuous losses.
+        ConfigurationError: a seed, an accountant of continuous losses, or batches that the proof above is not for.
     """
     if seed is not None:
         raise ConfigurationError(
             f"seed={seed}: secure noise comes from the operating system alone. Leave the seed out."
+        )
+    if sampling != "poisson":
+        raise ConfigurationError(
+            f"sampling={sampling!r}: that discrete noise costs what continuous noise costs is proved for Poisson "
+            "batches and full ones. Use 'poisson'."
         )
     if accountant != "rdp":
         raise ConfigurationError(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from dplip import front
-from dplip.accounting import GaussianEvent, create_accountant
+from dplip.accounting import Event, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
@@ -33,7 +33,7 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
-from dplip.sampling import PoissonLoader, example_shape
+from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
 
@@ -58,7 +58,7 @@ class Plan:
     accountant: str
     neighboring: str
     sensitivities: Sensitivities
-    event: GaussianEvent
+    event: Event
 
     def __str__(self) -> str:
         return "\n".join(
@@ -82,7 +82,9 @@ class DPLipTrainer:
         optimizer: any torch optimizer over the model's trainable parameters.
         train_dataset: a map-style data set of (input, target) pairs; what is protected.
         eval_dataset: held-out data for :meth:`evaluate` and :meth:`certified_accuracy`; not protected.
-        batch_size: the expected size of a Poisson batch; the size of the data: the full batch.
+        batch_size: the expected size of a batch; the size of the data: the full batch.
+        sampling: ``"poisson"``, or ``"fixed_size"``: exactly ``batch_size`` examples in every step, drawn without
+            replacement; with ``neighboring="replace_one"``, for which its cost is proved, and ``"rdp"``.
         epochs: passes over the data, of ``round(public_size / batch_size)`` steps each.
         target_epsilon: the budget, from which the noise follows; or else
         noise_multiplier: std of the noise per unit of sensitivity; 0: no noise, epsilon is infinite.
@@ -123,6 +125,7 @@ class DPLipTrainer:
         train_dataset: Dataset[Any],
         eval_dataset: Dataset[Any] | None = None,
         batch_size: int = 4096,
+        sampling: str = "poisson",
         epochs: int = 40,
         target_epsilon: float | None = None,
         target_delta: float = 1e-5,
@@ -152,8 +155,10 @@ class DPLipTrainer:
             raise ConfigurationError(f"ema_decay={ema_decay}: the decay of an average lies in (0, 1).")
         if not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
+        if sampling not in SAMPLING:
+            raise ConfigurationError(f"sampling={sampling!r}: choose one of {list(SAMPLING)}.")
         if secure:
-            check_secure(accountant, seed)
+            check_secure(accountant, seed, sampling)
         if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
             raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
@@ -172,7 +177,7 @@ class DPLipTrainer:
             fixed, self._trained = front.split(model, loss, self._input_shape)
             train_dataset = front.features(fixed, train_dataset, progress)
             shape = example_shape(train_dataset)
-        self.loader = PoissonLoader(
+        self.loader = SAMPLING[sampling](
             train_dataset,
             batch_size=batch_size,
             public_size=public_size,
@@ -183,7 +188,7 @@ class DPLipTrainer:
             noise_multiplier = get_noise_multiplier(
                 target_epsilon=self.budget.epsilon,
                 target_delta=target_delta,
-                sample_rate=self.loader.sample_rate,
+                event=self.loader.event,
                 steps=self.steps,
                 accountant=accountant,
             )
@@ -338,6 +343,7 @@ class DPLipTrainer:
                 "accountant": self.accountant.mechanism(),
                 "noise_multiplier": event.noise_multiplier,
                 "sample_rate": event.sample_rate,
+                "sampling": event.sampling,
                 "steps": steps,
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
@@ -367,11 +373,11 @@ class DPLipTrainer:
         write_report(self.output_dir / "report.json", report)
         return self.output_dir / "report.json"
 
-    def _charge(self, event: GaussianEvent) -> None:
+    def _charge(self, event: Event) -> None:
         self.budget.require(self.accountant, event)
         if self._folder is not None:
             self._folder.append(event)
-        self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+        self.accountant.count(event)
 
     def _open_ledger(self, resume: bool) -> None:
         if self._folder is None:
@@ -389,12 +395,13 @@ class DPLipTrainer:
                 "steps": self.steps,
                 "noise_multiplier": self.optimizer.noise_multiplier,
                 "sample_rate": self.loader.sample_rate,
+                "sampling": self.optimizer.event.sampling,
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
             self.accountant = create_accountant(self.accountant.mechanism())
             for event in self._folder.ledger.history():
-                self.accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+                self.accountant.count(event)
         if begun_before:
             self._restore(self._folder)
 

@@ -33,7 +33,7 @@ from dplip.models import MODELS, preset
 from dplip.trainer import RADII
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from step_time import peak_memory
+from suite import peak_memory
 
 KINDS = {"l2": "dplip, certified", "scattering": "dplip, accuracy"}
 CURVE = [i / 100 for i in range(101)]

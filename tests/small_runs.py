@@ -39,6 +39,9 @@ class Handed:
         self.number += part == 1
         self.complete = complete
 
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier, self.sample_rate)
+
     def take(self) -> int:
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0
         return handed_out

@@ -121,7 +121,10 @@ CLIPPING_FREE = {
     "each layer amplified on its own": [
         "test_noise:test_the_split_spends_the_multiplier_exactly_and_has_the_least_energy"
     ],
-    "fixed batches accounted as Poisson": ["test_breadth:test_batches_of_a_fixed_size_cost_more_than_poisson_batches"],
+    "fixed batches accounted as Poisson": [
+        "test_breadth:test_batches_of_a_fixed_size_cost_more_than_poisson_batches",
+        "test_fixed_size:test_a_run_charges_the_event_of_its_batches",
+    ],
     "neighbours never run": ["test_audit:test_neighbouring_steps_differ_within_the_sensitivity_and_in_nothing_else"],
 }
 
@@ -138,7 +141,7 @@ LIP_DP = {
     ],
     "lip-dp 5: shuffled batches accounted as Poisson": ["test_sampling:test_two_examples_appear_independently"],
     "lip-dp 6: fixed size with add/remove": [
-        "test_breadth:test_batches_of_a_fixed_size_cost_more_than_poisson_batches"
+        "test_fixed_size:test_what_no_theorem_covers_is_refused_before_anything_is_spent"
     ],
     "lip-dp 7: a convolution's norm above the claimed one": [
         "test_constraints:test_a_constrained_convolution_has_norm_at_most_one"

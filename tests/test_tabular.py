@@ -389,6 +389,14 @@ def test_certify_reads_a_run_on_a_table(finished, dplip_command):
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
+def test_audit_attacks_a_run_on_a_table(finished, dplip_command):
+    code, out, error = dplip_command("audit", finished / "run", "--canaries", 100, "--starts", 1)
+    assert code == 0, out + error
+    for promise in ("epsilon of the report", "gradient of all", "neighbouring steps", "epsilon of 20 steps"):
+        assert promise in out
+    assert out.count("  yes") == len(out.splitlines()) - 1
+
+
 def test_a_regression_reports_its_error_in_the_targets_units(tmp_path, dplip_command):
     g = np.random.default_rng(0)
     x = g.uniform(0, 10, 600)

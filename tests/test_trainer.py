@@ -508,6 +508,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "accountant": "rdp",
         "noise_multiplier": run.optimizer.noise_multiplier,
         "sample_rate": 0.25,
+        "sampling": "poisson",
         "steps": 16,
         "neighboring": "add_remove",
         "seeded": False,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from dplip.accounting import Accountant, GaussianEvent
+from dplip.accounting import Accountant, Event, GaussianEvent
 from dplip.audit.statistics import best_threshold, canary_epsilon, gaussian_epsilon
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
@@ -85,7 +85,7 @@ def audit_noise(
     factor = NEIGHBORING[neighboring]
     declared = {n: b * factor for n, b in sensitivity(model, loss, input_shape).items()}
     attacked = _Attacked(GaussianNoise() if noise is None else noise)
-    charged: list[GaussianEvent] = []
+    charged: list[Event] = []
     batches = _Empty()
     private = DPLipOptimizer(
         SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
@@ -118,9 +118,9 @@ def audit_noise(
     return _verdict(torch.cat(scores)[:canaries], torch.cat(present)[:canaries], charged[0], delta)
 
 
-def _verdict(scores: Tensor, present: Tensor, event: GaussianEvent, delta: float) -> CanaryAudit:
+def _verdict(scores: Tensor, present: Tensor, event: Event, delta: float) -> CanaryAudit:
     accountant = Accountant()
-    accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+    accountant.count(event)
     mu = 1 / event.noise_multiplier if event.noise_multiplier else math.inf
     threshold, shown = best_threshold(min(mu, 50.0), len(scores) // 2)
     inside, outside = scores[present].numpy(), scores[~present].numpy()
@@ -167,6 +167,9 @@ class _Empty:
     def draw(self) -> None:
         self.number += 1
         self.logical_batches = 1
+
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier, self.sample_rate)
 
     def take(self) -> int:
         self.logical_batches = 0

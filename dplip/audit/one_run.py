@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
-from dplip.accounting import Accountant, GaussianEvent
+from dplip.accounting import Accountant, Event
 from dplip.audit.canary import CanaryAudit
 from dplip.audit.statistics import one_run_epsilon
 from dplip.losses import Loss
@@ -83,8 +83,8 @@ def one_run(
     )
     accountant = Accountant()
 
-    def charge(event: GaussianEvent) -> None:
-        accountant.step(noise_multiplier=event.noise_multiplier, sample_rate=event.sample_rate)
+    def charge(event: Event) -> None:
+        accountant.count(event)
 
     noise = _Listener(None if seed is None else seed + 1)
     private = DPLipOptimizer(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dplip.accounting import GaussianEvent
+from dplip.accounting import Event
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import NEIGHBORING, DPLipOptimizer
@@ -178,7 +178,7 @@ class _Step:
     ) -> None:
         self.model = copy.deepcopy(model)
         loss = copy.deepcopy(loss)
-        self.charged: list[GaussianEvent] = []
+        self.charged: list[Event] = []
         recorder = _Recorder(seed)
         private = DPLipOptimizer(
             optimizer([p for p in self.model.parameters() if p.requires_grad]),

@@ -16,6 +16,7 @@ from dplip.audit.canary import audit_noise
 from dplip.audit.gradient import GradientAudit, gradient_search
 from dplip.audit.one_run import one_run
 from dplip.audit.replay import replay
+from dplip.errors import ConfigurationError
 from dplip.ledger import Ledger
 from dplip.losses import Loss
 
@@ -71,9 +72,17 @@ def audit_run(
 
     Returns:
         a row for each attack.
+
+    Raises:
+        ConfigurationError: the run's batches were no Poisson batches.
     """
     privacy = report["privacy"]
     sigma, rate, delta = (float(privacy[k]) for k in ("noise_multiplier", "sample_rate", "delta"))
+    if privacy.get("sampling", "poisson") != "poisson":
+        raise ConfigurationError(
+            f"sampling={privacy['sampling']!r} in the report: the attacks repeat the training on Poisson batches, "
+            "which this run's were not. Check its ledger with dplip account --ledger."
+        )
     model.train()
     found = gradient_search(model, loss, input_shape, data, starts=starts, seed=seed)
     rows = [_ledger(Path(folder), privacy), *_gradients(found)]

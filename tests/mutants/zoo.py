@@ -240,7 +240,7 @@ SAMPLING = [
     mutant(
         "q from the private size",
         "sampling.py",
-        "_rate(sample_rate, batch_size, self._public_size)",
+        "_rate(sample_rate, batch_size, known)",
         "_rate(sample_rate, batch_size, size)",
         "test_sampling.py::test_a_neighbouring_data_set_has_the_same_constants",
     ),
@@ -253,7 +253,7 @@ SAMPLING = [
     ),
     mutant(
         "1 / q rounded down",
-        "sampling.py",
+        "loader.py",
         "max(1, round(1 / self.sample_rate))",
         "max(1, int(1 / self.sample_rate))",
         "test_sampling.py::test_an_epoch_has_the_steps_that_were_planned",
@@ -264,6 +264,34 @@ SAMPLING = [
         "        if not plain or",
         "        if False or",
         "test_sampling.py::test_a_loader_that_samples_otherwise_is_refused",
+    ),
+    mutant(
+        "batches of a fixed size accounted as Poisson",
+        "sampling.py",
+        "return FixedSizeEvent(noise_multiplier, self._batch_size, self.public_size)",
+        "return GaussianEvent(noise_multiplier, self.sample_rate)",
+        "test_fixed_size.py::test_a_run_charges_the_event_of_its_batches",
+    ),
+    mutant(
+        "batches of a fixed size drawn with replacement",
+        "sampling.py",
+        "replace=False",
+        "replace=True",
+        "test_fixed_size.py::test_every_batch_holds_exactly_so_many_different_examples",
+    ),
+    mutant(
+        "batches of a fixed size under add/remove",
+        "optimizer.py",
+        "if neighboring not in event.neighboring:",
+        "if False:",
+        "test_fixed_size.py::test_what_no_theorem_covers_is_refused_before_anything_is_spent",
+    ),
+    mutant(
+        "the ternary bound without its factor of four",
+        "fixed_size.py",
+        "ternary = math.log(4) +",
+        "ternary =",
+        "test_fixed_size.py::test_a_divergence_is_not_below_its_theorem_in_exact_arithmetic",
     ),
 ]
 
@@ -417,8 +445,8 @@ ACCOUNTING = [
     mutant(
         "sampled twice",
         "accounting.py",
-        "compute_rdp(q=q,",
-        "compute_rdp(q=q * q,",
+        "q=self.sample_rate, noise",
+        "q=self.sample_rate**2, noise",
         "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
     ),
     mutant(
@@ -447,7 +475,7 @@ ACCOUNTING = [
     mutant(
         "merged steps lost",
         "accounting.py",
-        "steps += self._history.pop()[2]",
+        "steps += self._history.pop()[-1]",
         "self._history.pop()",
         "test_accounting.py::test_history_merges_equal_neighbours_and_counts_every_step",
     ),
@@ -512,9 +540,9 @@ RECORDS = [
     ),
     mutant(
         "a torn step at the lowest price",
-        "ledger.py",
-        "min(event.noise_multiplier for event in record.events)",
-        "max(event.noise_multiplier for event in record.events)",
+        "accounting.py",
+        "cls(min(e.noise_multiplier for e in events), max",
+        "cls(max(e.noise_multiplier for e in events), max",
         "test_ledger.py::test_a_torn_step_counts_as_the_dearest_so_far",
     ),
     mutant(

@@ -1,6 +1,6 @@
 """A denoiser that is an averaged operator, with each activation, and plug-and-play deblurring with it.
 
-usage: python examples/denoiser.py [--data-dir DIR] [--sigma 0.1] [--steps 400] [--plot FILE.png] [--quick]
+usage: python examples/denoiser.py [--data-dir DIR] [--sigma 0.1] [--steps 400] [--lr 1e-3] [--plot FILE.png] [--quick]
 
 The denoiser is D = (I + R) / 2, where R is three 3 x 3 convolutions of certified norm at most 1 with biases, and an
 activation between them: R is 1-Lipschitz, so D is firmly nonexpansive. It is trained on noisy grey images of CIFAR-10
@@ -24,14 +24,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spline_nets import ACTIVATIONS, groups, project
+from spline_nets import ACTIVATIONS as COMMON
+from spline_nets import groups, project
 from torch import Tensor, nn
 
 import dplip
 from dplip import nn as dn
 from dplip.data import load
 
+ACTIVATIONS = {**COMMON, "spline": lambda width: dn.LinearSpline(width, 21, 0.5, "identity")}
+"""The same activations, with splines that start with R as the identity and reach as far as these responses do."""
 STRENGTHS = (0.03, 0.1, 0.3, 1.0)
+PATCH = 16
+"""Side of the square patches that training sees."""
 
 
 def images(data_dir: str | None) -> tuple[Tensor, Tensor]:
@@ -39,6 +44,20 @@ def images(data_dir: str | None) -> tuple[Tensor, Tensor]:
     data = load("cifar10" if data_dir else "digits", data_dir)
     parts = (data.train.tensors[0], data.test.tensors[0])
     return tuple(p.float().reshape(len(p), *data.input_shape).mean(1, keepdim=True) for p in parts)
+
+
+@torch.no_grad()
+def near_identity(convolution: nn.Conv2d, spread: float = 0.02) -> None:
+    """Start a convolution as the identity (or as copies, or their average), and a little of what it was.
+
+    A kernel is scaled to norm 1, not projected onto it: of a random start, which stretches few directions far, that
+    leaves a map which loses most of the image, and training has to recover it first.
+    """
+    out, inside = convolution.weight.shape[:2]
+    middle = torch.eye(out) if out == inside else torch.full((out, inside), max(out, inside) ** -0.5)
+    convolution.weight.mul_(spread)
+    convolution.weight[:, :, 1, 1] += middle
+    nn.init.zeros_(convolution.bias)
 
 
 class Denoiser(nn.Module):
@@ -50,6 +69,8 @@ class Denoiser(nn.Module):
             dn.SpectralConv2d(a, b, 3, padding=1, bias=True)
             for a, b in ((1, channels), (channels, channels), (channels, 1))
         ]
+        for convolution in convolutions:
+            near_identity(convolution)
         self.residual = nn.Sequential(
             convolutions[0], activation(channels), convolutions[1], activation(channels), convolutions[2]
         )
@@ -64,13 +85,18 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     return float((-10 * errors.log10()).mean())
 
 
-def train(activation: Callable[[int], nn.Module], clean: Tensor, sigma: float, steps: int, seed: int) -> Denoiser:
+def train(
+    activation: Callable[[int], nn.Module], clean: Tensor, sigma: float, steps: int, seed: int, lr: float = 1e-3
+) -> Denoiser:
     torch.manual_seed(seed)
     model = Denoiser(activation)
-    optimizer = torch.optim.Adam(groups(model, 5e-3))
+    project(model)
+    patch = [min(PATCH, n) for n in clean.shape[2:]]
+    optimizer = torch.optim.Adam(groups(model, lr, 20.0))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        x = clean[torch.randint(len(clean), (32,))]
+        top, left = (int(torch.randint(n - side + 1, ())) for n, side in zip(clean.shape[2:], patch, strict=True))
+        x = clean[torch.randint(len(clean), (32,)), :, top : top + patch[0], left : left + patch[1]]
         optimizer.zero_grad()
         (model(x + sigma * torch.randn_like(x)) - x).square().mean().backward()
         optimizer.step()
@@ -113,6 +139,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="the folder of CIFAR-10")
     parser.add_argument("--sigma", type=float, default=0.1, help="standard deviation of the noise")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate; that of splines is 20 times it")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--plot", help="draw images and convergence here")
@@ -134,7 +161,8 @@ def main() -> None:
     for name in arguments.activations:
         started = time.perf_counter()
         runs = [
-            train(ACTIVATIONS[name], clean, arguments.sigma, arguments.steps, seed) for seed in range(arguments.seeds)
+            train(ACTIVATIONS[name], clean, arguments.sigma, arguments.steps, seed, arguments.lr)
+            for seed in range(arguments.seeds)
         ]
         with torch.no_grad():
             denoised = [psnr(model(noisy(test, arguments.sigma)), test) for model in runs]

@@ -31,19 +31,19 @@ def test_broken_lines_have_their_slopes_and_stay_continuous(example):
 
 @pytest.mark.parametrize("name", ["ReLU", "GroupSort", "spline"])
 def test_an_estimated_distance_is_a_lower_bound(example, name):
-    wasserstein, nets = example("wasserstein"), example("spline_nets")
+    wasserstein = example("wasserstein")
     x = torch.randn(300, 2)
     for pair in (wasserstein.shifted(x, 2.0), wasserstein.scaled(x, 2.0)):
-        assert 0.1 < wasserstein.estimate(pair, nets.ACTIVATIONS[name], 60, 0) <= 1 + 1e-6
+        assert 0.1 < wasserstein.estimate(pair, wasserstein.ALL[name], 60, 0) <= 1 + 1e-6
     (shift,) = {round(float(s), 4) for s in (wasserstein.shifted(x, 2.0).p - x).norm(dim=1)}
     assert shift == 2.0
 
 
 @pytest.mark.parametrize("name", ["ReLU", "spline"])
 def test_the_denoiser_is_firmly_nonexpansive_and_its_iteration_contracts_changes(example, name):
-    denoiser, nets = example("denoiser"), example("spline_nets")
+    denoiser = example("denoiser")
     clean = torch.rand(20, 1, 8, 8)
-    model = denoiser.train(nets.ACTIVATIONS[name], clean, 0.1, 10, 0)
+    model = denoiser.train(denoiser.ACTIVATIONS[name], clean, 0.1, 10, 0)
     assert dplip.lipschitz(model.residual, (1, 8, 8)) <= 1 + 1e-4
     a, b = torch.rand(200, 1, 8, 8), torch.rand(200, 1, 8, 8)
     with torch.no_grad():

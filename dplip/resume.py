@@ -81,7 +81,16 @@ class RunFolder:
         return from_disk
 
     def append(self, event: Event) -> None:
-        """Put a step on disk, before its noise is drawn; nothing outside of a run."""
+        """Put a step on disk, before its noise is drawn; nothing before a run has begun.
+
+        Raises:
+            LedgerError: the run has begun, and its ledger is closed: the step would be missing there.
+        """
+        if self._ledger is None and self._run is not None:
+            raise LedgerError(
+                f"{self._ledger_path}: it is closed, so a step taken by hand would be spent and not written. "
+                "Call fit() to go on with this run, or make a trainer without output_dir for steps of your own."
+            )
         if self._ledger is not None:
             self._ledger.append(event)
 

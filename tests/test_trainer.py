@@ -592,6 +592,9 @@ def test_an_interrupted_run_goes_on_with_its_own_ledger(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 6
+    with pytest.raises(LedgerError, match="closed"):  # a step by hand would be spent and not written
+        run.optimizer._charge(run.optimizer.event)
+    assert run.accountant.num_steps == 6
     run.scheduler = None
     run.fit()
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 16

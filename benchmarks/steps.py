@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dplip
+from dplip.accounting import GaussianEvent
 
 SHAPES = {"mlp": (784,), "cnn": (1, 28, 28)}
 WIDTHS = {"mlp": 512, "cnn": 32}
@@ -64,6 +65,9 @@ class Fixed:
     def __init__(self, batch: int) -> None:
         self.expected_batch_size, self.number = float(batch), 0
         self.complete, self.handed_out = True, 0
+
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier, self.sample_rate)
 
     def take(self) -> int:
         taken, self.handed_out, self.number = self.handed_out, 0, self.number + 1

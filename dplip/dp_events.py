@@ -27,6 +27,7 @@ def to_dp_event(events: Iterable[Event]) -> Any:
     Guarantee: it is the same mechanism, so any of dp_accounting's accountants may be applied: for add/remove
     neighbours to Poisson batches, for replace-one neighbours to batches of a fixed size.
 
+    >>> from dplip.accounting import GaussianEvent
     >>> event = to_dp_event([GaussianEvent(1.1, 0.01)] * 3)
     >>> event.count, event.event.sampling_probability, event.event.event.noise_multiplier
     (3, 0.01, 1.1)

@@ -10,9 +10,16 @@ Why this is the mechanism that is accounted for:
    follows (the conversion to floats) is post-processing. No low-order bit depends on the sum in another way.
 3. *Noise.* Two discrete Gaussians on Z^d of deviation S whose centres are integer points D apart have, at every order
    a, the Renyi divergence a D^2 / (2 S^2) at most (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, proposition 5), as
-   continuous ones have. For the subsampled mixture the integrand ((1 - q) + q e^{(2 <c, x> - D^2) / 2 S^2})^a
-   e^{-|x|^2 / 2 S^2} is analytic where |Im x| <= min(1, sigma) S, so by Poisson's summation its sum over the lattice is
-   its integral up to a relative 2 d e^{1/2 - 2 pi min(1, sigma) S}, which is below e^-100 as S > 100 / min(1, sigma).
+   continuous ones have. For the subsampled mixture the moment is a sum over Z^d of e^{-|x|^2 / 2 S^2} times ((1 - q)
+   + q e^{(2 <c, x> - D^2) / 2 S^2})^a. At a whole order a the power expands into Gaussians around the integer points
+   j c, which have all the same sum: the moment is the continuous one exactly. At other orders, by Poisson's
+   summation, it is the integral up to the dual vectors k != 0. Split k along c and across. Across, the integrand is
+   Gaussian and gives e^{-2 pi^2 S^2 |k_across|^2}; along, it is analytic up to h = min(1, sigma) S and gives e^{1/2 -
+   2 pi h |k_along|}. Where |k_along| <= 1/2, |k_across|^2 >= |k|^2 - 1/4 >= 3 |k|^2 / 4, and those k sum to some 2 d
+   e^{-3 pi^2 S^2 / 2}. The others lie in slabs of thickness 1 / S across the axis, where |k_across|^2 >= |k - p|^2 -
+   1 / S^2 around the slab's point p on it: each sums to e^{2 pi^2} (1 + 4 e^{-2 pi^2 S^2})^d at most (a theta
+   function is largest unshifted), and together to e^{21 - pi h} (2 / min(1, sigma)) times that power. With h > 100
+   all of it is below e^-250 relatively. Where parameters differ in S, scale each coordinate and take the least S.
    So the RDP of a step is that of the continuous Gaussian, and the accountant "rdp" applies. The reversed direction is
    the smaller one by the reflection x -> c - x, which maps the lattice to itself (Mironov, Talwar, Zhang 2019,
    1908.10530, theorem 5). Numerical accountants (PRV, PLD) compose continuous losses and are refused.

@@ -43,7 +43,7 @@ def test_an_estimated_distance_is_a_lower_bound(example, name):
 def test_the_denoiser_is_firmly_nonexpansive_and_its_iteration_contracts_changes(example, name):
     denoiser = example("denoiser")
     clean = torch.rand(20, 1, 8, 8)
-    model = denoiser.train(denoiser.ACTIVATIONS[name], clean, 0.1, 10, 0)
+    model = denoiser.train(denoiser.ALL[name], clean, 0.1, 10, 0)
     assert dplip.lipschitz(model.residual, (1, 8, 8)) <= 1 + 1e-4
     a, b = torch.rand(200, 1, 8, 8), torch.rand(200, 1, 8, 8)
     with torch.no_grad():
@@ -54,8 +54,36 @@ def test_the_denoiser_is_firmly_nonexpansive_and_its_iteration_contracts_changes
     impulse = torch.zeros(1, 1, 8, 8)
     impulse[..., 0, 0] = 1.0
     assert float(blur(impulse).sum()) == pytest.approx(1.0, abs=1e-5)
-    _, changes = denoiser.deblur(model, blur(clean), blur, 0.3, 40)
-    assert all(later <= earlier * (1 + 1e-4) + 1e-7 for earlier, later in itertools.pairwise(changes))
+    for step, scale in itertools.product(denoiser.STEPS, (0.1, 1.0)):
+        _, changes = denoiser.deblur(model, blur(clean), blur, step, scale, 40)
+        assert all(later <= earlier * (1 + 1e-4) + 1e-7 for earlier, later in itertools.pairwise(changes))
+
+
+def test_a_tight_frame_keeps_norms_and_the_denoiser_starts_as_the_identity(example):
+    denoiser = example("denoiser")
+    model = denoiser.Denoiser(lambda width: torch.nn.Identity())
+    x = torch.rand(5, 1, 9, 7)
+    with torch.no_grad():
+        assert torch.allclose(model(x), x, atol=1e-5)
+        coefficients = model.residual[0](x)
+        assert torch.allclose(coefficients.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-5)
+        model.residual[0].weight.copy_(torch.randn(16, 1, 3, 3))
+    dplip.project(model)
+    assert dplip.lipschitz(model.residual, (1, 9, 7)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_splines_make_the_denoiser_soft_thresholding(example):
+    # Slopes 1, -1, 1 of the splines of R: D = (I + R) / 2 shrinks each coefficient of the frame towards 0.
+    denoiser = example("denoiser")
+    start = iter([lambda t: t - 2 * t.clamp(-0.05, 0.05), torch.clone])
+    model = denoiser.Denoiser(lambda width: dplip.nn.LinearSpline(width, 41, 0.1, next(start)))
+    dplip.project(model)
+    analysis = model.residual[0]
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        shrunk = torch.nn.functional.softshrink(analysis(x - 0.5), 0.05)
+        expected = 0.5 + torch.nn.functional.conv_transpose2d(shrunk, analysis.weight, padding=2)
+        assert torch.allclose(model(x), expected, atol=1e-5)
 
 
 def test_every_activation_of_the_examples_is_1_lipschitz(example):

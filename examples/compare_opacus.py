@@ -140,28 +140,13 @@ def train_clipped(
 def train_preset(data: Data, kind: str, epsilon: float, delta: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """Train a preset of dplip, as ``dplip train`` does."""
     torch.manual_seed(seed)
-    recipe = preset(data.name, kind)
-    model = recipe.model(data.input_shape, data.num_classes)
-    loss, optimizer = recipe.loss(), recipe.optimizer(model)
-    trainer = dplip.DPLipTrainer(
-        model,
-        loss=loss,
-        optimizer=optimizer,
-        train_dataset=data.train,
-        eval_dataset=data.test,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        target_epsilon=epsilon,
-        target_delta=delta,
-        ema_decay=recipe.ema_decay,
-        seed=seed,
-        progress=False,
+    trainer = preset(data.name, kind).trainer(
+        data, target_epsilon=epsilon, target_delta=delta, seed=seed, progress=False
     )
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
     started = time.perf_counter()
     trainer.fit()
     seconds, event = time.perf_counter() - started, trainer.optimizer.event
-    return model, {
+    return trainer.model, {
         "epsilon": trainer.get_epsilon(),
         "noise_multiplier": event.noise_multiplier,
         "sample_rate": event.sample_rate,

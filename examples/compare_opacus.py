@@ -2,10 +2,11 @@
 
 usage: python examples/compare_opacus.py --data fashion-mnist --epsilon 3 [1 ...] [--seeds 3] [--data-dir DIR]
 
-Opacus trains the small tanh network of Papernot et al. with clipping; dplip trains its presets, without. Each run is a
-process of its own, and one that is in --out already is not run again. Written to --out: one JSON file a run, all of
-them in compare.json, the table in compare.md, and the picture compare.png (extra ``plot``). Runs are seeded, so they
-are repeatable and not private. The test images judge the finished models and choose nothing.
+Opacus trains the small tanh network of Papernot et al., and a tanh MLP of the certified preset's width, with clipping;
+dplip trains its presets, without. Each run is a process of its own, and one that is in --out already is not run again.
+Written to --out: one JSON file a run, all of them in compare.json, the table in compare.md, and the picture compare.png
+(extra ``plot``). Runs are seeded, so they are repeatable and not private. The test images judge the finished models and
+choose nothing.
 To choose Opacus's settings: --held-out judges on a tenth of the training images, --set replaces settings.
 """
 
@@ -89,14 +90,29 @@ def tanh_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return nn.Sequential(*features, nn.Linear(units, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
 
+def tanh_mlp(input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """One hidden layer of 128 units, as the certified presets have."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 128), nn.Tanh(), nn.Linear(128, classes))
+
+
+NETWORKS = {"cnn": tanh_cnn, "mlp": tanh_mlp}
+
+
 def train_clipped(
-    data: Data, settings: Clipped, epsilon: float, delta: float, seed: int, mode: str, steps: int | None = None
+    data: Data,
+    network: str,
+    settings: Clipped,
+    epsilon: float,
+    delta: float,
+    seed: int,
+    mode: str,
+    steps: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train by Opacus as its users do; ``steps``: stop early, to time a step."""
     from opacus import PrivacyEngine
 
     torch.manual_seed(seed)
-    model = tanh_cnn(data.input_shape, data.num_classes)
+    model = NETWORKS[network](data.input_shape, data.num_classes)
     engine = PrivacyEngine(accountant="rdp")
     private = engine.make_private_with_epsilon(
         module=model,
@@ -124,7 +140,9 @@ def train_clipped(
             started = time.perf_counter()
             if len(times) == planned:
                 break
-    bare = tanh_cnn(data.input_shape, data.num_classes)  # without Opacus's hooks, which dplip refuses to look past
+    bare = NETWORKS[network](
+        data.input_shape, data.num_classes
+    )  # without Opacus's hooks, which dplip refuses to look past
     bare.load_state_dict(model.state_dict())
     return bare, {
         "epsilon": engine.get_epsilon(delta),
@@ -168,7 +186,7 @@ def judge(model: nn.Module, data: Dataset[Any], shape: tuple[int, ...]) -> dict[
 
 
 def run(arguments: argparse.Namespace, method: str, epsilon: float, seed: int) -> dict[str, Any]:
-    """One run in this process: ``method`` is ``opacus-MODE``, ``time-MODE`` or a kind of preset."""
+    """One run in this process: ``method`` is NETWORK-MODE, NETWORK-MODE-time, or a kind of preset."""
     data = load(arguments.data, arguments.data_dir)
     if arguments.held_out:
         train, test = holdout(data.train, 0.1, seed=0)
@@ -176,16 +194,16 @@ def run(arguments: argparse.Namespace, method: str, epsilon: float, seed: int) -
     if arguments.quick:
         test = TensorDataset(*(part[:200] for part in data.test.tensors))
         data = dataclasses.replace(data, test=test)
-    name, _, mode = method.partition("-")
+    name, *mode = method.split("-")
     if mode:
         settings = clipped(arguments)
-        steps = PROBES if name == "time" else None
-        model, figures = train_clipped(data, settings, epsilon, arguments.delta, seed, mode, steps)
+        steps = PROBES if mode[1:] else None
+        model, figures = train_clipped(data, name, settings, epsilon, arguments.delta, seed, mode[0], steps)
         figures["settings"] = dataclasses.asdict(settings)
     else:
         model, figures = train_preset(data, name, epsilon, arguments.delta, seed)
         figures["settings"] = dataclasses.asdict(preset(data.name, name))
-    if name != "time":
+    if not mode[1:]:
         figures |= judge(model, data.test, data.input_shape)
     return {"method": method, "target_epsilon": epsilon, "seed": seed, "threads": torch.get_num_threads(), **figures}
 
@@ -229,7 +247,8 @@ def table(groups: dict[tuple[str, float], list[dict[str, Any]]]) -> str:
 
 
 def label(method: str) -> str:
-    return KINDS.get(method, f"Opacus, tanh CNN ({method.partition('-')[2]})")
+    network, _, mode = method.partition("-")
+    return KINDS.get(method, f"Opacus, tanh {network.upper()} ({mode})")
 
 
 def picture(groups: dict[tuple[str, float], list[dict[str, Any]]], path: Path) -> None:
@@ -265,7 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--quick", action="store_true", help="digits, few steps: to see that all of it works")
     parser.add_argument("--held-out", action="store_true", help="judge on a tenth of the training images")
-    parser.add_argument("--methods", nargs="+", choices=("opacus", *KINDS), default=["opacus", *KINDS])
+    parser.add_argument("--methods", nargs="+", choices=(*NETWORKS, *KINDS), default=[*NETWORKS, *KINDS])
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other settings of Opacus")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -280,17 +299,18 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     methods = [kind for kind in KINDS if kind in arguments.methods and arguments.data in MODELS.get(kind, {})]
     probes = []
-    if "opacus" in arguments.methods:
-        probes = [separate(arguments, f"time-{mode}", arguments.epsilon[0], 0) for mode in MODES]
-        fastest = min(probes, key=lambda probe: probe["seconds_per_step"])
-        methods.insert(0, "opacus-" + fastest["method"].partition("-")[2])
+    for network in [name for name in NETWORKS if name in arguments.methods]:
+        tried = [separate(arguments, f"{network}-{mode}-time", arguments.epsilon[0], 0) for mode in MODES]
+        fastest = min(tried, key=lambda probe: probe["seconds_per_step"])
+        methods.insert(len(probes) // len(MODES), fastest["method"][: -len("-time")])
+        probes += tried
     groups = {
         (method, epsilon): [separate(arguments, method, epsilon, seed) for seed in range(arguments.seeds)]
         for epsilon in arguments.epsilon
         for method in methods
     }
     modes = "; ".join(
-        f"{p['method'].partition('-')[2]} {1000 * p['seconds_per_step']:.0f} ms a step, {p['peak_mb']:.0f} MB"
+        f"{label(p['method'][: -len('-time')])} {1000 * p['seconds_per_step']:.0f} ms a step, {p['peak_mb']:.0f} MB"
         for p in probes
     )
     text = table(groups) + (f"\n\nOpacus's modes over {PROBES - 1} steps: {modes}.\n" if probes else "\n")

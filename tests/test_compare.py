@@ -37,7 +37,7 @@ def test_both_sides_are_compared_at_one_budget(example, monkeypatch, tmp_path):
     example.main()
     found = json.loads((tmp_path / "compare.json").read_text())
     assert {(r["method"].partition("-")[0], r["target_epsilon"]) for r in found["runs"]} >= {
-        (method, epsilon) for method in ("opacus", "l2") for epsilon in (4, 8)
+        (method, epsilon) for method in ("cnn", "mlp", "l2") for epsilon in (4, 8)
     }
     for run in found["runs"]:
         # Opacus searches for its noise to a hundredth of epsilon, from below; dplip to far less.
@@ -45,6 +45,8 @@ def test_both_sides_are_compared_at_one_budget(example, monkeypatch, tmp_path):
         assert run["curve"] == sorted(run["curve"], reverse=True)
         assert run["certified"][0] == run["curve"][0] > 0.2
         assert math.isfinite(run["lipschitz"])
-    assert {mode["method"] for mode in found["modes"]} == {"time-hooks", "time-ghost"}
+    assert {mode["method"] for mode in found["modes"]} == {
+        f"{network}-{mode}-time" for network in ("cnn", "mlp") for mode in ("hooks", "ghost")
+    }
     assert (tmp_path / "compare.png").stat().st_size > 0
     assert (tmp_path / "compare.md").read_text().count("\n| ") >= 5

@@ -9,8 +9,10 @@ from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
+from dplip.nn.log_compression import LogCompression
 from dplip.nn.low_pass import LowPass
 from dplip.nn.monotonic import Monotonic
+from dplip.nn.opponent import OpponentColors
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.private_mean import PrivateMean
 from dplip.nn.scattering import Scattering2d
@@ -34,9 +36,11 @@ __all__ = [
     "LInfDistance",
     "LInfDistance2d",
     "LinearSpline",
+    "LogCompression",
     "LowPass",
     "MaxMin",
     "Monotonic",
+    "OpponentColors",
     "OrthogonalLinear",
     "PrivateMean",
     "ScaledL2NormPool2d",

@@ -1,0 +1,37 @@
+"""The logarithm of magnitudes: features whose sizes span decades, brought to one scale."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dplip.constraints import positive
+from dplip.norms import Norms, OperatorNorms
+from dplip.rules.registry import Pullback, rule, through
+
+
+class LogCompression(nn.Module):
+    """``sign(x) log(1 + scale |x|)``, entry by entry: linear near 0, logarithmic far above ``1 / scale``.
+
+    Args:
+        scale: the slope at 0.
+
+    Guarantee: Lipschitz with constant ``scale`` in every lp norm, odd and monotone.
+    Source: Oyallon, Mallat, "Deep roto-translation scattering for object classification", 2015, for features of
+    scattering.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = positive(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sign() * (self.scale * x.abs()).log1p()
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
+
+
+@rule(LogCompression)
+def log_compression(module: LogCompression, x: Norms) -> tuple[Norms, Pullback]:
+    # Its derivative scale / (1 + scale |x|) lies in (0, scale].
+    return through(OperatorNorms.diagonal(module.scale * (1 + 1e-6)), x, x.shape)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from dplip.losses import CrossEntropy, Loss
-from dplip.nn import BallProjection, Clamp, PrivateMean, Scattering2d
+from dplip.nn import BallProjection, Clamp, LogCompression, LowPass, OpponentColors, PrivateMean, Scattering2d
 from dplip.recipe import Recipe
 
 
@@ -26,6 +26,9 @@ class ScatteringPreset(Recipe):
     Attributes:
         radius: of the ball that the features of one image are projected onto.
         group: feature maps that are normalised together.
+        mirrored: whether features are those of the image and of its mirror image, averaged.
+        compression: of :class:`dplip.nn.LogCompression`, for the features before they are normalised; None: none.
+        frequencies: of the normalised maps, kept along each axis, the lowest; None: all, as pixels.
         temperature: of the cross-entropy.
         momentum: of SGD.
         mean_radius: of the ball in which features enter the private mean that is subtracted from them; None: no mean.
@@ -36,6 +39,9 @@ class ScatteringPreset(Recipe):
 
     radius: float
     group: int = 3
+    mirrored: bool = False
+    compression: float | None = None
+    frequencies: int | None = None
     temperature: float = 1.0
     momentum: float = 0.9
     mean_radius: float | None = None
@@ -47,12 +53,16 @@ class ScatteringPreset(Recipe):
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores."""
         channels, size = input_shape[0], input_shape[-1]
-        fixed = [
-            Clamp(0.0, 1.0),
-            Scattering2d(size),
-            nn.GroupNorm(81 * channels // self.group, 81 * channels, affine=False),
-            nn.Flatten(),
-        ]
+        fixed: list[nn.Module] = [Clamp(0.0, 1.0)]
+        if channels == 3:
+            fixed.append(OpponentColors())
+        fixed.append(Scattering2d(size, self.mirrored))
+        if self.compression is not None:
+            fixed.append(LogCompression(self.compression))
+        fixed.append(nn.GroupNorm(81 * channels // self.group, 81 * channels, affine=False))
+        if self.frequencies is not None:
+            fixed.append(LowPass(size // 4, size // 4, self.frequencies))
+        fixed.append(nn.Flatten())
         features = math.prod(nn.Sequential(*fixed)(torch.zeros(1, *input_shape)).shape)
         mean = [] if self.mean_radius is None else [PrivateMean((features,), self.mean_radius)]
         return nn.Sequential(*fixed, *mean, BallProjection(self.radius), nn.Linear(features, classes, bias=False))

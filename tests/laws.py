@@ -352,6 +352,7 @@ OTHERS = [
     module(nn.InstanceNorm2d(2, eps=0.1), (2, 2, 2), IN),
     module(dn.BallProjection(2.0)),
     Sample("Scattering2d", lambda: dn.Scattering2d(8), (2, 8, 8), starts=2),
+    Sample("Scattering2d, mirrored", lambda: dn.Scattering2d(8, mirrored=True), (1, 8, 8), starts=1),
     Sample("BallProjection of a large input", lambda: dn.BallProjection(0.5), MAP, ("output",), 100.0),
     module(dn.GradientBall(0.5)),
     Sample("GradientBall in training", lambda: dn.GradientBall(0.2), MAP, ("input",), train=True, linear=False),

@@ -113,3 +113,11 @@ def test_an_image_of_another_shape_is_refused():
     with pytest.raises(dplip.DPLipError):
         dplip.lipschitz(dn.Scattering2d(8), (1, 12, 12))
     assert math.isfinite(dplip.lipschitz(dn.Scattering2d(8), (1, 8, 8)))
+
+
+def test_a_mirrored_transform_does_not_know_left_from_right():
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 8, 8)
+    both, one = dn.Scattering2d(8, mirrored=True), dn.Scattering2d(8)
+    torch.testing.assert_close(both(x), both(x.flip(-1)))
+    torch.testing.assert_close(both(x), (one(x) + one(x.flip(-1))) / 2)

@@ -79,8 +79,23 @@ class ScatteringPreset(Recipe):
 
 SCATTERINGS = {
     "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
-    # Batch, epochs and steps (in units of the features' norm) are the paper's; the temperature is Fashion-MNIST's.
-    "mnist": ScatteringPreset(54.0, temperature=3.0, lr=0.03, batch_size=8192, epochs=40, ema_decay=0.95),
-    "fashion-mnist": ScatteringPreset(54.0, temperature=3.0, lr=0.03, batch_size=8192, epochs=40, ema_decay=0.95),
-    "cifar10": ScatteringPreset(110.0, temperature=3.0, lr=0.0075, batch_size=8192, epochs=60, ema_decay=0.95),
+    "mnist": ScatteringPreset(
+        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=60_000, epochs=60, ema_decay=0.8
+    ),
+    "fashion-mnist": ScatteringPreset(
+        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=60_000, epochs=60, ema_decay=0.8
+    ),
+    "cifar10": ScatteringPreset(
+        36.0,
+        group=243,
+        mirrored=True,
+        compression=1000.0,
+        frequencies=5,
+        temperature=3.0,
+        mean_radius=125.0,
+        lr=0.08,
+        batch_size=50_000,
+        epochs=60,
+        ema_decay=0.9,
+    ),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ class Recipe(ABC):
 
     Attributes:
         lr: the learning rate.
-        batch_size: expected size of a Poisson batch.
+        batch_size: expected size of a Poisson batch, or the size of the data, if that is smaller.
         epochs: passes over the data.
         ema_decay: of the average of the weights, or None.
         norm: of the certificates.
@@ -74,7 +75,7 @@ class Recipe(ABC):
         own: dict[str, Any] = {
             "train_dataset": data.train,
             "eval_dataset": data.test,
-            "batch_size": self.batch_size,
+            "batch_size": min(self.batch_size, len(cast(Sized, data.train))),
             "epochs": self.epochs,
             "ema_decay": self.ema_decay,
             "norm": self.norm,

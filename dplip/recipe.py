@@ -75,7 +75,7 @@ class Recipe(ABC):
         own: dict[str, Any] = {
             "train_dataset": data.train,
             "eval_dataset": data.test,
-            "batch_size": min(self.batch_size, len(cast(Sized, data.train))),
+            "batch_size": min(self.batch_size, len(cast(Sized, arguments.get("train_dataset", data.train)))),
             "epochs": self.epochs,
             "ema_decay": self.ema_decay,
             "norm": self.norm,

@@ -77,10 +77,30 @@ class Preset(Recipe):
 PRESETS = {
     "digits": Preset(0.5, 3.5, (32,), 8.0, lr=0.04, batch_size=512, epochs=40),
     "mnist": Preset(
-        0.13, 9.2, (128,), 5.0, frequencies=20, decay=True, lr=0.2, batch_size=6000, epochs=50, ema_decay=0.95
+        0.13,
+        7.0,
+        (128,),
+        5.0,
+        frequencies=14,
+        mean_radius=10.5,
+        decay=True,
+        lr=0.2,
+        batch_size=6000,
+        epochs=50,
+        ema_decay=0.95,
     ),
     "fashion-mnist": Preset(
-        0.28, 10.0, (128,), 5.0, frequencies=20, decay=True, lr=0.2, batch_size=6000, epochs=50, ema_decay=0.95
+        0.28,
+        8.0,
+        (128,),
+        5.0,
+        frequencies=14,
+        mean_radius=13.0,
+        decay=True,
+        lr=0.2,
+        batch_size=6000,
+        epochs=50,
+        ema_decay=0.95,
     ),
     "cifar10": Preset(0.47, 18.0, (256,), 2.5, frequencies=16, lr=0.05, batch_size=8192, epochs=60, ema_decay=0.95),
 }

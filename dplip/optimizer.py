@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dplip.accounting import Event, whole
+from dplip.accounting import NEIGHBORING, Event, require_relation, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
@@ -20,9 +20,6 @@ from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
 from dplip.trace import fingerprint
 from dplip.witness import Witness
-
-NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
-"""How far two neighbouring sums lie apart, in units of one example's bound."""
 
 
 class Batches(Protocol):
@@ -97,11 +94,7 @@ class DPLipOptimizer(Optimizer):
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses what is none
-        if neighboring not in event.neighboring:
-            raise ConfigurationError(
-                f"neighboring={neighboring!r}: what {event.sampling} batches cost is proved for "
-                f"{' and '.join(map(repr, event.neighboring))}. Choose that relation, or Poisson sampling."
-            )
+        require_relation(event, neighboring)
         _check_parameters(optimizer, model)
         self._noise_multiplier = noise_multiplier
         self.original, self.model, self.loss = optimizer, model, loss

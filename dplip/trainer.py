@@ -163,7 +163,7 @@ class DPLipTrainer:
             raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
-        self.accountant = create_accountant(accountant)
+        self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
@@ -191,6 +191,7 @@ class DPLipTrainer:
                 event=self.loader.event,
                 steps=self.steps,
                 accountant=accountant,
+                neighboring=neighboring,
             )
         self.optimizer = DPLipOptimizer(
             optimizer,
@@ -399,7 +400,7 @@ class DPLipTrainer:
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
-            self.accountant = create_accountant(self.accountant.mechanism())
+            self.accountant = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
                 self.accountant.count(event)
         if begun_before:

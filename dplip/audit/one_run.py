@@ -81,7 +81,7 @@ def one_run(
         steps_per_epoch=steps,
         seed=seed,
     )
-    accountant = Accountant()
+    accountant = Accountant(neighboring=neighboring)
 
     def charge(event: Event) -> None:
         accountant.count(event)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dplip.accounting import Event
+from dplip.accounting import NEIGHBORING, Event
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import NEIGHBORING, DPLipOptimizer
+from dplip.optimizer import DPLipOptimizer
 from dplip.sampling import PoissonLoader
 from dplip.sensitivity import sensitivity
 

@@ -1,7 +1,8 @@
 """Calibration: the noise that a budget asks for."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dplip.accounting import Accountant, Event, GaussianEvent, create_accountant, whole
 from dplip.errors import ConfigurationError
@@ -21,6 +22,7 @@ def get_noise_multiplier(
     neighboring: str = "add_remove",
     epsilon_tolerance: float = 0.01,
     event: Callable[[float], Event] | None = None,
+    before: Iterable[Event] = (),
 ) -> float:
     """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
 
@@ -35,6 +37,7 @@ def get_noise_multiplier(
         epsilon_tolerance: How far below the target epsilon may end.
         event: From a noise multiplier to the event of a step, such as a loader's ``event``; in place of
             ``sample_rate``.
+        before: Further events, of one step each, that the budget pays for.
 
     Raises:
         ConfigurationError: If an argument is out of range, or no multiplier up to 1e6 reaches the target.
@@ -51,6 +54,8 @@ def get_noise_multiplier(
     accountants = {name: create_accountant(name, neighboring) for name in ("rdp", accountant)}
     if (sample_rate is None) == (event is None):
         raise ConfigurationError(f"sample_rate={sample_rate}, event={event}: either fixes the sampling; give one")
+    for spent, held in itertools.product(before, accountants.values()):
+        held.count(spent)
     if event is None:
         rate = float(sample_rate or 0)
 

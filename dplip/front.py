@@ -40,16 +40,7 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
         raise ConfigurationError(
             f"precompute=True: the model is a {type(model).__name__}. Make it a Sequential: front end, bound, head."
         )
-    x = torch.rand(2, *input_shape)
-    shapes = [input_shape]
-    for layer in takewhile(_stateless, model):
-        with torch.no_grad():
-            values = [layer.train(mode)(x) for mode in (True, True, False)]
-        layer.train(model.training)
-        if not all(torch.equal(v, values[0]) for v in values):
-            break
-        x = values[0]
-        shapes.append(tuple(x.shape[1:]))
+    shapes = fixed_shapes(model, input_shape)
     for end in range(len(shapes) - 1, 0, -1):
         rest = model[end:]
         try:
@@ -62,6 +53,21 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
         "leading layers without parameters, state or chance leave a rest that bounds its own input. Put a "
         "BallProjection between the front end and the first trained layer, or leave precompute off."
     )
+
+
+def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes of one example before, between and after the leading layers that are fixed functions of it."""
+    x = torch.rand(2, *input_shape)
+    shapes = [input_shape]
+    for layer in takewhile(_stateless, model):
+        with torch.no_grad():
+            values = [layer.train(mode)(x) for mode in (True, True, False)]
+        layer.train(model.training)
+        if not all(torch.equal(v, values[0]) for v in values):
+            break
+        x = values[0]
+        shapes.append(tuple(x.shape[1:]))
+    return shapes
 
 
 def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) -> TensorDataset:

@@ -188,6 +188,11 @@ def shift(module: dn.Shift, x: Box) -> Box:
     return x.map(lambda t: t - module.offset).widened((x.magnitude + abs(module.offset)) * UNIT)
 
 
+@interval(dn.PrivateMean)
+def private_mean(module: dn.PrivateMean, x: Box) -> Box:
+    return x.map(lambda t: t - module.mean.to(t)).widened((x.magnitude + module.mean.to(x.lower).abs()) * UNIT)
+
+
 def _scaled(value: Any, factor: float) -> Any:
     if not isinstance(value, Box):
         return value.detach().double() * factor if isinstance(value, Tensor) else value * factor

@@ -80,6 +80,10 @@ class SampledLoader(ABC):
         """What a step on one of these batches spends, at this noise."""
 
     @abstractmethod
+    def event_of_all(self, noise_multiplier: float) -> Event:
+        """What a release on all of the data spends, at this noise."""
+
+    @abstractmethod
     def _draw(self) -> np.ndarray[Any, Any]:
         """The positions of a fresh logical batch."""
 

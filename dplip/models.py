@@ -18,7 +18,7 @@ from dplip.losses import CrossEntropy, Loss
 from dplip.models_scattering import SCATTERINGS, ScatteringPreset
 from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.models_windows import WINDOWS, WindowPreset
-from dplip.nn import BallProjection, GroupSort, LowPass, OrthogonalLinear, Shift
+from dplip.nn import BallProjection, GroupSort, LowPass, OrthogonalLinear, PrivateMean, Shift
 from dplip.recipe import Recipe
 
 
@@ -34,6 +34,7 @@ class Preset(Recipe):
         momentum: of SGD.
         frequencies: kept along each axis of the image, the lowest; None: all, as pixels.
         decay: whether the learning rate falls to 0, along half a cosine.
+        mean_radius: of the ball in which inputs enter the private mean that is subtracted from them; None: no mean.
     """
 
     offset: float
@@ -43,16 +44,20 @@ class Preset(Recipe):
     momentum: float = 0.9
     frequencies: int | None = None
     decay: bool = False
+    mean_radius: float | None = None
     norm: ClassVar[float] = 2
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
         layers: list[nn.Module] = [Shift(self.offset)]
-        size = math.prod(input_shape)
+        shape = input_shape
         if self.frequencies is not None:
             channels, height, width = input_shape
             layers.append(LowPass(height, width, self.frequencies))
-            size = channels * self.frequencies**2
+            shape = (channels, self.frequencies, self.frequencies)
+        if self.mean_radius is not None:
+            layers.append(PrivateMean(shape, self.mean_radius))
+        size = math.prod(shape)
         layers += [BallProjection(self.radius), nn.Flatten()]
         for width in self.widths:
             layers += [OrthogonalLinear(size, width), GroupSort(2)]

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from dplip.losses import CrossEntropy
-from dplip.nn import BallProjection, Clamp, Scattering2d
+from dplip.losses import CrossEntropy, Loss
+from dplip.nn import BallProjection, Clamp, PrivateMean, Scattering2d
 from dplip.recipe import Recipe
 
 
@@ -27,6 +28,8 @@ class ScatteringPreset(Recipe):
         group: feature maps that are normalised together.
         temperature: of the cross-entropy.
         momentum: of SGD.
+        mean_radius: of the ball in which features enter the private mean that is subtracted from them; None: no mean.
+        decay: whether the learning rate falls to 0, along half a cosine.
 
     Source: Tramer and Boneh, "Differentially private learning needs better features (or much more data)", 2021.
     """
@@ -35,6 +38,8 @@ class ScatteringPreset(Recipe):
     group: int = 3
     temperature: float = 1.0
     momentum: float = 0.9
+    mean_radius: float | None = None
+    decay: bool = False
 
     norm: ClassVar[float] = 2
     precompute: ClassVar[bool] = True
@@ -49,13 +54,17 @@ class ScatteringPreset(Recipe):
             nn.Flatten(),
         ]
         features = math.prod(nn.Sequential(*fixed)(torch.zeros(1, *input_shape)).shape)
-        return nn.Sequential(*fixed, BallProjection(self.radius), nn.Linear(features, classes, bias=False))
+        mean = [] if self.mean_radius is None else [PrivateMean((features,), self.mean_radius)]
+        return nn.Sequential(*fixed, *mean, BallProjection(self.radius), nn.Linear(features, classes, bias=False))
 
     def loss(self) -> CrossEntropy:
         return CrossEntropy(self.temperature, normalize=True)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+
+    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
+        return CosineAnnealingLR(optimizer, steps) if self.decay else None
 
 
 SCATTERINGS = {

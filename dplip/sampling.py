@@ -112,6 +112,9 @@ class PoissonLoader(SampledLoader):
     def event(self, noise_multiplier: float) -> GaussianEvent:
         return GaussianEvent(noise_multiplier, self.sample_rate)
 
+    def event_of_all(self, noise_multiplier: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier, 1.0)
+
     def _draw(self) -> np.ndarray[Any, Any]:
         # float64: at 24 bits, a sample rate of 1e-6 would come out 1.3% too high.
         return np.flatnonzero(self._generator.random(self._size) < self.sample_rate)
@@ -168,6 +171,9 @@ class FixedSizeLoader(SampledLoader):
 
     def event(self, noise_multiplier: float) -> FixedSizeEvent:
         return FixedSizeEvent(noise_multiplier, self._batch_size, self.public_size)
+
+    def event_of_all(self, noise_multiplier: float) -> FixedSizeEvent:
+        return FixedSizeEvent(noise_multiplier, self.public_size, self.public_size)
 
     def _draw(self) -> np.ndarray[Any, Any]:
         return np.sort(self._generator.choice(self._size, self._batch_size, replace=False, shuffle=False))

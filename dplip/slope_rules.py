@@ -106,7 +106,7 @@ def functional_clamp(slope: Slope, v: Interval, input: Norms, min: Any = None, m
     return clamp(slope, v, input)
 
 
-@slope_rule(dn.Shift)
+@slope_rule(dn.Shift, dn.PrivateMean)
 def shift(slope: Slope, v: Interval, x: Norms) -> list[Interval]:
     return [v]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from dplip import front
-from dplip.accounting import Event, create_accountant
+from dplip.accounting import NEIGHBORING, Event, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
@@ -31,10 +32,11 @@ from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
+from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
-from dplip.secure import check_secure, secure_noise
+from dplip.secure import SecureNoise, check_secure, secure_noise
 from dplip.sensitivity import Sensitivities
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
@@ -59,6 +61,8 @@ class Plan:
     neighboring: str
     sensitivities: Sensitivities
     event: Event
+    releases: Sequence[Event] = ()
+    """What is spent before the first step."""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -66,6 +70,7 @@ class Plan:
                 f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
                 f"noise multiplier  {self.noise_multiplier:.4f}",
                 f"steps             {self.steps}",
+                *(f"before them       the inputs' mean, with noise {r.noise_multiplier:g}" for r in self.releases),
                 f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
                 "",
                 str(self.sensitivities),
@@ -184,6 +189,7 @@ class DPLipTrainer:
             max_physical_batch_size=max_physical_batch_size,
             seed=seed,
         )
+        self._mean = mean_release(self._trained, shape)
         if noise_multiplier is None:
             noise_multiplier = get_noise_multiplier(
                 target_epsilon=self.budget.epsilon,
@@ -192,6 +198,7 @@ class DPLipTrainer:
                 steps=self.steps,
                 accountant=accountant,
                 neighboring=neighboring,
+                before=self._releases,
             )
         self.optimizer = DPLipOptimizer(
             optimizer,
@@ -224,21 +231,35 @@ class DPLipTrainer:
         """The number of private steps that :meth:`fit` takes in all."""
         return self.epochs * self.loader.steps_per_epoch
 
+    @property
+    def _releases(self) -> list[Event]:
+        """What is spent before the first step."""
+        return [] if self._mean is None else [self.loader.event_of_all(self._mean.layer.noise_multiplier)]
+
+    @property
+    def _done(self) -> int:
+        """Steps taken so far."""
+        return max(0, self.accountant.num_steps - len(self._releases))
+
     def plan(self) -> Plan:
         """What the whole run will spend; printed too, unless ``progress=False``. Nothing is spent."""
         event = self.optimizer.event
+        spent = copy.deepcopy(self.accountant)
+        for release in self._releases if spent.num_steps == 0 else []:
+            spent.count(release)
         plan = Plan(
             noise_multiplier=event.noise_multiplier,
             sample_rate=event.sample_rate,
             steps=self.steps,
             expected_batch_size=self.loader.expected_batch_size,
             public_size=self.loader.public_size,
-            epsilon=self.accountant.epsilon_after(event, self.steps - self.accountant.num_steps, self.delta),
+            epsilon=spent.epsilon_after(event, self.steps - self._done, self.delta),
             delta=self.delta,
             accountant=self.accountant.mechanism(),
             neighboring=self.optimizer.neighboring,
             sensitivities=self.optimizer.sensitivities(),
             event=event,
+            releases=self._releases,
         )
         if self.progress:
             tqdm.write(str(plan))
@@ -258,7 +279,7 @@ class DPLipTrainer:
                 before it stand, and :meth:`get_epsilon` counts them.
             LedgerError, CheckpointError: with ``resume``, what is in the folder is damaged or of another plan.
         """
-        if self.accountant.num_steps >= self.steps:
+        if self._done >= self.steps:
             raise BudgetExceededError(
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
                 "Make a new trainer with a plan of its own to go on."
@@ -267,7 +288,9 @@ class DPLipTrainer:
         bar = None
         try:
             self._open_ledger(resume)
-            done = self.accountant.num_steps
+            if self._mean is not None and self.accountant.num_steps == 0:
+                self._release_mean()
+            done = self._done
             bar = tqdm(total=self.steps, initial=done, disable=not self.progress, unit="step")
             if done < self.steps:
                 self._train(bar)
@@ -297,8 +320,17 @@ class DPLipTrainer:
                 self.optimizer.step()
                 if whole:
                     self._after_step(bar, value, len(x))
-                    if self.accountant.num_steps >= self.steps:
+                    if self._done >= self.steps:
                         return
+
+    def _release_mean(self) -> None:
+        assert self._mean is not None
+        for event in self._releases:
+            self._charge(event)
+        sigma = self._mean.layer.noise_multiplier
+        noise = SecureNoise(sigma, 1) if self.secure else self.optimizer.noise
+        self._mean.run(self.loader.dataset, noise, NEIGHBORING[self.optimizer.neighboring], self.loader.public_size)
+        self._checkpoint()
 
     def get_epsilon(self, delta: float | None = None) -> float:
         """The epsilon spent so far, at ``delta`` (None: the target delta)."""
@@ -336,7 +368,7 @@ class DPLipTrainer:
         event = self.optimizer.event
         held_out = self.eval_dataset is not None
         certified = held_out and not self.regression
-        steps = self.accountant.num_steps
+        steps = self._done
         return {
             "privacy": {
                 "epsilon": self.get_epsilon(),
@@ -346,6 +378,7 @@ class DPLipTrainer:
                 "sample_rate": event.sample_rate,
                 "sampling": event.sampling,
                 "steps": steps,
+                "releases": [asdict(event) for event in self._releases],
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
                 "secure": self.secure,
@@ -408,9 +441,9 @@ class DPLipTrainer:
 
     def _restore(self, folder: RunFolder) -> None:
         """Go on from the checkpoint of the open ledger, or from the first weights."""
-        checkpoint, done = folder.checkpoint(self._sampler()), folder.ledger.steps
+        checkpoint, done = folder.checkpoint(self._sampler()), self._done
         if self.seed is not None:
-            stream = another_stream(self.seed, done)
+            stream = another_stream(self.seed, folder.ledger.steps)
             self.loader.restart(stream)
             self.optimizer.noise = GaussianNoise(stream + 1)
         if self.scheduler is not None:
@@ -443,7 +476,7 @@ class DPLipTrainer:
             self.scheduler.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
-        steps = self.accountant.num_steps
+        steps = self._done
         if steps % self._every == 0 or steps == self.steps:
             self._checkpoint()
         bar.update()

@@ -358,6 +358,7 @@ OTHERS = [
     module(dn.Center(), TOKENS),
     module(dn.LowPass(4, 4, 3), MAP, IN),
     module(dn.Shift(0.5)),
+    module(dn.PrivateMean((4, 3), 1.0), (4, 3)),
     module(dn.GroupSort(2)),
     module(dn.GroupSort(3, dim=-1), (2, 6)),
     module(dn.MaxMin(dim=-3), MAP),

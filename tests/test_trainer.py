@@ -511,6 +511,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "sample_rate": 0.25,
         "sampling": "poisson",
         "steps": 16,
+        "releases": [],
         "neighboring": "add_remove",
         "seeded": False,
         "secure": False,

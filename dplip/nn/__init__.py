@@ -12,6 +12,7 @@ from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.low_pass import LowPass
 from dplip.nn.monotonic import Monotonic
 from dplip.nn.pooling import ScaledL2NormPool2d
+from dplip.nn.private_mean import PrivateMean
 from dplip.nn.scattering import Scattering2d
 from dplip.nn.shift import Shift
 from dplip.nn.sortnet import SortNetLinear
@@ -37,6 +38,7 @@ __all__ = [
     "MaxMin",
     "Monotonic",
     "OrthogonalLinear",
+    "PrivateMean",
     "ScaledL2NormPool2d",
     "Scattering2d",
     "Shift",

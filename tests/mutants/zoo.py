@@ -696,4 +696,46 @@ CERTIFICATES = [
     ),
 ]
 
-MUTANTS = [*NOISE, *STEP, *SAMPLING, *BOUNDS, *LOSSES, *ACCOUNTING, *RECORDS, *WHATEVER_THE_WEIGHTS, *CERTIFICATES]
+MEAN = [
+    mutant(
+        "the mean released without a charge",
+        "trainer.py",
+        "        for event in self._releases:\n            self._charge(event)\n",
+        "",
+        "test_release.py::test_the_release_is_charged_and_fits_the_budget",
+    ),
+    mutant(
+        "the mean of inputs that nothing bounds",
+        "release.py",
+        "project_rows(values, layer.radius).sum(0)",
+        "values.sum(0)",
+        "test_release.py::test_one_example_moves_the_sum_by_no_more_than_the_radius",
+    ),
+    mutant(
+        "the mean's noise for adding one, when one is replaced",
+        "release.py",
+        "layer.radius * apart *",
+        "layer.radius *",
+        "test_release.py::test_sum_and_deviation",
+    ),
+    mutant(
+        "the mean released again after a crash",
+        "trainer.py",
+        "if self._mean is not None and self.accountant.num_steps == 0:",
+        "if self._mean is not None and self._done == 0:",
+        "test_release.py::test_a_crash_between_the_ledger_and_the_release_leaves_it_spent",
+    ),
+]
+
+MUTANTS = [
+    *NOISE,
+    *STEP,
+    *SAMPLING,
+    *BOUNDS,
+    *LOSSES,
+    *ACCOUNTING,
+    *RECORDS,
+    *WHATEVER_THE_WEIGHTS,
+    *CERTIFICATES,
+    *MEAN,
+]

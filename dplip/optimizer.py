@@ -16,6 +16,7 @@ from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
+from dplip.precision import require_full_precision
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
 from dplip.trace import fingerprint
@@ -148,7 +149,8 @@ class DPLipOptimizer(Optimizer):
 
         Raises:
             ConfigurationError: the gradients are not those of one backward pass of the declared loss over the examples
-                handed out since the last step, or are not finite. Nothing is spent or changed.
+                handed out since the last step, are not finite, or may have been computed in TF32 or bfloat16. Nothing
+                is spent or changed.
             BudgetExceededError: the step would exceed the budget. Nothing is spent or changed.
         """
         if closure is not None:
@@ -157,6 +159,7 @@ class DPLipOptimizer(Optimizer):
             self._accumulating = self.batches.number
             return
         _check_parameters(self.original, self.model)
+        require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
         bounds = self.sensitivities()

@@ -32,6 +32,7 @@ from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
+from dplip.precision import full_precision
 from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
@@ -308,6 +309,7 @@ class DPLipTrainer:
             self._seconds += time.perf_counter() - started
         return self
 
+    @full_precision()
     def _train(self, bar: tqdm[Any]) -> None:
         self.model.train()
         device = _device(self.model)

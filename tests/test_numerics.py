@@ -95,9 +95,3 @@ def test_half_precision_is_refused_and_double_has_the_bounds_of_single(name):
     assert dict(double) == pytest.approx(dict(single), rel=1e-5)
     with pytest.raises(DPLipError):
         dplip.sensitivity(model.bfloat16(), CrossEntropy(), shape)
-
-
-def test_tf32_is_off_where_bounds_are_proved():
-    """Torch's default for matrix products; convolutions on a GPU may use it, and then the slack does not cover them."""
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not torch.backends.cuda.matmul.allow_tf32

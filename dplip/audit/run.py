@@ -19,6 +19,7 @@ from dplip.audit.replay import replay
 from dplip.errors import ConfigurationError
 from dplip.ledger import Ledger
 from dplip.losses import Loss
+from dplip.precision import full_precision
 
 _EXAMPLES, _STEPS = 1500, 40  # of the trainings that are repeated under attack
 
@@ -46,6 +47,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+@full_precision()
 def audit_run(
     folder: str | Path,
     report: Mapping[str, Any],

@@ -504,7 +504,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "report.json"
     try:
         report = json.loads(path.read_text())
-    except (OSError, ValueError) as wrong:
+    except (OSError, ValueError, RecursionError) as wrong:
         raise ConfigurationError(
             f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
         ) from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def replay(
     Source: the recording of queries in Cebere et al. 2026 (arXiv 2602.17454).
     """
     optimizer = optimizer or (lambda parameters: SGD(parameters, lr=1e-3))
-    size = len(data)  # type: ignore[arg-type]
+    size = len(cast(Sized, data))
     if example is None:
         rest: Dataset[Any] = Subset(data, range(size - 1))
         with_it: Dataset[Any] = Subset(data, range(size))

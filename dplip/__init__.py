@@ -30,7 +30,7 @@ from dplip.norms import Norms, OperatorNorms
 from dplip.optimizer import DPLipOptimizer
 from dplip.propagate import propagate
 from dplip.rules.registry import rule
-from dplip.sampling import PoissonLoader
+from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.sensitivity import parameter_bounds, sensitivity
 from dplip.trainer import DPLipTrainer
 
@@ -57,6 +57,7 @@ __all__ = [
     "DPLipRegressor",
     "DPLipTrainer",
     "EntryBall",
+    "FixedSizeLoader",
     "FrobeniusBall",
     "LedgerError",
     "Norms",

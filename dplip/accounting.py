@@ -17,11 +17,13 @@ from typing import Any, ClassVar, SupportsIndex
 
 from dplip.errors import ConfigurationError
 from dplip.fixed_size import FixedSizeEvent
+from dplip.replace_one import replacing
 
 # Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
 # integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 1024
 # use the plain Gaussian.
 _LARGEST_SAMPLED_ORDER = 1024
+_LEAST_NOISE = 1e-3  # below it Opacus's series becomes NaN or does not end; the plain Gaussian costs as much there
 ORDERS: tuple[float, ...] = tuple(
     [1.01, 1.02, 1.05]
     + [1 + x / 10 for x in range(1, 100)]
@@ -32,12 +34,17 @@ ORDERS: tuple[float, ...] = tuple(
 _COARSE = tuple(i for i, order in enumerate(ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0)
 
 
+NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
+"""How far two neighbouring sums lie apart, in units of one example's bound."""
+
+
 @dataclass(frozen=True)
 class GaussianEvent:
     """One Poisson-subsampled Gaussian release.
 
     Args:
-        noise_multiplier: Standard deviation of the noise per unit of l2 sensitivity; 0 means no noise.
+        noise_multiplier: Standard deviation of the noise per unit of l2 sensitivity (that of the relation: of
+            ``replace_one`` it is twice one example's bound); 0 means no noise.
         sample_rate: Probability with which each example takes part, in (0, 1]; 1 is the plain Gaussian
             mechanism.
 
@@ -50,7 +57,6 @@ class GaussianEvent:
 
     sampling: ClassVar[str] = "poisson"
     neighboring: ClassVar[tuple[str, ...]] = ("add_remove", "replace_one")
-    mechanisms: ClassVar[tuple[str, ...]] = ("rdp", "prv", "pld")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
@@ -72,19 +78,33 @@ class GaussianEvent:
         events = tuple(events)
         return cls(min(e.noise_multiplier for e in events), max(e.sample_rate for e in events))
 
-    def renyi_divergence(self, order: float) -> float:
-        """An upper bound at an order of at most 1024; infinite at worst."""
-        from opacus.accountants.analysis.rdp import compute_rdp
+    def mechanisms(self, neighboring: str) -> tuple[str, ...]:
+        """The accountants that have a theorem for it under this relation."""
+        return ("rdp",) if neighboring == "replace_one" and self.sample_rate < 1 else ("rdp", "prv", "pld")
 
-        try:
-            sampled = float(
-                compute_rdp(q=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=1, orders=float(order))
-            )
-        except (ValueError, ArithmeticError):  # its series ran out of floating-point range
-            return math.inf
-        # The series at fractional orders is cut off at exp(-30); integer orders only round.
-        error = 1e-15 * order if order.is_integer() else 4e-13
-        return max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
+    def renyi_divergence(self, order: float, neighboring: str = "add_remove") -> float:
+        """An upper bound at an order of at most 1024; infinite at worst."""
+        q, sigma = self.sample_rate, self.noise_multiplier
+        if neighboring == "add_remove":
+            return _sampled_gaussian(q, sigma, order)
+        return replacing(lambda at: _sampled_gaussian(q, 2 * sigma, at), q, order)
+
+
+def _sampled_gaussian(q: float, sigma: float, order: float) -> float:
+    """A bound of the divergence for adding or removing one example; infinite where there is none."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    if order > _LARGEST_SAMPLED_ORDER or sigma < _LEAST_NOISE:
+        return math.inf
+    try:
+        sampled = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
+    except (ValueError, ArithmeticError):  # its series ran out of floating-point range
+        return math.inf
+    if not math.isfinite(sampled):  # NaN too, which is no number to compare with
+        return math.inf
+    # The series at fractional orders is cut off at exp(-30); integer orders only round.
+    error = 1e-15 * order if float(order).is_integer() else 4e-13
+    return max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
 
 
 Event = GaussianEvent | FixedSizeEvent
@@ -113,9 +133,11 @@ class Accountant:
     Args:
         mechanism: "rdp" (Renyi divergences), "prv" or "pld" (numerical composition of privacy losses, by Opacus or by
             dp_accounting, which the extra ``accounting`` installs).
+        neighboring: "add_remove", or "replace_one"; None: the first that it is :meth:`relate`d to, and "add_remove" as
+            soon as a step is counted.
 
     Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
-    for neighbours that differ in one example whose l2 contribution is the unit of the noise multiplier. "prv"
+    for neighbours under its relation, whose sums lie one unit of the noise multiplier apart at most. "prv"
     and "pld" report the smaller of their own upper bound and that of RDP, and RDP alone where they are numerically
     unsafe: epsilon above 100, or delta below 1e-13 per step.
 
@@ -123,7 +145,7 @@ class Accountant:
     Lee, Wutschitz 2021 (2106.02848); Opacus for the implementations.
     """
 
-    def __init__(self, mechanism: str = "rdp") -> None:
+    def __init__(self, mechanism: str = "rdp", neighboring: str | None = None) -> None:
         if mechanism not in _EPSILON:
             nearest = difflib.get_close_matches(str(mechanism), _EPSILON, n=1, cutoff=0)[0]
             raise ConfigurationError(
@@ -131,11 +153,43 @@ class Accountant:
                 f"(known: {', '.join(map(repr, _EPSILON))})"
             )
         self._mechanism = mechanism
+        self._neighboring: str | None = None
         self._history: list[tuple[Any, ...]] = []
+        if neighboring is not None:
+            self.relate(neighboring)
 
     def mechanism(self) -> str:
         """The name of the accounting mechanism."""
         return self._mechanism
+
+    @property
+    def neighboring(self) -> str:
+        """The relation that its epsilon is for."""
+        return self._neighboring or "add_remove"
+
+    def relate(self, neighboring: str) -> None:
+        """Take this relation for good.
+
+        Raises:
+            ConfigurationError: It has another, under which the sum of both would be no epsilon; or there is none such.
+        """
+        self._same(neighboring)
+        self._neighboring = neighboring
+
+    def require(self, event: Event, neighboring: str) -> None:
+        """Refuse another relation than its own, and an event for which it has no theorem under this one.
+
+        Raises:
+            ConfigurationError: Names the reason.
+        """
+        self._same(neighboring)
+        require_relation(event, neighboring)
+        mechanisms = event.mechanisms(neighboring)
+        if self._mechanism not in mechanisms:
+            raise ConfigurationError(
+                f"accountant={self._mechanism!r}: it has no theorem for {event.sampling} batches under "
+                f"{neighboring!r}; choose one of {list(mechanisms)}"
+            )
 
     @property
     def history(self) -> list[tuple[Any, ...]]:
@@ -164,31 +218,33 @@ class Accountant:
         Raises:
             ConfigurationError: If this accountant has no theorem for it; nothing is counted then.
         """
-        self._require(event)
+        self.require(event, self.neighboring)
+        self._neighboring = self.neighboring
         if self._history and self._history[-1][:-1] == astuple(event):
             steps += self._history.pop()[-1]
         self._history.append((*astuple(event), steps))
 
     def get_epsilon(self, delta: float) -> float:
         """An upper bound of epsilon at ``delta``: 0 before any step, infinite after one without noise."""
-        return _epsilon(self._mechanism, self._events(), delta)
+        return _epsilon(self._mechanism, self.neighboring, self._events(), delta)
 
     def epsilon_after(self, event: Event, steps: int, delta: float) -> float:
         """What :meth:`get_epsilon` would return after ``steps`` more of ``event``; changes nothing."""
-        self._require(event)
+        self.require(event, self.neighboring)
         events = self._events()
         events[event] += whole("steps", steps, least=0)
-        return _epsilon(self._mechanism, events, delta)
+        return _epsilon(self._mechanism, self.neighboring, events, delta)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state under Opacus's keys, "history" and "mechanism"."""
-        return {"history": self.history, "mechanism": self._mechanism}
+        """The state under Opacus's keys, "history" and "mechanism"; and "neighboring" if it is not Opacus's."""
+        state = {"history": self.history, "mechanism": self._mechanism}
+        return state if self.neighboring == "add_remove" else {**state, "neighboring": self.neighboring}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replace the state by one that :meth:`state_dict` or an Opacus accountant wrote.
 
         Raises:
-            ConfigurationError: If it is of another mechanism or not such a state; nothing is changed then.
+            ConfigurationError: If it is of another mechanism or relation, or not such a state; nothing is changed then.
         """
         for key in ("history", "mechanism"):
             if key not in state_dict:
@@ -201,16 +257,20 @@ class Accountant:
                 f"mechanism={state_dict['mechanism']!r} in the state: this accountant is "
                 f"{self._mechanism!r}; load it into create_accountant({state_dict['mechanism']!r})"
             )
-        loaded = Accountant(self._mechanism)
+        loaded = Accountant(self._mechanism, self._neighboring)
+        if state_dict["history"] or "neighboring" in state_dict:
+            loaded.relate(state_dict.get("neighboring", "add_remove"))
         for *values, steps in state_dict["history"]:
             loaded.count(_of_values(values), whole("num_steps", steps, least=1))
-        self._history = loaded._history
+        self._history, self._neighboring = loaded._history, loaded._neighboring
 
-    def _require(self, event: Event) -> None:
-        if self._mechanism not in event.mechanisms:
+    def _same(self, neighboring: str) -> None:
+        if neighboring not in tuple(NEIGHBORING):
+            raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
+        if self._neighboring not in (None, neighboring):
             raise ConfigurationError(
-                f"accountant={self._mechanism!r}: it has no theorem for {event.sampling} batches; choose one of "
-                f"{list(event.mechanisms)}"
+                f"neighboring={neighboring!r}: this accountant is for {self._neighboring!r}, and an epsilon for both "
+                "relations at once is for neither. Choose that relation, or a new accountant (a new PrivacyEngine)."
             )
 
     def _events(self) -> Counter[Event]:
@@ -225,28 +285,42 @@ def _of_values(values: list[Any]) -> Event:
     return event_of(dict(zip(names, values, strict=False)))
 
 
-def create_accountant(mechanism: str) -> Accountant:
-    """A new accountant: "rdp", "prv" or "pld".
+def create_accountant(mechanism: str, neighboring: str | None = None) -> Accountant:
+    """A new accountant: "rdp", "prv" or "pld", for neighbours under this relation.
 
     Raises:
-        ConfigurationError: If the name is unknown; names the nearest.
+        ConfigurationError: If a name is unknown; names the nearest.
     """
-    return Accountant(mechanism)
+    return Accountant(mechanism, neighboring)
 
 
-def _epsilon(mechanism: str, events: Mapping[Event, int], delta: float) -> float:
+def require_relation(event: Event, neighboring: str) -> None:
+    """Refuse a relation that there is no theorem for."""
+    if neighboring not in event.neighboring:
+        raise ConfigurationError(
+            f"neighboring={neighboring!r}: what {event.sampling} batches cost is proved for "
+            f"{' and '.join(map(repr, event.neighboring))}. Choose that relation, or Poisson sampling."
+        )
+
+
+def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delta: float) -> float:
     require_delta(delta)
     spent = {event: steps for event, steps in events.items() if steps > 0}
     if not spent:
         return 0.0
     if any(event.noise_multiplier == 0 for event in spent):
         return math.inf
-    return max(0.0, _EPSILON[mechanism](spent, delta))
+    rdp = max(0.0, _rdp_epsilon(spent, neighboring, delta))
+    # PRV adds an error of 0.01 to its bound, its FFT loses small deltas (seen: epsilon too low at 1e-13 after
+    # 1,000 steps), and its exp overflows; larger losses do not fit PLD's grid, and its FFT rounds small deltas too.
+    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):
+        return rdp
+    return max(0.0, min(rdp, _EPSILON[mechanism](spent, delta)))
 
 
-def _rdp_epsilon(events: Mapping[Event, int], delta: float) -> float:
+def _rdp_epsilon(events: Mapping[Event, int], neighboring: str, delta: float) -> float:
     def spent(order: float) -> float:
-        return sum(steps * renyi_divergence(event, order) for event, steps in events.items())
+        return sum(steps * renyi_divergence(event, order, neighboring) for event, steps in events.items())
 
     def epsilon(order: float) -> float:
         return converted(spent(order), order, delta)
@@ -268,12 +342,12 @@ def converted(divergence: float, order: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=1 << 18)
-def renyi_divergence(event: Event, order: float) -> float:
-    """An upper bound of the Renyi divergence of one step; infinite at worst."""
+def renyi_divergence(event: Event, order: float, neighboring: str = "add_remove") -> float:
+    """An upper bound of the Renyi divergence of one step under a relation; infinite at worst."""
     plain = order / 2 / event.noise_multiplier / event.noise_multiplier
     if event.sample_rate == 1 or order > _LARGEST_SAMPLED_ORDER:
         return plain  # sampling never increases it (joint quasi-convexity over the choices of a batch)
-    sampled = event.renyi_divergence(order)
+    sampled = event.renyi_divergence(order, neighboring)
     return min(plain, sampled) if math.isfinite(sampled) else plain
 
 
@@ -282,11 +356,6 @@ def _prv_epsilon(events: Mapping[Event, int], delta: float) -> float:
     from opacus.accountants import PRVAccountant
     from scipy.integrate import IntegrationWarning
 
-    rdp = _rdp_epsilon(events, delta)
-    # PRV adds an error of 0.01 to its bound, its FFT loses small deltas (seen: epsilon too low at 1e-13 after
-    # 1,000 steps), and its exp overflows.
-    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(events.values())):
-        return rdp
     prv = PRVAccountant()
     prv.history = [(event.noise_multiplier, event.sample_rate, steps) for event, steps in events.items()]
     try:
@@ -295,22 +364,23 @@ def _prv_epsilon(events: Mapping[Event, int], delta: float) -> float:
             warnings.simplefilter("error", IntegrationWarning)  # an unreliable mean would be a wrong number
             bound = float(prv.get_epsilon(delta))
     except (RuntimeError, ValueError, ArithmeticError, IndexError, MemoryError, IntegrationWarning):
-        return rdp
-    return min(rdp, bound) if math.isfinite(bound) else rdp
+        return math.inf
+    return bound if math.isfinite(bound) else math.inf
 
 
 def _pld_epsilon(events: Mapping[Event, int], delta: float) -> float:
     from dplip.dp_events import pld_epsilon
 
-    rdp = _rdp_epsilon(events, delta)
-    # As for PRV: losses beyond this do not fit its grid, and smaller deltas drown in the rounding of its FFT.
-    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(events.values())):
-        return rdp
-    return min(rdp, pld_epsilon(events, delta))
+    return pld_epsilon(events, delta)
 
 
+def _no_other(events: Mapping[Event, int], delta: float) -> float:
+    return math.inf
+
+
+# An upper bound beside that of RDP; infinite where there is none.
 _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
-    "rdp": _rdp_epsilon,
+    "rdp": _no_other,
     "prv": _prv_epsilon,
     "pld": _pld_epsilon,
 }

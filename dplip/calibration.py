@@ -19,6 +19,7 @@ def get_noise_multiplier(
     epochs: int | None = None,
     steps: int | None = None,
     accountant: str = "rdp",
+    neighboring: str = "add_remove",
     epsilon_tolerance: float = 0.01,
     event: Callable[[float], Event] | None = None,
     before: Iterable[Event] = (),
@@ -32,6 +33,7 @@ def get_noise_multiplier(
         epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
         steps: Number of steps.
         accountant: "rdp" or "prv".
+        neighboring: The relation that the multiplier is for.
         epsilon_tolerance: How far below the target epsilon may end.
         event: From a noise multiplier to the event of a step, such as a loader's ``event``; in place of
             ``sample_rate``.
@@ -49,7 +51,7 @@ def get_noise_multiplier(
         raise ConfigurationError(f"target_epsilon={target_epsilon}: a budget is above 0; pass a positive number")
     if not 0 < epsilon_tolerance < math.inf:
         raise ConfigurationError(f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance")
-    accountants = {name: create_accountant(name) for name in ("rdp", accountant)}
+    accountants = {name: create_accountant(name, neighboring) for name in ("rdp", accountant)}
     if (sample_rate is None) == (event is None):
         raise ConfigurationError(f"sample_rate={sample_rate}, event={event}: either fixes the sampling; give one")
     for spent, held in itertools.product(before, accountants.values()):

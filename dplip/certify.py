@@ -14,6 +14,7 @@ from dplip.deviations import Cuts
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.intervals import Boxes, enlarged
 from dplip.norms import Norms, largest
+from dplip.precision import full_precision
 from dplip.propagate import Walk
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
@@ -215,15 +216,17 @@ def _dual(norm: float) -> float:
 
 
 class evaluation:
-    """Evaluation mode inside the block, and each module's own mode again after it."""
+    """Evaluation mode and full precision inside the block, and each module's own mode again after it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model, self.precision = model, full_precision()
 
     def __enter__(self) -> None:
+        self.precision.__enter__()
         self.modes = [(m, m.training) for m in self.model.modules()]
         self.model.eval()
 
     def __exit__(self, *_: object) -> None:
         for module, mode in self.modes:
             module.training = mode
+        self.precision.__exit__(None, None, None)

@@ -188,6 +188,7 @@ def account(
     epsilon: Annotated[float | None, typer.Option(help="In place of the noise: the epsilon to reach.")] = None,
     delta: Delta = 1e-5,
     accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
+    neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
     ledger: Annotated[Path | None, typer.Option(help="Recompute what a run spent from its ledger alone.")] = None,
 ) -> None:
     """Say what a run spends, what noise a budget needs, or what a ledger shows."""
@@ -210,9 +211,10 @@ def account(
             sample_rate=sample_rate,
             steps=steps,
             accountant=accountant.value,
+            neighboring=neighboring.value,
         )
     event = GaussianEvent(noise_multiplier, sample_rate)
-    spent = create_accountant(accountant.value).epsilon_after(event, steps, delta)
+    spent = create_accountant(accountant.value, neighboring.value).epsilon_after(event, steps, delta)
     typer.echo(f"epsilon {spent:.6f} at delta {delta:g}, noise multiplier {noise_multiplier:.6f}, {steps} steps")
 
 

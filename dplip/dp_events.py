@@ -64,7 +64,8 @@ def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, s
     Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27. The
     approximation by a central limit ("GDP") is not offered: it is too low.
     """
-    return Accountant().epsilon_after(FixedSizeEvent(noise_multiplier, batch_size, size), steps, delta)
+    event = FixedSizeEvent(noise_multiplier, batch_size, size)
+    return Accountant(neighboring="replace_one").epsilon_after(event, steps, delta)
 
 
 def pld_epsilon(events: Mapping[Event, int], delta: float) -> float:

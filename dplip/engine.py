@@ -69,6 +69,7 @@ class PrivacyEngine:
             data_loader: its data set and batch size are kept; its sampling is replaced by Poisson's.
             criterion: one of :mod:`dplip.losses`.
             noise_multiplier: std of the noise per unit of sensitivity.
+            neighboring: the relation; the same for all that one engine makes.
             public_size: the size of the data that is public; None: its length, treated as public.
             max_physical_batch_size: most examples at once in memory.
             input_shape: shape of one example; None: that of the first item.
@@ -114,6 +115,7 @@ class PrivacyEngine:
         if self.secure_mode:
             check_secure(self.accountant.mechanism(), seed)
         shape = check_data(module, criterion, loader.dataset, "data_loader", input_shape)
+        self.accountant.require(loader.event(noise_multiplier), neighboring)
         private = DPLipOptimizer(
             optimizer,
             model=module,
@@ -127,6 +129,7 @@ class PrivacyEngine:
             if self.secure_mode
             else GaussianNoise(None if seed is None else seed + 1),
         )
+        self.accountant.relate(neighboring)
         return module, private, loader
 
     def make_private_with_epsilon(
@@ -164,6 +167,7 @@ class PrivacyEngine:
             sample_rate=loader.sample_rate,
             steps=epochs * loader.steps_per_epoch,
             accountant=self.accountant.mechanism(),
+            neighboring=arguments.get("neighboring", "add_remove"),
         )
         budget = Budget(target_epsilon, target_delta)
         return self.make_private(data_loader=loader, noise_multiplier=sigma, budget=budget, **arguments)

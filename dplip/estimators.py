@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, v
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from dplip.accounting import GaussianEvent, create_accountant
+from dplip.accounting import NEIGHBORING, GaussianEvent, create_accountant
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certify, evaluation
 from dplip.errors import ConfigurationError
@@ -23,7 +23,6 @@ from dplip.losses import BinaryCrossEntropy, Huber, Loss
 from dplip.models_tabular import monotone_network
 from dplip.monotonicity import Monotonicity, certify_monotonic, feature_radii
 from dplip.nn import TabularInput
-from dplip.optimizer import NEIGHBORING
 from dplip.sampling import PoissonLoader
 from dplip.trainer import DPLipTrainer
 
@@ -91,6 +90,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
             sample_rate=loader.sample_rate,
             steps=steps,
             accountant=self.accountant,
+            neighboring=self.neighboring,
         )
         return GaussianEvent(sigma, loader.sample_rate), steps
 
@@ -355,7 +355,7 @@ def search_privacy(search: Any) -> dict[str, Any]:
     best = _private_part(search.best_estimator_)
     rows, splits = best.rows_, int(search.n_splits_)
     least = rows - -(-rows // splits) if splits > 1 else rows
-    accountant = create_accountant(best.accountant)
+    accountant = create_accountant("rdp", "replace_one")  # the others have no theorem for Poisson batches
     fits = 0
     plans = [
         (_private_part(clone(search.estimator).set_params(**p)), splits, least) for p in search.cv_results_["params"]
@@ -364,8 +364,7 @@ def search_privacy(search: Any) -> dict[str, Any]:
         event, steps = part.planned_event(size)
         # Under replace-one two sums lie twice as far apart as under add-remove.
         sigma = event.noise_multiplier * NEIGHBORING[part.neighboring] / NEIGHBORING["replace_one"]
-        for _ in range(times * steps):
-            accountant.step(noise_multiplier=sigma, sample_rate=event.sample_rate)
+        accountant.count(GaussianEvent(sigma, event.sample_rate), times * steps)
         fits += times
     return {
         "epsilon": accountant.get_epsilon(best.delta),

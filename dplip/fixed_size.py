@@ -39,8 +39,6 @@ class FixedSizeEvent:
     sampling: ClassVar[str] = "fixed_size"
     neighboring: ClassVar[tuple[str, ...]] = ("replace_one",)
     """The neighbouring relations that its divergence is proved for."""
-    mechanisms: ClassVar[tuple[str, ...]] = ("rdp",)
-    """The accountants that have a theorem for it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
@@ -56,6 +54,10 @@ class FixedSizeEvent:
                 "numbers with 1 <= batch_size <= size"
             )
 
+    def mechanisms(self, neighboring: str) -> tuple[str, ...]:
+        """The accountants that have a theorem for it under this relation."""
+        return ("rdp",)
+
     @property
     def sample_rate(self) -> float:
         """The probability of an example to be in a batch; not independent of the other examples."""
@@ -69,7 +71,7 @@ class FixedSizeEvent:
         size = max(batch_size, min(e.size for e in events))
         return cls(min(e.noise_multiplier for e in events), batch_size, size)
 
-    def renyi_divergence(self, order: float) -> float:
+    def renyi_divergence(self, order: float, neighboring: str = "replace_one") -> float:
         """An upper bound at an order of at most 1024, for neighbours that differ in one example; infinite at worst.
 
         Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27.

@@ -64,7 +64,7 @@ class LedgerRecord:
             delta = self.delta
         if delta is None:
             raise ConfigurationError("delta=None: this ledger was opened without a delta; pass one")
-        accountant = create_accountant(self.mechanism)
+        accountant = create_accountant(self.mechanism, self.neighboring)
         for event in self.events:
             accountant.count(event)
         return accountant.get_epsilon(delta)
@@ -100,7 +100,7 @@ class Ledger:
         run: str | None = None,
         resume: bool = False,
     ) -> None:
-        create_accountant(mechanism)
+        create_accountant(mechanism, neighboring)
         self.path = Path(path)
         header = {
             "ledger": "dplip",
@@ -285,7 +285,7 @@ def _header(record: dict[str, Any]) -> dict[str, Any]:
     kinds = {"run": str, "mechanism": str, "neighboring": str, "delta": float | None, "facts": dict}
     if record.keys() != kinds.keys() or not all(isinstance(record[k], kind) for k, kind in kinds.items()):
         raise ValueError("its header has other entries than a ledger's")
-    create_accountant(record["mechanism"])
+    create_accountant(record["mechanism"], record["neighboring"])
     if record["delta"] is not None and not 0 < record["delta"] < 1:
         raise ValueError(f"delta={record['delta']}")
     return record

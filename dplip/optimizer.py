@@ -10,19 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dplip.accounting import Event, whole
+from dplip.accounting import NEIGHBORING, Event, require_relation, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
+from dplip.precision import require_full_precision
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
 from dplip.trace import fingerprint
 from dplip.witness import Witness
-
-NEIGHBORING = {"add_remove": 1.0, "replace_one": 2.0}
-"""How far two neighbouring sums lie apart, in units of one example's bound."""
 
 
 class Batches(Protocol):
@@ -97,11 +95,7 @@ class DPLipOptimizer(Optimizer):
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses what is none
-        if neighboring not in event.neighboring:
-            raise ConfigurationError(
-                f"neighboring={neighboring!r}: what {event.sampling} batches cost is proved for "
-                f"{' and '.join(map(repr, event.neighboring))}. Choose that relation, or Poisson sampling."
-            )
+        require_relation(event, neighboring)
         _check_parameters(optimizer, model)
         self._noise_multiplier = noise_multiplier
         self.original, self.model, self.loss = optimizer, model, loss
@@ -155,7 +149,8 @@ class DPLipOptimizer(Optimizer):
 
         Raises:
             ConfigurationError: the gradients are not those of one backward pass of the declared loss over the examples
-                handed out since the last step, or are not finite. Nothing is spent or changed.
+                handed out since the last step, are not finite, or may have been computed in TF32 or bfloat16. Nothing
+                is spent or changed.
             BudgetExceededError: the step would exceed the budget. Nothing is spent or changed.
         """
         if closure is not None:
@@ -164,6 +159,7 @@ class DPLipOptimizer(Optimizer):
             self._accumulating = self.batches.number
             return
         _check_parameters(self.original, self.model)
+        require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
         bounds = self.sensitivities()

@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "versions": ("python", "dplip", "torch", "opacus", "numpy", "platform"),
 }
 """The sections of a report and the fields that each must have; more are welcome."""
+
+_NUMBERS = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
 
 
 def versions() -> dict[str, str]:
@@ -63,7 +65,15 @@ def validate_report(report: Mapping[str, Any]) -> None:
             missing += [f"{section}.{field}" for field in fields if field not in content]
     if missing:
         raise ConfigurationError(f"the report lacks {', '.join(missing)}: fill in every field of its schema")
+    if not isinstance(report.get("run", {}), Mapping):
+        raise ConfigurationError(f"run={report['run']!r} in the report: it is a section of its own; leave it out")
+    for name in _NUMBERS:
+        value = report["privacy"][name]
+        if not isinstance(value, int | float) and value != "inf":
+            raise ConfigurationError(f"privacy.{name}={value!r} in the report: this is a number, or 'inf'; mend it")
     radii, accuracy = report["certified"]["radii"], report["certified"]["accuracy"]
+    if not (isinstance(radii, Sequence) and isinstance(accuracy, Sequence)):
+        raise ConfigurationError(f"certified.radii={radii!r}, certified.accuracy={accuracy!r}: give two lists")
     if len(radii) != len(accuracy):
         raise ConfigurationError(
             f"certified.radii={radii} and certified.accuracy={accuracy} differ in length: give one accuracy per radius"

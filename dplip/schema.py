@@ -146,7 +146,7 @@ def read_schema(path: str | Path) -> Schema:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         columns, target = found["columns"], str(found["target"])
         source = str(found.get("source", "public"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as wrong:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as wrong:
         raise ConfigurationError(
             f"schema {path}: cannot be read ({type(wrong).__name__}: {wrong}): make one with dplip schema FILE."
         ) from None
@@ -164,8 +164,13 @@ def _column(name: str, entry: Any) -> Column:
         raise ConfigurationError(f"schema, column {name!r}: {entry!r}: it may have {', '.join(sorted(known))}.")
     values = {**entry, "kind": entry.get("kind")}
     if "levels" in values:
+        if not isinstance(values["levels"], list | None):
+            raise ConfigurationError(f"schema, column {name!r}: levels={values['levels']!r}: give a list.")
         values["levels"] = tuple(str(v) for v in values["levels"] or ())
-    return Column(name, **values)
+    try:
+        return Column(name, **values)
+    except (TypeError, OverflowError) as wrong:  # a list where a word belongs, a number beyond all floats
+        raise ConfigurationError(f"schema, column {name!r}: {entry!r}: {wrong}: mend that entry.") from None
 
 
 def write_schema(path: str | Path, schema: Schema) -> None:

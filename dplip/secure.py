@@ -22,7 +22,8 @@ Why this is the mechanism that is accounted for:
    all of it is below e^-250 relatively. Where parameters differ in S, scale each coordinate and take the least S.
    So the RDP of a step is that of the continuous Gaussian, and the accountant "rdp" applies. The reversed direction is
    the smaller one by the reflection x -> c - x, which maps the lattice to itself (Mironov, Talwar, Zhang 2019,
-   1908.10530, theorem 5). Numerical accountants (PRV, PLD) compose continuous losses and are refused.
+   1908.10530, theorem 5). Replacing an example is bounded by these two (dplip.replace_one). Numerical accountants
+   (PRV, PLD) compose continuous losses and are refused.
 """
 
 from __future__ import annotations

@@ -13,7 +13,14 @@ from dplip.accounting import ORDERS, GaussianEvent, converted, renyi_divergence,
 from dplip.errors import ConfigurationError
 
 
-def selection_epsilon(events: Iterable[GaussianEvent], *, delta: float, mean_runs: float, shape: float = 1.0) -> float:
+def selection_epsilon(
+    events: Iterable[GaussianEvent],
+    *,
+    delta: float,
+    mean_runs: float,
+    shape: float = 1.0,
+    neighboring: str = "add_remove",
+) -> float:
     """Epsilon of drawing a random number of runs, each with settings drawn at random, and releasing the best alone.
 
     The number K of runs follows a truncated negative binomial distribution, drawn beforehand and kept secret: with
@@ -26,6 +33,7 @@ def selection_epsilon(events: Iterable[GaussianEvent], *, delta: float, mean_run
         delta: in (0, 1).
         mean_runs: the expected K, at least 1.
         shape: eta >= 0 of the distribution.
+        neighboring: the relation that the events' noise multipliers are for.
 
     Returns:
         epsilon of the whole search. A fixed number of runs, all of whose scores are looked at, costs more: compose
@@ -54,7 +62,7 @@ def selection_epsilon(events: Iterable[GaussianEvent], *, delta: float, mean_run
         return math.inf
     if not counted:
         return 0.0
-    spent = np.array([sum(n * renyi_divergence(e, order) for e, n in counted.items()) for order in ORDERS])
+    spent = np.array([sum(n * renyi_divergence(e, order, neighboring) for e, n in counted.items()) for order in ORDERS])
     orders = np.array(ORDERS)
     if mean_runs == 1:  # one run, whatever the shape
         return _best(spent, delta)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from dplip import front
-from dplip.accounting import Event, create_accountant
+from dplip.accounting import NEIGHBORING, Event, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
@@ -31,7 +31,8 @@ from dplip.engine import check_data
 from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import NEIGHBORING, DPLipOptimizer
+from dplip.optimizer import DPLipOptimizer
+from dplip.precision import full_precision
 from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
@@ -168,7 +169,7 @@ class DPLipTrainer:
             raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
-        self.accountant = create_accountant(accountant)
+        self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
@@ -197,6 +198,7 @@ class DPLipTrainer:
                 event=self.loader.event,
                 steps=self.steps,
                 accountant=accountant,
+                neighboring=neighboring,
                 before=self._releases,
             )
         self.optimizer = DPLipOptimizer(
@@ -307,6 +309,7 @@ class DPLipTrainer:
             self._seconds += time.perf_counter() - started
         return self
 
+    @full_precision()
     def _train(self, bar: tqdm[Any]) -> None:
         self.model.train()
         device = _device(self.model)
@@ -432,7 +435,7 @@ class DPLipTrainer:
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
-            self.accountant = create_accountant(self.accountant.mechanism())
+            self.accountant = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
                 self.accountant.count(event)
         if begun_before:
@@ -501,7 +504,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "report.json"
     try:
         report = json.loads(path.read_text())
-    except (OSError, ValueError) as wrong:
+    except (OSError, ValueError, RecursionError) as wrong:
         raise ConfigurationError(
             f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
         ) from None

@@ -125,7 +125,7 @@ def test_a_run_costs_what_dp_accounting_says(sigma, batch_size):
     event = FixedSizeEvent(sigma, batch_size, 1000)
     theirs = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
     theirs.compose(to_dp_event([event] * 3))
-    spent = Accountant().epsilon_after(event, 3, DELTA)
+    spent = Accountant(neighboring="replace_one").epsilon_after(event, 3, DELTA)
     assert 0.9 * theirs.get_epsilon(DELTA) <= spent <= theirs.get_epsilon(DELTA) * (1 + 1e-6)
     assert spent == fixed_size_epsilon(noise_multiplier=sigma, batch_size=batch_size, size=1000, steps=3, delta=DELTA)
 
@@ -176,14 +176,14 @@ def test_no_pair_of_neighbours_is_further_apart_than_is_charged(sigma, batch_siz
 def test_it_costs_more_than_poisson_batches_and_less_than_full_ones():
     sizes = {"batch_size": 50, "size": 1000}
     spent, poisson, full = (
-        Accountant().epsilon_after(event, 200, DELTA)
+        Accountant(neighboring=event.neighboring[0]).epsilon_after(event, 200, DELTA)
         for event in (FixedSizeEvent(2.0, **sizes), GaussianEvent(2.0, 0.05), GaussianEvent(2.0, 1.0))
     )
     assert 1.5 * poisson < spent < full
 
 
 def test_events_of_both_kinds_survive_an_accountants_state():
-    accountant = Accountant()
+    accountant = Accountant(neighboring="replace_one")
     accountant.count(FixedSizeEvent(2.0, 5, 100), 3)
     accountant.count(FixedSizeEvent(2.0, 5, 100))
     accountant.step(noise_multiplier=2.0, sample_rate=0.05)
@@ -243,7 +243,9 @@ def test_the_noise_is_that_of_replacing_one_example():
     assert fixed.sensitivities.total == poisson.sensitivities.total
     assert fixed.noise_multiplier > 1.2 * poisson.noise_multiplier
     event = trainer().loader.event
-    calibrated = get_noise_multiplier(target_epsilon=4.0, target_delta=DELTA, event=event, steps=16)
+    calibrated = get_noise_multiplier(
+        target_epsilon=4.0, target_delta=DELTA, event=event, steps=16, neighboring="replace_one"
+    )
     assert calibrated == fixed.noise_multiplier
 
 

@@ -8,6 +8,7 @@ import os
 import struct
 
 import pytest
+from fuzz_readers import READERS, refused, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -146,6 +147,63 @@ def test_any_bytes_are_a_report_or_refused(tmp_path, content):
         read_report(tmp_path)
 
 
+SEEDS = {name: [content for content in contents if content[:1] == b"{"] for name, contents in seeds().items()}
+
+
+def places(value, path=()):
+    """The path of every node of nested JSON."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(item, (*path, key))
+
+
+def changed(value, path, new):
+    """The same with another node there, or without one."""
+    if not path:
+        return new
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    if new is DROPPED and len(path) == 1:
+        del copied[path[0]]
+    else:
+        copied[path[0]] = changed(value[path[0]], path[1:], new)
+    return copied
+
+
+DROPPED = object()
+EXTREME = st.sampled_from([DROPPED, 10**400, -(10**400), 2**63, 1e-320, 1e308, "inf", "nan", [[]], {"": {}}, True, ""])
+
+
+@many
+@given(name=st.sampled_from(sorted(SEEDS)), data=st.data())
+def test_a_valid_file_with_other_values_is_read_or_refused(tmp_path, name, data):
+    seed = data.draw(st.sampled_from(SEEDS[name]))
+    lines = [json.loads(line) for line in seed.splitlines()]
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(places(lines))[1:]))
+        lines = changed(lines, path, data.draw(EXTREME | VALUES))
+        if not lines or lines is DROPPED:
+            return
+    try:
+        content = "\n".join(json.dumps(line) for line in lines) + "\n"
+    except TypeError:  # what was dropped is the root of a line
+        return
+    refused(READERS[name], tmp_path, content.encode())
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("opening", ["[", '{"a":', '{"columns":{"a":', "1" * 10])
+def test_files_that_nest_without_end_are_refused(tmp_path, name, opening):
+    for count in (600, 100_000):
+        assert refused(READERS[name], tmp_path, opening.encode() * count) is None
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_the_fuzzers_begin_from_is_valid(tmp_path, name):
+    for content in SEEDS[name]:
+        READERS[name](tmp_path, content)
+
+
 NUMBERS = st.sampled_from(["0", "-1", "1", "0.1", "1e-5", "nan", "inf", "-inf", "1e400", "x", "", "0x10", "1_0", "50"])
 FLAGS = ("--sample-rate", "--steps", "--noise-multiplier", "--epsilon", "--delta", "--accountant", "--ledger")
 
@@ -178,8 +236,15 @@ def test_arguments_of_train_from_which_no_run_can_be_made_are_refused(tmp_path, 
     assert isinstance(done.exception, DPLipError | SystemExit), done.exception
 
 
+(FULL,) = (json.loads(content) for content in SEEDS["report"])
+RUNS = st.dictionaries(
+    st.sampled_from(["model", "data", "preset"]), VALUES | st.sampled_from(["l2", "monotone", {"lr": 0.1}])
+)
+REPORTS = st.builds(lambda run: json.dumps({**FULL, "run": run}).encode(), RUNS | VALUES)
+
+
 @few
-@given(command=st.sampled_from(["certify", "audit"]), content=st.binary(max_size=60))
+@given(command=st.sampled_from(["certify", "audit"]), content=st.binary(max_size=60) | REPORTS)
 def test_any_folder_is_a_run_or_refused(tmp_path, command, content):
     (tmp_path / "report.json").write_bytes(content)
     done = CliRunner().invoke(app, [command, str(tmp_path)])

@@ -1,5 +1,6 @@
 """Tables: schemas, row-by-row encoding, and ``dplip train`` on a user's own file."""
 
+import functools
 import json
 import math
 import sys
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 import dplip
+from dplip.audit import replay
 from dplip.certify import predictions
 from dplip.cli import main
-from dplip.cli_tabular import trained_table
+from dplip.cli_tabular import audit_table, trained_table
 from dplip.models_tabular import TabularPreset, tabular_preset
 from dplip.report import validate_report
 from dplip.schema import Column, Schema, parse_monotone, read_schema, write_schema
 from dplip.tabular import draft, encode, encode_features, is_table, load_table, read_frame, with_scaled_target
+from dplip.trainer import read_report
 
 torch.set_num_threads(1)
 
@@ -412,6 +415,22 @@ def test_a_regression_reports_its_error_in_the_targets_units(tmp_path, dplip_com
     assert 0.7 < report["utility"]["rmse"] < 3 and f"rmse      {report['utility']['rmse']:.4f}" in out
     code, _, error = dplip_command("certify", tmp_path / "run")
     assert code == 2 and "regression" in error
+
+
+def test_audit_attacks_a_regression_on_a_table(tmp_path, dplip_command, monkeypatch):
+    monkeypatch.setattr("dplip.audit.run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
+    x = np.linspace(0, 10, 60)
+    pd.DataFrame({"x": x, "y": 50 - 3 * x}).to_csv(tmp_path / "t.csv", index=False)
+    schema = Schema(Column("y", "numeric", 0, 60), (Column("x", "numeric", 0, 10, monotone=-1),))
+    write_schema(tmp_path / "t.schema.json", schema)
+    options = ("--epsilon", 8, "--epochs", 1, "--batch-size", 20, "--no-progress", "--out", tmp_path / "run")
+    code, _, error = dplip_command("train", "--data", tmp_path / "t.csv", *options)
+    assert code == 0, error
+    report = read_report(tmp_path / "run")
+    rows = {row.promise: row for row in audit_table(tmp_path / "run", report, None, canaries=100, starts=1)}
+    assert all(row.survived for row in rows.values())
+    assert 0.2 * rows["gradient of all"].bound < rows["gradient of all"].found
+    assert "epsilon of one full step" in rows and "epsilon of 3 steps" not in rows
 
 
 def test_the_schema_command_drafts_beside_the_table_and_overwrites_nothing(tmp_path, dplip_command):

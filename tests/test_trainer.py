@@ -294,9 +294,10 @@ def test_an_interrupted_fit_goes_on_where_it_stopped():
     assert run.get_epsilon() <= 4.0
 
 
-def test_replace_one_and_add_remove_cost_the_same_epsilon_for_twice_the_noise():
+def test_replace_one_needs_more_noise_for_one_epsilon_and_less_than_twice_as_much():
     one, two = trainer().plan(), trainer(neighboring="replace_one").plan()
-    assert one.epsilon == two.epsilon and one.noise_multiplier == two.noise_multiplier
+    assert one.epsilon == pytest.approx(two.epsilon, rel=0.01)
+    assert 0.5 * one.noise_multiplier < two.noise_multiplier < 0.95 * one.noise_multiplier  # of twice the sensitivity
     assert two.sensitivities.total == pytest.approx(2 * one.sensitivities.total)
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from dplip.accounting import Accountant, Event, GaussianEvent
+from dplip.accounting import NEIGHBORING, Accountant, Event, GaussianEvent
 from dplip.audit.statistics import best_threshold, canary_epsilon, gaussian_epsilon
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import NEIGHBORING, DPLipOptimizer
+from dplip.optimizer import DPLipOptimizer
 from dplip.sensitivity import sensitivity
 
 CERTAIN = 0.9999

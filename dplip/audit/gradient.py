@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,7 @@ def _starts(
     model: nn.Module, shape: tuple[int, ...], data: Dataset[Any] | None, count: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     if data is not None:
-        size = len(data)  # type: ignore[arg-type]
+        size = len(cast(Sized, data))
         for index in torch.randperm(size, generator=generator)[:count].tolist():
             x, y = data[index]
             yield torch.as_tensor(x), torch.as_tensor(y)[None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +77,11 @@ def one_run(
     loader = PoissonLoader(
         mixed,
         sample_rate=sample_rate,
-        public_size=len(data) + canaries,  # type: ignore[arg-type]
+        public_size=len(cast(Sized, data)) + canaries,
         steps_per_epoch=steps,
         seed=seed,
     )
-    accountant = Accountant()
+    accountant = Accountant(neighboring=neighboring)
 
     def charge(event: Event) -> None:
         accountant.count(event)

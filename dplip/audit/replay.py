@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dplip.accounting import Event
+from dplip.accounting import NEIGHBORING, Event
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import NEIGHBORING, DPLipOptimizer
+from dplip.optimizer import DPLipOptimizer
 from dplip.sampling import PoissonLoader
 from dplip.sensitivity import sensitivity
 
@@ -79,7 +79,7 @@ def replay(
     Source: the recording of queries in Cebere et al. 2026 (arXiv 2602.17454).
     """
     optimizer = optimizer or (lambda parameters: SGD(parameters, lr=1e-3))
-    size = len(data)  # type: ignore[arg-type]
+    size = len(cast(Sized, data))
     if example is None:
         rest: Dataset[Any] = Subset(data, range(size - 1))
         with_it: Dataset[Any] = Subset(data, range(size))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
@@ -19,6 +20,7 @@ from dplip.audit.replay import replay
 from dplip.errors import ConfigurationError
 from dplip.ledger import Ledger
 from dplip.losses import Loss
+from dplip.precision import full_precision
 
 _EXAMPLES, _STEPS = 1500, 40  # of the trainings that are repeated under attack
 
@@ -46,6 +48,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+@full_precision()
 def audit_run(
     folder: str | Path,
     report: Mapping[str, Any],
@@ -87,7 +90,9 @@ def audit_run(
     found = gradient_search(model, loss, input_shape, data, starts=starts, seed=seed)
     rows = [_ledger(Path(folder), privacy), *_gradients(found)]
     x, y = found.worst
-    some = Subset(data, range(min(_EXAMPLES, len(data))))  # type: ignore[arg-type]
+    target = torch.as_tensor(data[0][1])  # the search has targets in the shape of the scores
+    y = y.reshape(target.shape).to(target.dtype)
+    some = Subset(data, range(min(_EXAMPLES, len(cast(Sized, data)))))
     for most in (None, 64):
         moved = replay(
             model,

@@ -146,7 +146,7 @@ STEP = [
     ),
     mutant(
         "replacing an example counted once",
-        "optimizer.py",
+        "accounting.py",
         '"replace_one": 2.0',
         '"replace_one": 1.0',
         "test_optimizer.py::test_replacing_one_example_counts_twice",
@@ -281,7 +281,7 @@ SAMPLING = [
     ),
     mutant(
         "batches of a fixed size under add/remove",
-        "optimizer.py",
+        "accounting.py",
         "if neighboring not in event.neighboring:",
         "if False:",
         "test_fixed_size.py::test_what_no_theorem_covers_is_refused_before_anything_is_spent",
@@ -445,8 +445,8 @@ ACCOUNTING = [
     mutant(
         "sampled twice",
         "accounting.py",
-        "q=self.sample_rate, noise",
-        "q=self.sample_rate**2, noise",
+        "q=q, noise",
+        "q=q**2, noise",
         "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
     ),
     mutant(
@@ -461,7 +461,10 @@ ACCOUNTING = [
         "accounting.py",
         (
             ("if -math.expm1(-spent(2.0)) <= delta**2:\n        return 0.0", "if False:\n        return 0.0"),
-            ("return max(0.0, _EPSILON[mechanism](spent, delta))", "return _EPSILON[mechanism](spent, delta)"),
+            (
+                "rdp = max(0.0, _rdp_epsilon(spent, neighboring, delta))",
+                "rdp = _rdp_epsilon(spent, neighboring, delta)",
+            ),
         ),
         "test_accounting.py::test_epsilon_is_never_negative",
     ),
@@ -485,6 +488,34 @@ ACCOUNTING = [
         "            low, above = middle, tried\n    return high",
         "            low, above = middle, tried\n    return low",
         "test_accounting.py::test_calibration_never_overshoots_and_comes_close",
+    ),
+    mutant(
+        "replacing an example, from a part of it with half of the noise gained",
+        "accounting.py",
+        "2 * sigma, at",
+        "4 * sigma, at",
+        "test_replace_one.py::test_no_pair_of_examples_is_further_apart_than_is_charged",
+    ),
+    mutant(
+        "replacing an example, as if the others hid nothing of it",
+        "replace_one.py",
+        "adding(order) - math.log1p(-sample_rate)",
+        "adding(order)",
+        "test_replace_one.py::test_no_pair_of_examples_is_further_apart_than_is_charged",
+    ),
+    mutant(
+        "replacing an example by an accountant without a theorem",
+        "accounting.py",
+        """return ("rdp",) if neighboring""",
+        """return ("rdp",) if False and neighboring""",
+        "test_replace_one.py::test_accountants_without_a_theorem_are_refused_but_for_full_batches",
+    ),
+    mutant(
+        "two relations in one engine",
+        "engine.py",
+        "        self.accountant.relate(neighboring)\n",
+        "",
+        "test_replace_one.py::test_an_engine_is_for_one_relation",
     ),
     mutant(
         "one step beyond the budget",

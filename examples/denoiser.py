@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spline_nets import ACTIVATIONS, groups, project
+from spline_nets import ACTIVATIONS, groups, project, save
 from torch import Tensor, nn
 
 import dplip
@@ -41,7 +41,7 @@ UNIT = 0.1
 """The noise for which a denoiser of scale 1 is made."""
 
 STEPS = (1.0, 1.9)
-SCALES = (0.03, 0.06, 0.12, 0.25, 0.5)
+SCALES = (0.12, 0.25, 0.5, 1.0, 2.0)
 
 ALL = {**ACTIVATIONS, "spline": lambda width: dn.LinearSpline(width, 31, 0.2, "identity")}
 """The same activations, with knots where the coefficients of noise and of edges lie."""
@@ -238,15 +238,12 @@ def draw(
     path: str,
 ) -> None:
     """Denoised and deblurred images of the first test images, and how fast the iteration converges."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [name for name in ("ReLU", "spline") if name in pictures]
     columns = [("truth", truth), ("noisy", noise)] + [(f"{n}, denoised", pictures[n][0]) for n in names]
     columns += [("blurred", blurred)] + [(f"{n}, deblurred", pictures[n][1]) for n in names]
-    figure = plt.figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(8, 5))
     grid = left.subplots(4, len(columns))
     for row in range(4):
@@ -262,8 +259,7 @@ def draw(
     axes.set(xscale="log", yscale="log", xlabel="iteration", ylabel="root mean square change of a pixel")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
-    print(f"picture {path}")
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from spline_nets import ACTIVATIONS, groups, project
+from spline_nets import ACTIVATIONS, groups, project, save
 from torch import Tensor, nn
 
 import dplip
@@ -130,12 +130,10 @@ def main() -> None:
 
 def draw(results: dict[str, dict[str, list[float]]], path: str) -> None:
     """The fraction of the distance that each activation reaches."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    figure = Figure(figsize=(8.5, 4), layout="constrained")
+    axes = figure.subplots()
     names = list(next(iter(results.values())))
     for k, activation in enumerate(names):
         at = [row + 0.1 * (k - (len(names) - 1) / 2) for row in range(len(results))]
@@ -150,8 +148,7 @@ def draw(results: dict[str, dict[str, list[float]]], path: str) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
-    print(f"picture {path}")
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,15 @@ ALL = {
 }
 """The same activations, with knots as close as in the source."""
 
-RATES = dict.fromkeys(ALL, 1e-2)
-"""Learning rates of the weights, found by --search; splines learn at SPLINE times that."""
+RATES = {
+    "ReLU": 4e-2,
+    "absolute value": 8e-2,
+    "PReLU": 8e-2,
+    "GroupSort": 4e-2,
+    "Householder": 0.16,
+    "spline": 4e-2,
+}
+"""Learning rates of the weights, the best of --search; splines learn at SPLINE times that."""
 
 SPLINE = 4.0
 
@@ -134,7 +141,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--activations", nargs="*", default=list(ALL))
     parser.add_argument("--search", action="store_true", help="print the errors of other models at learning rates")
-    parser.add_argument("--rates", nargs="*", type=float, default=(2.5e-3, 5e-3, 1e-2, 2e-2), help="of --search")
+    parser.add_argument("--rates", nargs="*", type=float, default=[0.0025 * 2**k for k in range(7)], help="of --search")
     parser.add_argument("--quick", action="store_true", help="one model of 100 steps each")
     arguments = parser.parse_args()
     models, steps = (1, 100) if arguments.quick else (arguments.models, arguments.steps)
@@ -174,7 +181,7 @@ def draw(results: dict[str, dict[str, Any]], fits: dict[str, dict[str, Tensor]],
     for column, (name, function) in enumerate(targets.items()):
         top, bottom = axes[0, column], axes[1, column]
         top.plot(GRID, function(GRID), color="black", lw=3, alpha=0.25, label="target")
-        for activation, color in (("ReLU", "tab:red"), ("GroupSort", "tab:green"), ("spline", "tab:blue")):
+        for activation, color in (("ReLU", "tab:red"), ("absolute value", "tab:green"), ("spline", "tab:blue")):
             if activation in fits[name]:
                 top.plot(GRID, fits[name][activation], color=color, lw=1.2, label=activation)
         top.set(title=name, xlabel="x", ylabel="f(x)")

@@ -57,8 +57,8 @@ def project(model: nn.Module) -> None:
         dplip.project(model)
 
 
-def save(figure: Any, path: str, colours: int = 64) -> None:
-    """Write a figure as a PNG file of few colours, which is a quarter of the size."""
+def save(figure: Any, path: str, colours: int = 256) -> None:
+    """Write a figure as a PNG file of few colours, which is half the size."""
     from PIL import Image
 
     file = io.BytesIO()

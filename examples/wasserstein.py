@@ -27,7 +27,7 @@ import dplip
 from dplip import nn as dn
 from dplip.data import load
 
-ALL = {**ACTIVATIONS, "spline": lambda width: dn.LinearSpline(width, 11, 4.0, "absolute")}
+ALL = {**ACTIVATIONS, "spline": lambda width: dn.LinearSpline(width, 41, 4.0, "absolute")}
 """The same activations, with splines that reach as far as these inputs do."""
 
 
@@ -82,7 +82,7 @@ def estimate(pair: Pair, activation: Callable[[int], nn.Module], steps: int, see
     torch.manual_seed(seed)
     model = network(pair.p.shape[1], activation)
     # Not Adam: its steps have entries of one size, so that rows turn to the signs of a direction, not to the direction.
-    optimizer = torch.optim.SGD(groups(model, 0.5, 0.5), momentum=0.9)
+    optimizer = torch.optim.SGD(groups(model, 0.5, 2.0), momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         rows = [torch.randint(len(x), (batch,)) for x in (pair.p, pair.q)]

@@ -29,10 +29,12 @@ class Recipe(ABC):
         ema_decay: of the average of the weights, or None.
         norm: of the certificates.
         precompute: whether the model has a fixed front end, to be run once per example.
+        max_physical_batch_size: most examples at once in memory; None: any number.
     """
 
     norm: ClassVar[float] = math.inf
     precompute: ClassVar[bool] = False
+    max_physical_batch_size: ClassVar[int | None] = None
 
     lr: float
     batch_size: int
@@ -80,6 +82,7 @@ class Recipe(ABC):
             "ema_decay": self.ema_decay,
             "norm": self.norm,
             "precompute": self.precompute,
+            "max_physical_batch_size": self.max_physical_batch_size,
         }
         trainer = DPLipTrainer(model, loss=loss, optimizer=optimizer, **{**own, **arguments})
         trainer.scheduler = self.scheduler(optimizer, model, loss, trainer.steps)

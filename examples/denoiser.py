@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spline_nets import ACTIVATIONS, groups, project
+from spline_nets import ACTIVATIONS, groups, project, save
 from torch import Tensor, nn
 
 import dplip
@@ -41,7 +41,7 @@ UNIT = 0.1
 """The noise for which a denoiser of scale 1 is made."""
 
 STEPS = (1.0, 1.9)
-SCALES = (0.03, 0.06, 0.12, 0.25, 0.5)
+SCALES = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 ALL = {**ACTIVATIONS, "spline": lambda width: dn.LinearSpline(width, 31, 0.2, "identity")}
 """The same activations, with knots where the coefficients of noise and of edges lie."""
@@ -193,7 +193,7 @@ def main() -> None:
         started = time.perf_counter()
         models = [train(ALL[name], clean, sigma, arguments.steps, seed) for seed in range(arguments.seeds)]
         with torch.no_grad():
-            denoised = [model(inputs) for model in models]
+            denoised = [model(inputs, sigma / UNIT) for model in models]
         chosen = [tune(model, held_out_blurred, held_out, blur, arguments.iterations // 2) for model in models]
         restored = [
             deblur(model, blurred, blur, *pair, arguments.iterations)
@@ -208,13 +208,13 @@ def main() -> None:
             "growth": max(b / a for _, changes in restored for a, b in itertools.pairwise(changes) if a > 1e-6),
             "lipschitz": max(dplip.lipschitz(model.residual, tuple(test.shape[1:])) for model in models),
         }
-        pictures[name] = (denoised[0][:4], restored[0][0][:4])
+        pictures[name] = (denoised[0][:3], restored[0][0][:3])
         print(report(name, rows[name]) + f", {time.perf_counter() - started:.0f} s", flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"sigma": sigma, "steps": arguments.steps, "inputs": before, "rows": rows}, file, indent=2)
     if arguments.plot:
-        draw(rows, pictures, test[:4], inputs[:4], blurred[:4], arguments.plot)
+        draw(rows, pictures, test[:3], inputs[:3], blurred[:3], arguments.plot)
 
 
 def report(name: str, row: dict[str, Any]) -> str:
@@ -238,18 +238,15 @@ def draw(
     path: str,
 ) -> None:
     """Denoised and deblurred images of the first test images, and how fast the iteration converges."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [name for name in ("ReLU", "spline") if name in pictures]
     columns = [("truth", truth), ("noisy", noise)] + [(f"{n}, denoised", pictures[n][0]) for n in names]
     columns += [("blurred", blurred)] + [(f"{n}, deblurred", pictures[n][1]) for n in names]
-    figure = plt.figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(8, 5))
-    grid = left.subplots(4, len(columns))
-    for row in range(4):
+    grid = left.subplots(3, len(columns))
+    for row in range(3):
         for column, (title, shown) in enumerate(columns):
             axes = grid[row, column]
             axes.imshow(shown[row, 0], cmap="gray", vmin=0, vmax=1)
@@ -262,8 +259,7 @@ def draw(
     axes.set(xscale="log", yscale="log", xlabel="iteration", ylabel="root mean square change of a pixel")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
-    print(f"picture {path}")
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,20 @@ def test_broken_lines_have_their_slopes_and_stay_continuous(example):
         assert float(slopes.abs().max()) <= 1.01
 
 
+@pytest.mark.parametrize("name", ["ReLU", "absolute value", "PReLU", "GroupSort", "Householder", "spline"])
+def test_models_side_by_side_do_not_mix_and_are_1_lipschitz(example, name):
+    functions = example("spline_functions")
+    function = functions.functions()["f1: slopes 1, -1"]
+    errors, network = functions.fit(function, functions.ALL[name], 1e-2, steps=5, models=3, seed=0)
+    assert len(set(errors)) == 3
+    x = (4 * torch.rand(1, 3, 50) - 2).requires_grad_()
+    y = network(x)
+    for model in range(3):
+        (slopes,) = torch.autograd.grad(y[0, model].sum(), x, retain_graph=True)
+        assert bool((slopes[0, torch.arange(3) != model] == 0).all())
+        assert 0 < float(slopes[0, model].abs().max()) <= 1 + 1e-3
+
+
 @pytest.mark.parametrize("name", ["ReLU", "GroupSort", "spline"])
 def test_an_estimated_distance_is_a_lower_bound(example, name):
     wasserstein = example("wasserstein")
@@ -94,7 +108,7 @@ def test_every_activation_of_the_examples_is_1_lipschitz(example):
             assert dplip.lipschitz(layer, (8,)) == 1.0
         dplip.project(layer)
         assert dplip.lipschitz(layer, (8,)) <= 1 + 1e-6
-    model = example("spline_functions").network(nets.ACTIVATIONS["spline"])
+    model = example("spline_functions").network(nets.ACTIVATIONS["spline"], 2)
     rates = {id(p): g["lr"] for g in nets.groups(model, 0.1, 2.0) for p in g["params"]}
     assert len(rates) == len(list(model.parameters()))
     own = [p for m in model.modules() if isinstance(m, Spline) for p in m.parameters()]

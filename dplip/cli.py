@@ -267,7 +267,7 @@ def audit(
     from dplip.audit import audit_run, table
     from dplip.data import Data
     from dplip.models import KINDS
-    from dplip.trainer import read_report
+    from dplip.report import read_report
 
     report = read_report(run)
     options: dict[str, Any] = {"canaries": canaries, "starts": starts, "seed": seed}
@@ -292,7 +292,7 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]
 
     from dplip.data import load
     from dplip.models import KINDS
-    from dplip.trainer import read_report
+    from dplip.report import read_report
 
     report = read_report(run)
     if report.get("run", {}).get("model") == "monotone":
@@ -318,7 +318,7 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]
 
 
 def _show(folder: Path) -> None:
-    from dplip.trainer import read_report
+    from dplip.report import read_report
 
     report = read_report(folder)
     privacy, certified = report["privacy"], report["certified"]

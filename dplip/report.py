@@ -111,6 +111,23 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
         ) from error
 
 
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The report that a run wrote to its folder.
+
+    Raises:
+        ConfigurationError: there is none, or it is not a report.
+    """
+    path = Path(folder) / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as wrong:
+        raise ConfigurationError(
+            f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
+        ) from None
+    validate_report(report)
+    return dict(report)
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

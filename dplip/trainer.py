@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,51 +31,19 @@ from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
+from dplip.plan import Plan
 from dplip.precision import full_precision
 from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import SecureNoise, check_secure, secure_noise
-from dplip.sensitivity import Sensitivities
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
 
 LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
 """The same in l-infinity."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will spend, known before anything is spent; ``str`` gives a table."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    expected_batch_size: float
-    public_size: int
-    epsilon: float
-    delta: float
-    accountant: str
-    neighboring: str
-    sensitivities: Sensitivities
-    event: Event
-    releases: Sequence[Event] = ()
-    """What is spent before the first step."""
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
-                f"noise multiplier  {self.noise_multiplier:.4f}",
-                f"steps             {self.steps}",
-                *(f"before them       the inputs' mean, with noise {r.noise_multiplier:g}" for r in self.releases),
-                f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
-                "",
-                str(self.sensitivities),
-            ]
-        )
 
 
 class DPLipTrainer:
@@ -493,23 +460,6 @@ class DPLipTrainer:
         if dataset is None:
             raise ConfigurationError("eval_dataset=None: give the trainer held-out data, or pass a data set here.")
         return dataset
-
-
-def read_report(folder: str | Path) -> dict[str, Any]:
-    """The report that a run wrote to its folder.
-
-    Raises:
-        ConfigurationError: there is none, or it is not a report.
-    """
-    path = Path(folder) / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as wrong:
-        raise ConfigurationError(
-            f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
-        ) from None
-    validate_report(report)
-    return dict(report)
 
 
 def _device(model: nn.Module) -> torch.device:

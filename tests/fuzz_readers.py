@@ -35,9 +35,8 @@ from dplip.checkpoint import Checkpoint  # noqa: E402
 from dplip.errors import DPLipError  # noqa: E402
 from dplip.fixed_size import FixedSizeEvent  # noqa: E402
 from dplip.ledger import Ledger, begun  # noqa: E402
-from dplip.report import FIELDS  # noqa: E402
+from dplip.report import FIELDS, read_report  # noqa: E402
 from dplip.schema import read_schema  # noqa: E402
-from dplip.trainer import read_report  # noqa: E402
 
 
 def ledger(folder: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from dplip.checkpoint import Checkpoint
 from dplip.errors import CheckpointError, ConfigurationError, LedgerError
 from dplip.ledger import Ledger
 from dplip.losses import CrossEntropy
-from dplip.trainer import read_report
+from dplip.report import read_report
 
 torch.set_num_threads(1)
 

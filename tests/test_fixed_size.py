@@ -23,8 +23,8 @@ from dplip.errors import ConfigurationError, LedgerError
 from dplip.fixed_size import FixedSizeEvent
 from dplip.ledger import Ledger
 from dplip.losses import CrossEntropy
+from dplip.report import read_report
 from dplip.sampling import FixedSizeLoader
-from dplip.trainer import read_report
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from dplip.checkpoint import Checkpoint
 from dplip.cli import app
 from dplip.errors import DPLipError
 from dplip.ledger import Ledger, begun
-from dplip.trainer import read_report
+from dplip.report import read_report
 
 COUNT = int(os.environ.get("DPLIP_FUZZ", "120"))
 many = settings(max_examples=COUNT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,10 +17,9 @@ from dplip.certify import predictions
 from dplip.cli import main
 from dplip.cli_tabular import audit_table, trained_table
 from dplip.models_tabular import TabularPreset, tabular_preset
-from dplip.report import validate_report
+from dplip.report import read_report, validate_report
 from dplip.schema import Column, Schema, parse_monotone, read_schema, write_schema
 from dplip.tabular import draft, encode, encode_features, is_table, load_table, read_frame, with_scaled_target
-from dplip.trainer import read_report
 
 torch.set_num_threads(1)
 

@@ -20,8 +20,7 @@ from dplip.errors import BudgetExceededError, ConfigurationError, LedgerError, U
 from dplip.ledger import Ledger
 from dplip.losses import BinaryCrossEntropy, CrossEntropy, Huber
 from dplip.models import preset
-from dplip.report import FIELDS, validate_report
-from dplip.trainer import read_report
+from dplip.report import FIELDS, read_report, validate_report
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,41 @@
+"""What a run will spend, before it spends anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dplip.accounting import Event
+from dplip.sensitivity import Sensitivities
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will spend, known before anything is spent; ``str`` gives a table."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    expected_batch_size: float
+    public_size: int
+    epsilon: float
+    delta: float
+    accountant: str
+    neighboring: str
+    sensitivities: Sensitivities
+    event: Event
+    releases: Sequence[Event] = ()
+    """What is spent before the first step."""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
+                f"noise multiplier  {self.noise_multiplier:.4f}",
+                f"steps             {self.steps}",
+                *(f"before them       the inputs' mean, with noise {r.noise_multiplier:g}" for r in self.releases),
+                f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
+                "",
+                str(self.sensitivities),
+            ]
+        )

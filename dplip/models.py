@@ -18,7 +18,16 @@ from dplip.losses import CrossEntropy, Loss
 from dplip.models_scattering import SCATTERINGS, ScatteringPreset
 from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.models_windows import WINDOWS, WindowPreset
-from dplip.nn import BallProjection, GroupSort, LowPass, OrthogonalLinear, PrivateMean, Shift
+from dplip.nn import (
+    BallProjection,
+    ChannelLowPass,
+    GroupSort,
+    LowPass,
+    OpponentColors,
+    OrthogonalLinear,
+    PrivateMean,
+    Shift,
+)
 from dplip.recipe import Recipe
 
 
@@ -32,7 +41,8 @@ class Preset(Recipe):
         widths: sizes of the hidden layers.
         temperature: of the cross-entropy.
         momentum: of SGD.
-        frequencies: kept along each axis of the image, the lowest; None: all, as pixels.
+        frequencies: kept along each axis of the image, the lowest; two numbers: of light, and of the differences of
+            colour; None: all, as pixels.
         decay: whether the learning rate falls to 0, along half a cosine.
         mean_radius: of the ball in which inputs enter the private mean that is subtracted from them; None: no mean.
     """
@@ -42,7 +52,7 @@ class Preset(Recipe):
     widths: tuple[int, ...]
     temperature: float
     momentum: float = 0.9
-    frequencies: int | None = None
+    frequencies: int | tuple[int, int] | None = None
     decay: bool = False
     mean_radius: float | None = None
     norm: ClassVar[float] = 2
@@ -51,10 +61,15 @@ class Preset(Recipe):
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
         layers: list[nn.Module] = [Shift(self.offset)]
         shape = input_shape
-        if self.frequencies is not None:
+        if isinstance(self.frequencies, int):
             channels, height, width = input_shape
             layers.append(LowPass(height, width, self.frequencies))
             shape = (channels, self.frequencies, self.frequencies)
+        elif self.frequencies is not None:
+            _, height, width = input_shape
+            light, colour = self.frequencies
+            layers += [OpponentColors(), ChannelLowPass(height, width, (light, colour, colour))]
+            shape = (light**2 + 2 * colour**2,)
         if self.mean_radius is not None:
             layers.append(PrivateMean(shape, self.mean_radius))
         size = math.prod(shape)
@@ -102,7 +117,18 @@ PRESETS = {
         epochs=50,
         ema_decay=0.95,
     ),
-    "cifar10": Preset(0.47, 18.0, (256,), 2.5, frequencies=16, lr=0.05, batch_size=8192, epochs=60, ema_decay=0.95),
+    "cifar10": Preset(
+        0.47,
+        12.0,
+        (256,),
+        3.0,
+        frequencies=(12, 6),
+        decay=True,
+        lr=0.15,
+        batch_size=6000,
+        epochs=60,
+        ema_decay=0.95,
+    ),
 }
 
 

@@ -358,6 +358,7 @@ OTHERS = [
     Sample("GradientBall in training", lambda: dn.GradientBall(0.2), MAP, ("input",), train=True, linear=False),
     module(dn.Center(), TOKENS),
     module(dn.LowPass(4, 4, 3), MAP, IN),
+    module(dn.ChannelLowPass(4, 4, (3, 2)), (2, 4, 4), IN),
     module(dn.Shift(0.5)),
     Sample("LogCompression", lambda: dn.LogCompression(20.0), (6,), BOTH, radius=1e-4),
     module(dn.OpponentColors(), (3, 2, 2), BOTH),

@@ -10,7 +10,7 @@ from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.log_compression import LogCompression
-from dplip.nn.low_pass import LowPass
+from dplip.nn.low_pass import ChannelLowPass, LowPass
 from dplip.nn.monotonic import Monotonic
 from dplip.nn.opponent import OpponentColors
 from dplip.nn.pooling import ScaledL2NormPool2d
@@ -27,6 +27,7 @@ __all__ = [
     "BoundedConv2d",
     "BoundedLinear",
     "Center",
+    "ChannelLowPass",
     "Clamp",
     "CoefficientSpline",
     "FullSort",

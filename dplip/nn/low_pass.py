@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +79,37 @@ def _norms(a: Tensor, b: Tensor) -> OperatorNorms:
 @rule(LowPass)
 def low_pass(module: LowPass, x: Norms) -> tuple[Norms, Pullback]:
     return through(module.norms, x, (*x.shape[:-2], module.keep, module.keep))
+
+
+class ChannelLowPass(nn.Module):
+    """:class:`LowPass` with a number of frequencies for each channel, such as fewer for colour than for light.
+
+    Args:
+        height, width: of the images.
+        keep: for each channel, the frequencies kept along each axis.
+
+    Shape: (batch, channels, height, width) to (batch, sum of the squares of ``keep``).
+
+    Guarantee: 1-Lipschitz in l2: channels are apart, and each is transformed by a :class:`LowPass`.
+    """
+
+    def __init__(self, height: int, width: int, keep: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = nn.ModuleList(LowPass(height, width, k) for k in keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != len(self.channels):
+            raise ConfigurationError(
+                f"shape={tuple(x.shape)}: ChannelLowPass is for (batch, {len(self.channels)}, height, width)."
+            )
+        parts = [low_pass(x[:, i]).flatten(1) for i, low_pass in enumerate(self.channels)]
+        return torch.cat(parts, 1)
+
+
+@rule(ChannelLowPass)
+def channel_low_pass(module: ChannelLowPass, x: Norms) -> tuple[Norms, Pullback]:
+    # Block-diagonal. Norms p -> q with p <= q are the largest of the blocks'; those with p > q are not claimed here.
+    each = [cast(LowPass, m).norms for m in module.channels]
+    names = ("one_one", "one_two", "one_inf", "two_two", "two_inf", "inf_inf")
+    norms = OperatorNorms(**{name: max(getattr(one, name) for one in each) for name in names})
+    return through(norms, x, (sum(cast(LowPass, m).keep ** 2 for m in module.channels),))

@@ -166,12 +166,12 @@ def train(
         accountant=accountant.value,
         neighboring=neighboring.value,
         public_size=public_size,
-        max_physical_batch_size=max_physical_batch_size,
         output_dir=Path("runs") / loaded.name if out is None else out,
         seed=seed,
         secure=secure,
         progress=progress,
         norm=recipe.norm if norm is None else norm,
+        **({} if max_physical_batch_size is None else {"max_physical_batch_size": max_physical_batch_size}),
     )
     trainer.plan()
     settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}

@@ -81,10 +81,10 @@ class ScatteringPreset(Recipe):
 SCATTERINGS = {
     "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
     "mnist": ScatteringPreset(
-        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=60_000, epochs=60, ema_decay=0.8
+        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8
     ),
     "fashion-mnist": ScatteringPreset(
-        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=60_000, epochs=60, ema_decay=0.8
+        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8
     ),
     "cifar10": ScatteringPreset(
         36.0,
@@ -95,7 +95,7 @@ SCATTERINGS = {
         temperature=3.0,
         mean_radius=125.0,
         lr=0.08,
-        batch_size=50_000,
+        batch_size=None,
         epochs=60,
         ema_decay=0.9,
     ),

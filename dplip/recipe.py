@@ -24,7 +24,7 @@ class Recipe(ABC):
 
     Attributes:
         lr: the learning rate.
-        batch_size: expected size of a Poisson batch, or the size of the data, if that is smaller.
+        batch_size: expected size of a Poisson batch; None: all of the data in every step.
         epochs: passes over the data.
         ema_decay: of the average of the weights, or None.
         norm: of the certificates.
@@ -37,7 +37,7 @@ class Recipe(ABC):
     max_physical_batch_size: ClassVar[int | None] = None
 
     lr: float
-    batch_size: int
+    batch_size: int | None
     epochs: int
     ema_decay: float | None = None
 
@@ -74,10 +74,11 @@ class Recipe(ABC):
         """
         model = self.model(data.input_shape, data.num_classes) if model is None else model
         loss, optimizer = self.loss(), self.optimizer(model) if optimizer is None else optimizer
+        dataset = arguments.get("train_dataset", data.train)
         own: dict[str, Any] = {
-            "train_dataset": data.train,
+            "train_dataset": dataset,
             "eval_dataset": data.test,
-            "batch_size": min(self.batch_size, len(cast(Sized, arguments.get("train_dataset", data.train)))),
+            "batch_size": len(cast(Sized, dataset)) if self.batch_size is None else self.batch_size,
             "epochs": self.epochs,
             "ema_decay": self.ema_decay,
             "norm": self.norm,

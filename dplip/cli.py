@@ -159,6 +159,9 @@ def train(
     recipe = dataclasses.replace(preset(loaded.name, kind.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
         torch.manual_seed(seed)
+    memory: dict[str, Any] = (
+        {"max_physical_batch_size": max_physical_batch_size} if max_physical_batch_size is not None else {}
+    )
     trainer = recipe.trainer(
         loaded,
         target_epsilon=epsilon,
@@ -171,7 +174,7 @@ def train(
         secure=secure,
         progress=progress,
         norm=recipe.norm if norm is None else norm,
-        **({} if max_physical_batch_size is None else {"max_physical_batch_size": max_physical_batch_size}),
+        **memory,
     )
     trainer.plan()
     settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}

@@ -11,9 +11,11 @@ from torch.utils.data import TensorDataset
 import dplip
 from dplip import nn as dn
 from dplip.accounting import Accountant, GaussianEvent
+from dplip.audit import audit_run
 from dplip.calibration import get_noise_multiplier
 from dplip.ledger import Ledger
 from dplip.release import mean_release
+from dplip.report import read_report
 
 
 class Silent(dplip.noise.GaussianNoise):
@@ -203,6 +205,12 @@ def test_without_a_ball_the_input_is_unbounded():
     net = nn.Sequential(dn.BallProjection(1.0), dn.PrivateMean((6,), 1.0), nn.Linear(6, 3))
     with pytest.raises(dplip.UnboundedInputError):
         trainer(net)
+
+
+def test_a_run_with_a_release_passes_its_audit(tmp_path):
+    run = trainer(output_dir=tmp_path, seed=None).fit()
+    rows = audit_run(tmp_path, read_report(tmp_path), run.model, run.loss, data(), (6,), canaries=200, starts=2)
+    assert rows and all(row.survived for row in rows), rows
 
 
 def test_secure_noise_covers_it():

@@ -179,7 +179,7 @@ def _ledger(folder: Path, privacy: Mapping[str, Any]) -> Row:
     agree = (
         record.mechanism == privacy["accountant"]
         and record.neighboring == privacy["neighboring"]
-        and len(record.events) == int(privacy["steps"])
+        and len(record.events) == int(privacy["steps"]) + len(privacy.get("releases", []))
         and (spent <= said * (1 + 1e-9) or math.isinf(said))
     )
     note = "" if agree else "the ledger shows something else than the report says"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEFAULT = ["digits:8", "mnist:3", "fashion-mnist:3", "fashion-mnist:1", "cifar10:8"]
+DEFAULT = ["digits:8", "mnist:3", "fashion-mnist:3", "fashion-mnist:1", "cifar10:8", "cifar10:3"]
 
 
 def train(name: str, epsilon: str, model: str, out: Path, data_dir: str | None) -> dict[str, dict[str, object]]:

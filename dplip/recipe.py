@@ -24,7 +24,7 @@ class Recipe(ABC):
 
     Attributes:
         lr: the learning rate.
-        batch_size: expected size of a Poisson batch; None: all of the data in every step.
+        batch_size: expected size of a Poisson batch; None: the public size, so all of the data in every step.
         epochs: passes over the data.
         ema_decay: of the average of the weights, or None.
         norm: of the certificates.
@@ -74,11 +74,13 @@ class Recipe(ABC):
         """
         model = self.model(data.input_shape, data.num_classes) if model is None else model
         loss, optimizer = self.loss(), self.optimizer(model) if optimizer is None else optimizer
-        dataset = arguments.get("train_dataset", data.train)
+        size = arguments.get("public_size")
+        if size is None:
+            size = len(cast(Sized, arguments.get("train_dataset", data.train)))
         own: dict[str, Any] = {
-            "train_dataset": dataset,
+            "train_dataset": data.train,
             "eval_dataset": data.test,
-            "batch_size": len(cast(Sized, dataset)) if self.batch_size is None else self.batch_size,
+            "batch_size": size if self.batch_size is None else self.batch_size,
             "epochs": self.epochs,
             "ema_decay": self.ema_decay,
             "norm": self.norm,

@@ -49,6 +49,14 @@ def test_the_sensitivity_of_a_preset_is_the_radius_of_its_ball(name: str):
     assert len(list(model.parameters())) == 1
 
 
+def test_a_full_batch_is_of_the_public_size_whatever_the_size_of_the_data():
+    recipe, data = dataclasses.replace(preset("digits", "scattering"), batch_size=None), load("digits")
+    for train in (data.train, torch.utils.data.Subset(data.train, range(1000))):
+        run = recipe.trainer(data, train_dataset=train, public_size=2000, noise_multiplier=1.0, progress=False)
+        assert run.loader.sample_rate == 1 and run.loader.expected_batch_size == 2000
+    assert recipe.trainer(data, noise_multiplier=1.0, progress=False).loader.sample_rate == 1
+
+
 def test_no_example_has_a_longer_gradient_than_the_sensitivity():
     recipe, data = preset("digits", "scattering"), load("digits")
     model, loss = recipe.model((1, 8, 8), 10), recipe.loss()

@@ -57,7 +57,7 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
 
 def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shapes of one example before, between and after the leading layers that are fixed functions of it."""
-    x = torch.rand(2, *input_shape)
+    x = torch.rand(2, *input_shape, device=_place(model))
     shapes = [input_shape]
     for layer in takewhile(_stateless, model):
         with torch.no_grad():
@@ -81,7 +81,7 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
     Guarantee: an example's value is the same, to the last bit, whatever the rest of the data.
     """
     size = len(cast(Sized, dataset))
-    device = next((b.device for b in front.buffers()), torch.device("cpu"))
+    device = _place(front)
     values: Tensor | None = None
     targets = []
     with torch.no_grad(), evaluation(front), tqdm(total=size, unit="example", disable=not progress) as bar:
@@ -98,6 +98,11 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
             bar.update(len(z))
     assert values is not None  # the data were checked: there is an example
     return TensorDataset(values, torch.cat(targets))
+
+
+def _place(front: nn.Module) -> torch.device:
+    """Where a function without parameters runs."""
+    return next((b.device for b in front.buffers()), torch.device("cpu"))
 
 
 def _stateless(layer: nn.Module) -> bool:

@@ -20,15 +20,12 @@ import time
 
 import torch
 from torch.utils.data import TensorDataset
+from tune import value
 
 from dplip import front
 from dplip.data import Data, holdout, load
 from dplip.models import preset
 from dplip.recipe import Recipe
-
-
-def value(text: str) -> int | float | None:
-    return None if text == "none" else int(text) if text.isdigit() else float(text)
 
 
 def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], epsilon: float, seed: int) -> float:

@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from dplip.losses import CrossEntropy, Loss
+from dplip.losses import CrossEntropy
 from dplip.nn import BallProjection, Clamp, LogCompression, LowPass, OpponentColors, PrivateMean, Scattering2d
 from dplip.recipe import Recipe
 
@@ -32,7 +31,6 @@ class ScatteringPreset(Recipe):
         temperature: of the cross-entropy.
         momentum: of SGD.
         mean_radius: of the ball in which features enter the private mean that is subtracted from them; None: no mean.
-        decay: whether the learning rate falls to 0, along half a cosine.
 
     Source: Tramer and Boneh, "Differentially private learning needs better features (or much more data)", 2021.
     """
@@ -45,7 +43,6 @@ class ScatteringPreset(Recipe):
     temperature: float = 1.0
     momentum: float = 0.9
     mean_radius: float | None = None
-    decay: bool = False
 
     norm: ClassVar[float] = 2
     precompute: ClassVar[bool] = True
@@ -74,18 +71,13 @@ class ScatteringPreset(Recipe):
     def optimizer(self, model: nn.Module) -> Optimizer:
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
 
-    def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
-        return CosineAnnealingLR(optimizer, steps) if self.decay else None
 
+_GREY = ScatteringPreset(28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8)
 
 SCATTERINGS = {
     "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
-    "mnist": ScatteringPreset(
-        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8
-    ),
-    "fashion-mnist": ScatteringPreset(
-        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8
-    ),
+    "mnist": _GREY,
+    "fashion-mnist": _GREY,
     "cifar10": ScatteringPreset(
         36.0,
         group=243,

@@ -297,13 +297,13 @@ def main() -> None:
         print(json.dumps(run(arguments, method, float(epsilon), int(seed))))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    methods = [kind for kind in KINDS if kind in arguments.methods and arguments.data in MODELS.get(kind, {})]
-    probes = []
+    methods, probes = [], []
     for network in [name for name in NETWORKS if name in arguments.methods]:
         tried = [separate(arguments, f"{network}-{mode}-time", arguments.epsilon[0], 0) for mode in MODES]
         fastest = min(tried, key=lambda probe: probe["seconds_per_step"])
-        methods.insert(len(probes) // len(MODES), fastest["method"][: -len("-time")])
+        methods.append(fastest["method"][: -len("-time")])
         probes += tried
+    methods += [kind for kind in KINDS if kind in arguments.methods and arguments.data in MODELS.get(kind, {})]
     groups = {
         (method, epsilon): [separate(arguments, method, epsilon, seed) for seed in range(arguments.seeds)]
         for epsilon in arguments.epsilon

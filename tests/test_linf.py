@@ -382,7 +382,14 @@ def patches() -> nn.Sequential:
     return nn.Sequential(distances, nn.MaxPool2d(2), nn.Flatten(), nn.ELU(), nn.Linear(16, 3))
 
 
+def centred() -> nn.Sequential:
+    mean = dn.PrivateMean((8,), 1.0)
+    mean.mean.uniform_()
+    return nn.Sequential(mean, dn.LogCompression(20.0), nn.Linear(8, 3))
+
+
 NETS = {
+    "centred": (centred, (8,)),
     "sortnet": (small, (12,)),
     "clamped sortnet": (lambda: small(clamp=True), (12,)),
     "mixed": (lambda: nn.Sequential(dn.Clamp(0, 1), small()[0], nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4)), (12,)),

@@ -249,11 +249,18 @@ def test_a_slope_that_is_no_number_is_refused(lipschitz):
         dn.Monotonic(nn.Linear(3, 1), [1, 0, 0], lipschitz)
 
 
+def mean_of_one() -> nn.Module:
+    layer = dn.PrivateMean((5,), 1.0)
+    layer.mean.fill_(1.0)
+    return layer
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "residual by hand": lambda: Residual(),
     "tanh": lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2), nn.Sigmoid()),
     "sorted": lambda: nn.Sequential(nn.Linear(5, 6), dn.FullSort(), nn.Linear(6, 6), dn.MaxMin(), nn.Linear(6, 2)),
     "clamped": lambda: nn.Sequential(dn.Clamp(-1, 1), nn.Linear(5, 4), nn.ReLU(), dn.Shift(0.5), nn.Linear(4, 2)),
+    "centred": lambda: nn.Sequential(mean_of_one(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)),
     "leaky": lambda: nn.Sequential(nn.Linear(5, 4), nn.LeakyReLU(0.3), nn.Linear(4, 4), nn.ELU(0.5), nn.Linear(4, 2)),
     "distances": lambda: nn.Sequential(nn.Linear(5, 4), dn.LInfDistance(4, 3), nn.Linear(3, 2)),
     "table": lambda: nn.Sequential(dn.TabularInput([-1, -1], [1, 2], (3,), (1,)), nn.Linear(5, 2)),

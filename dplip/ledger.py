@@ -22,6 +22,7 @@ import importlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ except ImportError:  # not on Windows, where two runs must be kept apart by hand
     fcntl = None
 
 _VERSION = 1
+_PATIENCE = 2.0  # seconds: a process that was just killed may hold its lock a moment longer
 _sync = getattr(os, "fdatasync", os.fsync)  # leaves out the time stamps only
 
 
@@ -331,17 +333,29 @@ def _open_locked(path: Path, create: bool) -> BinaryIO:
             "check the path, and when resuming that there is a ledger"
         ) from None
     file = os.fdopen(descriptor, "r+b", buffering=0)
-    if fcntl is not None:
+    if not _locked(file):
+        file.close()
+        raise LedgerError(
+            f"{path}: another run has this ledger open; wait for its end, or give this run one of its own"
+        )
+    return file
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file; False if another process keeps it locked for as long as ``_PATIENCE``."""
+    if fcntl is None:
+        return True
+    last = time.monotonic() + _PATIENCE
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            file.close()
-            raise LedgerError(
-                f"{path}: another run has this ledger open; wait for its end, or give this run one of its own"
-            ) from None
+            if time.monotonic() > last:
+                return False
+            time.sleep(0.02)
         except OSError:  # a file system without locks
-            pass
-    return file
+            return True
 
 
 def _sync_directory(directory: Path) -> None:

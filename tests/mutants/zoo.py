@@ -89,8 +89,8 @@ NOISE = [
     mutant(
         "noise of 5 standard deviations at most",
         "noise.py",
-        "torch.bitwise_right_shift(words, 24, out=field)\n        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-39)",
-        "torch.bitwise_right_shift(words, 45, out=field)\n        radius.copy_(field).add_(0.5).abs_().mul_(2.0**-18)",
+        "(words >> 24).to(self._dtype).add_(0.5).abs_().mul_(2.0**-39)",
+        "(words >> 45).to(self._dtype).add_(0.5).abs_().mul_(2.0**-18)",
         "test_noise.py::test_the_tails_go_beyond_those_of_24_bit_uniforms",
     ),
 ]

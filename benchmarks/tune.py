@@ -23,7 +23,7 @@ from dplip.trainer import RADII
 
 def value(text: str) -> object:
     if "x" in text and text != "x":
-        return tuple(int(part) for part in text.split("x") if part)
+        return tuple(value(part) for part in text.split("x") if part)
     return None if text == "none" else int(text) if text.isdigit() else float(text)
 
 

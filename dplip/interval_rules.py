@@ -251,7 +251,9 @@ def extreme(call: Call, input: Box, other: Box) -> Box:
 @interval(T.view, T.reshape, torch.reshape, torch.flatten, T.flatten, T.unflatten, torch.unflatten)
 @interval(T.unsqueeze, torch.unsqueeze, T.contiguous, T.clone, torch.clone, torch.permute, T.permute, torch.transpose)
 @interval(T.transpose, torch.squeeze, T.squeeze, T.expand, operator.getitem, torch.narrow, T.narrow, torch.select)
-@interval(T.select, torch.amax, T.amax, torch.amin, T.amin, F.pixel_shuffle, F.pixel_unshuffle, F.pad)
+@interval(
+    T.flip, torch.flip, T.select, torch.amax, T.amax, torch.amin, T.amin, F.pixel_shuffle, F.pixel_unshuffle, F.pad
+)
 def moved(call: Call, input: Box, *arguments: Any, **named: Any) -> Box:
     return input.map(lambda t: call.function(t, *arguments, **named))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
+from dplip.annealing import Annealing
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
 from dplip.models_scattering import SCATTERINGS, ScatteringPreset
@@ -23,10 +25,13 @@ from dplip.nn import (
     ChannelLowPass,
     GroupSort,
     LowPass,
+    MeanOverViews,
+    Mirror,
     OpponentColors,
     OrthogonalLinear,
     PrivateMean,
     Shift,
+    bound_gradients,
 )
 from dplip.recipe import Recipe
 
@@ -45,6 +50,10 @@ class Preset(Recipe):
             colour; None: all, as pixels.
         decay: whether the learning rate falls to 0, along half a cosine.
         mean_radius: of the ball in which inputs enter the private mean that is subtracted from them; None: no mean.
+        gradient_radii: of each layer's weight, the most that one example's gradient counts; None: as much as the norms
+            of what enters the layer and of what comes back allow.
+        first_temperature: of the first step, from where it goes to ``temperature`` in a line; None: it stays.
+        mirrored: whether the network is averaged over an image and its mirror image.
     """
 
     offset: float
@@ -55,29 +64,52 @@ class Preset(Recipe):
     frequencies: int | tuple[int, int] | None = None
     decay: bool = False
     mean_radius: float | None = None
+    gradient_radii: tuple[float, ...] | None = None
+    first_temperature: float | None = None
+    mirrored: bool = False
     norm: ClassVar[float] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = len(self.widths) + 1
+        if self.gradient_radii is not None and len(self.gradient_radii) != layers:
+            raise ConfigurationError(f"gradient_radii={self.gradient_radii}: give one for each of {layers} layers.")
+        if self.first_temperature is not None and not self.decay:
+            raise ConfigurationError(
+                "first_temperature: it goes along with a learning rate that falls; set decay=True."
+            )
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: shift, ball, then orthogonal layers with sorting between them; 1-Lipschitz in l2."""
-        layers: list[nn.Module] = [Shift(self.offset)]
+        start: list[nn.Module] = [Shift(self.offset)]
+        body: list[nn.Module] = []
         shape = input_shape
         if isinstance(self.frequencies, int):
             channels, height, width = input_shape
-            layers.append(LowPass(height, width, self.frequencies))
+            body.append(LowPass(height, width, self.frequencies))
             shape = (channels, self.frequencies, self.frequencies)
         elif self.frequencies is not None:
             _, height, width = input_shape
             light, colour = self.frequencies
-            layers += [OpponentColors(), ChannelLowPass(height, width, (light, colour, colour))]
+            start.append(OpponentColors())
+            body.append(ChannelLowPass(height, width, (light, colour, colour)))
             shape = (light**2 + 2 * colour**2,)
         if self.mean_radius is not None:
-            layers.append(PrivateMean(shape, self.mean_radius))
-        size = math.prod(shape)
-        layers += [BallProjection(self.radius), nn.Flatten()]
-        for width in self.widths:
-            layers += [OrthogonalLinear(size, width), GroupSort(2)]
-            size = width
-        return nn.Sequential(*layers, OrthogonalLinear(size, classes))
+            body.append(PrivateMean(shape, self.mean_radius))
+        body += [BallProjection(self.radius), nn.Flatten()]
+        views = [nn.Identity(), Mirror()] if self.mirrored else []
+        sizes = [math.prod(shape), *self.widths]
+        for place, (size, width) in enumerate(itertools.pairwise(sizes)):
+            body += [self._linear(place, size, width, max(1, len(views))), GroupSort(2)]
+        if views:
+            body = [MeanOverViews(nn.Sequential(*body), views)]
+        return nn.Sequential(*start, *body, self._linear(len(self.widths), sizes[-1], classes, 1))
+
+    def _linear(self, place: int, size: int, width: int, views: int) -> nn.Linear:
+        layer = OrthogonalLinear(size, width)
+        if self.gradient_radii is None:
+            return layer
+        return bound_gradients(layer, self.gradient_radii[place] / views)  # which every view may use up
 
     def loss(self) -> Loss:
         return CrossEntropy(self.temperature, normalize=True)
@@ -86,7 +118,14 @@ class Preset(Recipe):
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
 
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
-        return CosineAnnealingLR(optimizer, steps) if self.decay else None
+        if not self.decay:
+            return None
+
+        def warm(done: float) -> None:
+            if self.first_temperature is not None and isinstance(loss, CrossEntropy):
+                loss.temperature = self.first_temperature + (self.temperature - self.first_temperature) * done
+
+        return Annealing(optimizer, steps, warm)
 
 
 PRESETS = {

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
+from dplip.annealing import Annealing
 from dplip.losses import ClippedHinge, Loss
 from dplip.nn import Clamp, LInfDistance, SortNetLinear, relax
 from dplip.recipe import Recipe
@@ -58,24 +59,15 @@ class SortNetPreset(Recipe):
         return torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.99), eps=1e-10, weight_decay=0.0)
 
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler:
-        return Annealing(optimizer, model, loss, steps, self)
+        """Of the learning rate, the weight of the cross-entropy and the exponent."""
 
+        def also(done: float) -> None:
+            if isinstance(loss, ClippedHinge):
+                ratio = self.cross_entropy_end / self.cross_entropy
+                loss.cross_entropy = self.cross_entropy * ratio**done
+            relax(model, exponent_at(done, self.relaxed, self.exponent))
 
-class Annealing(CosineAnnealingLR):
-    """The recipe's public schedule: learning rate, weight of the cross-entropy and exponent, by the number of steps."""
-
-    def __init__(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int, recipe: SortNetPreset) -> None:
-        self._model, self._loss, self._steps, self._recipe = model, loss, steps, recipe
-        super().__init__(optimizer, steps)
-
-    def step(self, epoch: int | None = None) -> None:
-        super().step(epoch)
-        done = min(self.last_epoch / self._steps, 1.0)
-        recipe = self._recipe
-        if isinstance(self._loss, ClippedHinge):
-            ratio = recipe.cross_entropy_end / recipe.cross_entropy
-            self._loss.cross_entropy = recipe.cross_entropy * ratio**done
-        relax(self._model, exponent_at(done, recipe.relaxed, recipe.exponent))
+        return Annealing(optimizer, steps, also)
 
 
 def exponent_at(done: float, relaxed: float, last: float = 1024.0) -> float:

@@ -21,6 +21,7 @@ from dplip.nn.sortnet import SortNetLinear
 from dplip.nn.spline import CoefficientSpline, LinearSpline
 from dplip.nn.spline_constraints import SplineProj
 from dplip.nn.tabular_input import TabularInput
+from dplip.nn.views import MeanOverViews, Mirror
 
 __all__ = [
     "BallProjection",
@@ -40,6 +41,8 @@ __all__ = [
     "LogCompression",
     "LowPass",
     "MaxMin",
+    "MeanOverViews",
+    "Mirror",
     "Monotonic",
     "OpponentColors",
     "OrthogonalLinear",

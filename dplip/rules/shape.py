@@ -103,6 +103,13 @@ def transpose(call: Call, input: Norms, dim0: int, dim1: int) -> tuple[Norms, Pu
     return moved(input, call.shape)
 
 
+@rule(torch.flip, torch.Tensor.flip)
+def flip(call: Call, input: Norms, *dims: Any) -> tuple[Norms, Pullback]:
+    for dim in dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims:
+        example_axis(dim, input)
+    return moved(input, call.shape)
+
+
 @rule(torch.squeeze, torch.Tensor.squeeze)
 def squeeze(call: Call, input: Norms, dim: Any = None) -> tuple[Norms, Pullback]:
     if dim is None:

@@ -1,0 +1,51 @@
+"""Several views of one example, and the mean of a model over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+
+
+class Mirror(nn.Module):
+    """The mirror image: the last axis, an image's width, reversed.
+
+    Shape: any; unchanged.
+
+    Guarantee: a permutation of the entries, so 1-Lipschitz in every norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+
+class MeanOverViews(nn.Module):
+    """The mean of a model's outputs over fixed views of the example: augmentation that costs no privacy.
+
+    All views of an example are within its one contribution to the sum of gradients. The weights are shared, so the
+    bounds of the views' gradients, each of a cotangent divided by the number of views, add up to no more than the bound
+    of one view alone would be. (A bounded layer inside, such as ``BoundedLinear``, bounds each view's gradient, so
+    its radius counts once a view.) The function itself does not change under a view that is its own inverse, and is
+    the same in training and in use, so a certificate holds for it.
+
+    Args:
+        model: what is applied to every view; its layers treat each example by itself.
+        views: fixed maps of one example, without chance, such as ``nn.Identity()`` and :class:`Mirror`.
+
+    Guarantee: for views that are 1-Lipschitz in a norm, the Lipschitz constant in it is at most the model's.
+    Source: augmentation multiplicity, De et al., 2022, arXiv 2204.13650; here outputs are averaged, not losses.
+    """
+
+    def __init__(self, model: nn.Module, views: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.views = model, nn.ModuleList(views)
+        if not len(self.views):
+            raise ConfigurationError("views: there are none. Give at least one, such as nn.Identity().")
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.model(self.views[0](x))
+        for view in list(self.views)[1:]:
+            total = total + self.model(view(x))
+        return total / len(self.views)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from dplip.certify import evaluation
 from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
+from dplip.propagate import Walk
 from dplip.rules.registry import module_rule
 from dplip.sensitivity import sensitivity
 
@@ -59,7 +59,9 @@ def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tup
     """The shapes of one example before, between and after the leading layers that are fixed functions of it."""
     x = torch.rand(2, *input_shape, device=_place(model))
     shapes = [input_shape]
-    for layer in takewhile(_stateless, model):
+    for layer in model:
+        if not _fixed(layer, shapes[-1]):
+            break
         with torch.no_grad():
             values = [layer.train(mode)(x) for mode in (True, True, False)]
         layer.train(model.training)
@@ -105,5 +107,13 @@ def _place(front: nn.Module) -> torch.device:
     return next((b.device for b in front.buffers()), torch.device("cpu"))
 
 
-def _stateless(layer: nn.Module) -> bool:
-    return module_rule(layer) is not None and not layer.state_dict()
+def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a layer, and each that it is made of, has a rule (so treats each example by itself), and no state."""
+    parts = [module for module in layer.modules() if not list(module.children())]
+    if layer.state_dict() or any(module_rule(part) is None for part in parts):
+        return False
+    try:
+        Walk(layer, shape)  # goes through what joins the parts
+    except DPLipError:
+        return False
+    return True

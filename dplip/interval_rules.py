@@ -113,7 +113,7 @@ def _exact(module: nn.Module, x: Box) -> Box:
     return x.map(module)
 
 
-interval(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)(_exact)
+interval(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, dn.Mirror)(_exact)
 interval(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)(_exact)
 # Each output is an order statistic, which falls with no input.
 interval(dn.GroupSort, dn.FullSort)(_exact)

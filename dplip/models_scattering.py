@@ -11,7 +11,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dplip.losses import CrossEntropy
-from dplip.nn import BallProjection, Clamp, LogCompression, LowPass, OpponentColors, PrivateMean, Scattering2d
+from dplip.nn import (
+    BallProjection,
+    Clamp,
+    LogCompression,
+    LowPass,
+    MeanOverViews,
+    Mirror,
+    OpponentColors,
+    PrivateMean,
+    Scattering2d,
+)
 from dplip.recipe import Recipe
 
 
@@ -54,7 +64,8 @@ class ScatteringPreset(Recipe):
         fixed: list[nn.Module] = [Clamp(0.0, 1.0)]
         if channels == 3:
             fixed.append(OpponentColors())
-        fixed.append(Scattering2d(size, self.mirrored))
+        maps = Scattering2d(size)
+        fixed.append(MeanOverViews(maps, [nn.Identity(), Mirror()]) if self.mirrored else maps)
         if self.compression is not None:
             fixed.append(LogCompression(self.compression))
         fixed.append(nn.GroupNorm(81 * channels // self.group, 81 * channels, affine=False))

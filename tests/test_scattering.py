@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import dplip
 from dplip import nn as dn
@@ -118,6 +119,7 @@ def test_an_image_of_another_shape_is_refused():
 def test_a_mirrored_transform_does_not_know_left_from_right():
     torch.manual_seed(0)
     x = torch.rand(2, 1, 8, 8)
-    both, one = dn.Scattering2d(8, mirrored=True), dn.Scattering2d(8)
+    one = dn.Scattering2d(8)
+    both = dn.MeanOverViews(one, [nn.Identity(), dn.Mirror()])
     torch.testing.assert_close(both(x), both(x.flip(-1)))
     torch.testing.assert_close(both(x), (one(x) + one(x.flip(-1))) / 2)

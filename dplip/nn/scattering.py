@@ -37,7 +37,6 @@ class Scattering2d(nn.Module):
 
     Args:
         size: height and width of the square image, a multiple of 4.
-        mirrored: take the mean of these maps and those of the image seen in a mirror, for objects of no fixed side.
 
     Shape: (batch, channels, size, size) to (batch, 81 channels, size / 4, size / 4).
 
@@ -47,17 +46,13 @@ class Scattering2d(nn.Module):
     2020).
     """
 
-    def __init__(self, size: int, mirrored: bool = False) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         if size < 8 or size % 4:
             raise ConfigurationError(f"size={size}: images are square, of a side that is a multiple of 4, 8 or more.")
-        self.size, self.mirrored = size, mirrored
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each of the two has the constant of the one, and so their mean has it.
-        return (self._maps(x) + self._maps(x.flip(-1))) / 2 if self.mirrored else self._maps(x)
-
-    def _maps(self, x: Tensor) -> Tensor:
         batch, channels = x.shape[:2]
         fine, coarse, mean, mean_of_half = filters(self.size, x.dtype, x.device)
         wide = F.pad(x.flatten(0, 1), (BORDER,) * 4)
@@ -70,7 +65,7 @@ class Scattering2d(nn.Module):
         return torch.cat(maps, 1).reshape(batch, 81 * channels, self.size // 4, self.size // 4)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, mirrored={self.mirrored}"
+        return f"size={self.size}"
 
 
 @functools.cache

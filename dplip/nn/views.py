@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
+from dplip.norms import Norms
+from dplip.rules.registry import Pullback, rule
+from dplip.rules.shape import moved
 
 
 class Mirror(nn.Module):
@@ -19,6 +22,11 @@ class Mirror(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flip(-1)
+
+
+@rule(Mirror)
+def mirror(module: Mirror, x: Norms) -> tuple[Norms, Pullback]:
+    return moved(x, x.shape)
 
 
 class MeanOverViews(nn.Module):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from dplip.losses import CrossEntropy
+from dplip.models_orthogonal import OrthogonalRecipe
 from dplip.nn import (
     BallProjection,
     Clamp,
@@ -22,12 +21,11 @@ from dplip.nn import (
     PrivateMean,
     Scattering2d,
 )
-from dplip.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class ScatteringPreset(Recipe):
-    """Fixed features of every image, computed once, and one learned linear layer.
+class ScatteringPreset(OrthogonalRecipe):
+    """Fixed features of every image, computed once, and one learned linear layer, or several orthogonal ones.
 
     Groups of features are normalised by their own mean and variance, which is worth much accuracy and costs the
     certificate: the normalisation of a nearly constant group is steep.
@@ -38,9 +36,6 @@ class ScatteringPreset(Recipe):
         mirrored: whether features are those of the image and of its mirror image, averaged.
         compression: of :class:`dplip.nn.LogCompression`, for the features before they are normalised; None: none.
         frequencies: of the normalised maps, kept along each axis, the lowest; None: all, as pixels.
-        temperature: of the cross-entropy.
-        momentum: of SGD.
-        mean_radius: of the ball in which features enter the private mean that is subtracted from them; None: no mean.
 
     Source: Tramer and Boneh, "Differentially private learning needs better features (or much more data)", 2021.
     """
@@ -50,11 +45,9 @@ class ScatteringPreset(Recipe):
     mirrored: bool = False
     compression: float | None = None
     frequencies: int | None = None
-    temperature: float = 1.0
-    momentum: float = 0.9
-    mean_radius: float | None = None
+    widths: tuple[int, ...] = field(default=(), kw_only=True)
+    temperature: float = field(default=1.0, kw_only=True)
 
-    norm: ClassVar[float] = 2
     precompute: ClassVar[bool] = True
     max_physical_batch_size: ClassVar[int | None] = 512  # features of so many stay in the cache: half of the time
 
@@ -74,13 +67,10 @@ class ScatteringPreset(Recipe):
         fixed.append(nn.Flatten())
         features = math.prod(nn.Sequential(*fixed)(torch.zeros(1, *input_shape)).shape)
         mean = [] if self.mean_radius is None else [PrivateMean((features,), self.mean_radius)]
-        return nn.Sequential(*fixed, *mean, BallProjection(self.radius), nn.Linear(features, classes, bias=False))
-
-    def loss(self) -> CrossEntropy:
-        return CrossEntropy(self.temperature, normalize=True)
-
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+        learned = [*self.hidden(features), self.head(features, classes)]
+        if not self.widths:  # a lone layer needs no bound of its norm
+            learned = [nn.Linear(features, classes, bias=False)]
+        return nn.Sequential(*fixed, *mean, BallProjection(self.radius), *learned)
 
 
 _GREY = ScatteringPreset(28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8)

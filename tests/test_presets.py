@@ -47,7 +47,9 @@ def test_fields_that_do_not_fit_are_refused(wrong, words):
 
 
 def test_the_temperature_goes_in_a_line_and_the_learning_rate_along_half_a_cosine():
-    preset = Preset(0.5, 3.0, (4,), 6.0, decay=True, first_temperature=2.0, lr=0.1, batch_size=8, epochs=1)
+    preset = Preset(
+        0.5, 3.0, widths=(4,), temperature=6.0, decay=True, first_temperature=2.0, lr=0.1, batch_size=8, epochs=1
+    )
     model, loss = preset.model((1, 4, 4), 3), preset.loss()
     optimizer = preset.optimizer(model)
     schedule = preset.scheduler(optimizer, model, loss, 4)

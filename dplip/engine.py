@@ -59,6 +59,7 @@ class PrivacyEngine:
         input_shape: tuple[int, ...] | None = None,
         seed: int | None = None,
         budget: Budget | None = None,
+        half_precision: bool = False,
         **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
@@ -75,6 +76,7 @@ class PrivacyEngine:
             input_shape: shape of one example; None: that of the first item.
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
+            half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
 
         Raises:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
@@ -125,6 +127,7 @@ class PrivacyEngine:
             batches=loader,
             neighboring=neighboring,
             charge=lambda event: self.charge(event, budget),
+            half_precision=half_precision,
             noise=secure_noise(noise_multiplier, module)
             if self.secure_mode
             else GaussianNoise(None if seed is None else seed + 1),

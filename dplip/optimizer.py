@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dplip.accounting import NEIGHBORING, Event, require_relation, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
+from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
@@ -21,6 +22,11 @@ from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
 from dplip.trace import fingerprint
 from dplip.witness import Witness
+
+_SUMMED = 4 * 2.0**-24
+"""Slack for each expected example, for two float32 sums over a batch that round apart. Measured, with room, and not
+proved: searches moved two sums by up to 1.5 * 2^-24 for each example (tests/test_numerics.py), and what any order of
+summation could do at worst grows with the square of the batch."""
 
 
 class Batches(Protocol):
@@ -69,6 +75,8 @@ class DPLipOptimizer(Optimizer):
         drift: relative looseness allowed to operator norms that are carried over steps.
         project_every: constrained weights are projected after every so many steps. More than 1 saves time where the
             sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
+        half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
+            layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -91,6 +99,7 @@ class DPLipOptimizer(Optimizer):
         noise: GaussianNoise | None = None,
         drift: float = 0.01,
         project_every: int = 1,
+        half_precision: bool = False,
     ) -> None:
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
@@ -104,13 +113,13 @@ class DPLipOptimizer(Optimizer):
         self._input_shape, self._charge = input_shape, charge
         self._cache, self._steps = NormCache(drift), 0
         self._project_every = whole("project_every", project_every, least=1)
-        self._walk = Walk(model, input_shape)
+        self._walk, self._half = Walk(model, input_shape), half_precision
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self.sensitivities()  # refuses what cannot be bounded before anything is trained
         self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
-        self._witness = Witness(model, loss, self._walk.input_shape)
+        self._witness = Witness(model, loss, self._walk.input_shape, half_precision)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state.
         self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
 
@@ -132,15 +141,16 @@ class DPLipOptimizer(Optimizer):
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         if not self._walk.current():
             self._walk, self._constant = Walk(self.model, self._input_shape), None
-        state = fingerprint(self.loss)
+        state = None if self._half else fingerprint(self.loss)  # what layers enforce is for every loss
         if self._constant is None or self._constant[0] != state:
-            self._constant = state, constant_sensitivity(self._walk, self.loss)
+            constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)
+            self._constant = state, constant
         bounds = self._constant[1]
         if bounds is None:
             with self._cache:
                 bounds = sensitivity_of(self._walk, self.loss)
-        # Rounding of a float32 sum over the batch, relative to its largest possible value.
-        factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * 2.0**-24)
+        # Rounding of the float32 sums over the batch, relative to their largest possible value; see _SUMMED.
+        factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * _SUMMED)
         return Sensitivities({name: bound * factor for name, bound in bounds.items()})
 
     @torch.no_grad()

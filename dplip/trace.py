@@ -198,7 +198,7 @@ def check_modules(model: nn.Module) -> None:
                 name,
                 "a parameter",
                 f"is of type {parameter.dtype}, whose rounding the bounds do not cover.",
-                "Train in float32: model.float().",
+                "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
             )
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")

@@ -28,6 +28,7 @@ from dplip.checkpoint import write_whole
 from dplip.constraints import project
 from dplip.engine import check_data
 from dplip.errors import BudgetExceededError, ConfigurationError
+from dplip.half_precision import require_autocast
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
@@ -81,6 +82,8 @@ class DPLipTrainer:
         precompute: run the leading layers without parameters once per example, and keep the results in memory (see
             :mod:`dplip.front`); bounds and training are those of the rest, all else sees the whole model.
         device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
+        autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
+            whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -119,6 +122,7 @@ class DPLipTrainer:
         show_private_loss: bool = False,
         precompute: bool = False,
         device: str | torch.device = "auto",
+        autocast: torch.dtype | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigurationError(
@@ -140,6 +144,9 @@ class DPLipTrainer:
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
+        self.autocast = autocast
+        if autocast is not None:
+            require_autocast(_device(model).type, autocast)
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
@@ -178,6 +185,7 @@ class DPLipTrainer:
             neighboring=neighboring,
             charge=self._charge,
             project_every=project_every,
+            half_precision=autocast is not None,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
@@ -283,7 +291,8 @@ class DPLipTrainer:
         while True:
             for x, y in self.loader:
                 self.optimizer.zero_grad()
-                value = self.loss(self._trained(x.to(device)), y.to(device))
+                with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                    value = self.loss(self._trained(x.to(device)), y.to(device))
                 value.backward()
                 whole = self.loader.complete
                 self.optimizer.step()
@@ -351,6 +360,7 @@ class DPLipTrainer:
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
                 "secure": self.secure,
+                "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
             },

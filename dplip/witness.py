@@ -19,17 +19,20 @@ class Witness(Observer):
     Args:
         model, loss: what is watched; an earlier witness of the same model is dismissed.
         input_shape: the declared shape of one example.
+        half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.half_precision`).
 
     Attributes:
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> None:
-        self._model, self._loss, self._shape = model, loss, input_shape
+    def __init__(
+        self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...], half_precision: bool = False
+    ) -> None:
+        self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[weakref.ref[Tensor]] = []
         self._sent: list[weakref.ref[Tensor]] = []
-        self._inside = False
+        self._inside = self._rounded = False
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):
@@ -67,6 +70,8 @@ class Witness(Observer):
     def passed(self, gradient: Tensor, genuine: bool) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
+        if self._rounds(gradient):
+            self._report(_ROUNDED)
         self.examples += len(gradient)
         self._sent.append(weakref.ref(gradient))
         if not genuine:
@@ -77,7 +82,7 @@ class Witness(Observer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _entered(self, module: nn.Module, args: Any) -> None:
-        self._inside = True
+        self._inside, self._rounded = True, False
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -85,8 +90,8 @@ class Witness(Observer):
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
         shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
-        if torch.is_autocast_enabled(output.device.type):
-            self._unfit = "torch.autocast was on, and the bounds do not cover half precision. Train without it."
+        if self._rounded or self._rounds(output):
+            self._unfit = _ROUNDED
             return
         if shapes != [self._shape]:
             self._unfit = (
@@ -102,6 +107,7 @@ class Witness(Observer):
         output.register_hook(self._arrived)
 
     def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._rounded = self._rounded or self._rounds(output)
         if not self._inside and isinstance(output, Tensor) and output.requires_grad:
             self._report(
                 f"a part of the model, {type(module).__name__}, was called by itself, and a gradient through it would "
@@ -126,6 +132,10 @@ class Witness(Observer):
         gradients = [p.grad for p in self._model.parameters()]
         return [None if g is None else (id(g), g._version) for g in gradients]
 
+    def _rounds(self, value: Any) -> bool:
+        """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
+        return not self._half and isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type)
+
     def _report(self, problem: str) -> None:
         self.problem = self.problem or problem
 
@@ -147,6 +157,11 @@ _FOREIGN = (
     "the loss was given something else than the model's own output, or something else than the loss sent a gradient "
     "into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the output as it is and nothing added "
     "to the loss."
+)
+_ROUNDED = (
+    "torch.autocast was on, and propagated bounds do not hold in half precision. Train without it; or make every layer "
+    "bound its own gradient, dplip.nn.bound_gradients(model), and say so: half_precision=True (of DPLipTrainer: "
+    "autocast=torch.bfloat16)."
 )
 _CHANGED = (
     "the weights, the mode or an attribute of the model or the loss has changed since its gradient was computed, so "

@@ -4,6 +4,9 @@ An example's gradient of a linear layer's weight is the outer product of its cot
 at most ``|v| |x|``, two norms that cost next to nothing. In training mode the weight's gradient is therefore the sum
 over the examples of ``s v x^T`` with ``s = min(1, radius / (|v| |x|))``: no gradient per example exists, and its bound
 needs neither a bound of the input nor any operator norm. What goes on to the layers below is the true cotangent.
+
+Under ``torch.autocast`` the layer's output and the cotangent for the layers below are products in half precision; x and
+v are turned into the weight's type, exactly, before they meet (see :mod:`dplip.half_precision`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.norms import Norms
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, linear
-from dplip.rules.registry import Pullback, module_rule, rule
+from dplip.rules.registry import ENFORCED, Pullback, module_rule, rule
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,21 +92,22 @@ class BoundedConv2d(nn.Conv2d):
 
 
 def _bounded_rows(
-    x: Tensor, v: Tensor, radius: float, reuse: float, positions: int
+    x: Tensor, v: Tensor, weight: Tensor, radius: float, reuse: float, positions: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight, and cotangents for the bias when they are called for.
+    """Inputs and cotangents for the weight, and cotangents for the bias when they are called for, in its type.
 
     Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius.
     """
+    x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     sizes, lengths = row_norms(x), row_norms(v)
     if not _all(reuse * sizes * lengths <= radius):  # NaN and infinity are not
         kept = torch.maximum(sizes, lengths) <= HUGE
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
             sizes, lengths = row_norms(x), row_norms(v)
-        weight, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
-        inputs = x * scale_into(radius, weight, x) if on_input else x
-        cotangents = v if on_input else v * scale_into(radius, weight, v)
+        norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
+        inputs = x * scale_into(radius, norms, x) if on_input else x
+        cotangents = v if on_input else v * scale_into(radius, norms, v)
     else:
         inputs, cotangents = x, v
     return inputs, cotangents, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
@@ -134,11 +138,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        inputs, scaled, for_bias = _bounded_rows(x, v, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
-        gradient = scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
-        bias = for_bias().flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
-        below = v @ weight if ctx.needs_input_grad[0] else None
+        with torch.autocast(v.device.type, enabled=False):
+            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+            gradient = scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
+            bias = for_bias().flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+            del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
+            below = v @ weight.to(v.dtype) if ctx.needs_input_grad[0] else None
         return below, gradient, bias, None
 
 
@@ -157,11 +162,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        inputs, scaled, for_bias = _bounded_rows(x, v, ctx.radius, ctx.reuse, v[0, 0].numel())
-        gradient = conv2d_weight(inputs, weight.shape, scaled, *ctx.settings)
-        bias = for_bias().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
-        below = conv2d_input(x.shape, weight, v, *ctx.settings) if ctx.needs_input_grad[0] else None
+        with torch.autocast(v.device.type, enabled=False):
+            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, v[0, 0].numel())
+            gradient = conv2d_weight(inputs, weight.shape, scaled, *ctx.settings)
+            bias = for_bias().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+            del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
+            down = weight.to(v.dtype)
+            below = conv2d_input(x.shape, down, v, *ctx.settings) if ctx.needs_input_grad[0] else None
         return below, gradient, bias, None, None, None
 
 
@@ -191,6 +198,7 @@ def bounded_convolution(module: BoundedConv2d, x: Norms) -> tuple[Norms, Pullbac
 
 
 AFFINE.add(bounded_linear)
+ENFORCED.update({bounded_linear, bounded_convolution})
 
 
 def bound_gradients(model: M, radius: float = 1.0) -> M:

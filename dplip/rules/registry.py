@@ -23,6 +23,10 @@ Rule = Callable[..., tuple[Any, Pullback]]
 _RULES: dict[Any, Rule] = {}
 _CLASSES: set[type] = set()  # registered by name, so that what they define themselves is known
 
+ENFORCED: set[Rule] = set()
+"""Rules of layers that hold each example's gradient of their own parameters to a bound by themselves, computed in the
+parameters' type from whatever input and cotangent they are given: see :mod:`dplip.half_precision`."""
+
 R = TypeVar("R", bound=Rule)
 
 HARMLESS = {

@@ -34,6 +34,7 @@ def mutant(name: str, file: str, old: str, new: str, caught_by: str) -> Mutant:
 ADD = "self.noise.add_(p.grad, stds[name])"
 CHARGE = "        if self._charge is not None:\n            self._charge(self.event)\n"
 SUM = "values.sum() if reduction"
+LINEAR_BACKWARD = "            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
 MASK = "np.flatnonzero(self._generator.random(self._size) < self.sample_rate)"
 
 NOISE = [
@@ -216,7 +217,7 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "optimizer.py",
-        " * (1 + self.expected_batch_size * 2.0**-24)",
+        " * (1 + self.expected_batch_size * _SUMMED)",
         "",
         "test_numerics.py::test_the_rounding_of_a_large_sum_is_covered",
     ),
@@ -645,9 +646,44 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a bounded layer that forgets its input",
         "nn/bounded.py",
-        "weight, on_input = reuse * sizes * lengths,",
-        "weight, on_input = reuse * lengths,",
+        "norms, on_input = reuse * sizes * lengths,",
+        "norms, on_input = reuse * lengths,",
         "test_gates.py::test_every_example_is_scaled_by_itself_to_the_radius",
+    ),
+    mutant(
+        "a bounded layer that stays in half precision",
+        "nn/bounded.py",
+        "x, v = x.to(weight.dtype), v.to(weight.dtype)",
+        "x, v = x.to(v.dtype), v",
+        "test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
+    ),
+    mutant(
+        "autocast left on where a bounded layer makes its gradient",
+        "nn/bounded.py",
+        "x, weight = ctx.saved_tensors\n        with torch.autocast(v.device.type, enabled=False):\n" + LINEAR_BACKWARD,
+        "x, weight = ctx.saved_tensors\n        if True:\n" + LINEAR_BACKWARD,
+        "test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
+    ),
+    mutant(
+        "propagated bounds used under autocast",
+        "optimizer.py",
+        "enforced_sensitivity(self._walk) if self._half else ",
+        "",
+        "test_half_precision.py::test_a_bound_that_is_propagated_is_not_used",
+    ),
+    mutant(
+        "every finite bound of a layer believed under autocast",
+        "half_precision.py",
+        "believed = module is not None and module_rule(module) in ENFORCED",
+        "believed = True",
+        "test_half_precision.py::test_a_parameter_that_no_layer_bounds_by_itself_is_refused",
+    ),
+    mutant(
+        "autocast around the backward pass alone unseen",
+        "witness.py",
+        "if self._rounds(gradient):",
+        "if False:",
+        "test_half_precision.py::test_autocast_is_refused_unless_the_optimizer_was_told",
     ),
     mutant(
         "constants of the present weights",

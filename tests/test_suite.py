@@ -33,7 +33,7 @@ def test_the_command_writes_json_and_markdown(suite, tmp_path, capsys):
     )
     assert json.loads(path.read_text()) == result
     operations = {r["operation"] for r in result["parts"]["profile"] if r["method"] == "dplip"}
-    assert {"aten::mm", "aten::log_"} <= operations  # the network, and the noise
+    assert {"aten::mm", "aten::add_"} <= operations  # the network, and noise that another thread made
     assert (tmp_path / "suite.md").read_text() in capsys.readouterr().out
 
 

@@ -73,23 +73,38 @@ class ScatteringPreset(OrthogonalRecipe):
         return nn.Sequential(*fixed, *mean, BallProjection(self.radius), *learned)
 
 
-_GREY = ScatteringPreset(28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8)
-
 SCATTERINGS = {
     "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
-    "mnist": _GREY,
-    "fashion-mnist": _GREY,
+    "mnist": ScatteringPreset(
+        60.0,
+        frequencies=4,
+        widths=(64,),
+        mean_radius=50.0,
+        gradient_radii=(15.0, 15.0),
+        temperature=4.0,
+        decay=True,
+        lr=0.1,
+        batch_size=6000,
+        epochs=30,
+        ema_decay=0.95,
+    ),
+    "fashion-mnist": ScatteringPreset(
+        28.0, temperature=3.0, mean_radius=50.0, lr=0.07, batch_size=None, epochs=60, ema_decay=0.8
+    ),
     "cifar10": ScatteringPreset(
-        36.0,
+        150.0,
         group=243,
         mirrored=True,
         compression=1000.0,
         frequencies=5,
-        temperature=3.0,
+        widths=(64,),
         mean_radius=125.0,
-        lr=0.08,
-        batch_size=None,
-        epochs=60,
-        ema_decay=0.9,
+        gradient_radii=(20.0, 20.0),
+        temperature=5.0,
+        decay=True,
+        lr=0.07,
+        batch_size=6000,
+        epochs=30,
+        ema_decay=0.95,
     ),
 }

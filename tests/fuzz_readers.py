@@ -11,11 +11,14 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
+import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 INSTRUMENTED = ["dplip.ledger", "dplip.checkpoint", "dplip.report", "dplip.schema", "dplip.accounting"]
 if "--here" in sys.argv:  # before all else, so that atheris sees which branches an input takes
@@ -147,12 +150,65 @@ def words() -> list[str]:
     names = {n for names in FIELDS.values() for n in names} | set(FIELDS) | set(Checkpoint.__dataclass_fields__)
     names |= {"ledger", "dplip", "version", "facts", "step", "torn", "sample_rate", "batch_size", "size", "replace_one"}
     names |= {"items", "tuple", "tensor", "float", "columns", "target", "kind", "numeric", "categorical", "levels"}
+    names |= {"low", "high", "log", "monotone", "missing", "source", "observed", "boolean"}
     literals = ["NaN", "Infinity", "-1", "1e400", "1e-320", "10000000000000000000000", "null", "true", "{}", "[]", '""']
     return [*(json.dumps(name) for name in sorted(names)), *literals, "[" * 2000, '{"a":' * 2000]
 
 
+NAMES = [word for word in words() if word[0] == '"' and len(word) > 2]
+
+
 def quoted(word: str) -> str:
     return "".join(rf"\x{byte:02x}" for byte in word.encode())
+
+
+ODD = [None, True, -1, 0, 1, 0.5, -0.0, 1e-320, 10**30, math.nan, math.inf, "", "a", "numeric", "boolean", [], {}, [[]]]
+"""What a value is replaced by; beside any other value of the same file."""
+
+
+def places(value: object) -> list[tuple[Any, Any]]:
+    """Every entry of nested JSON, as its container and its place there."""
+    if not isinstance(value, dict | list):
+        return []
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+
+def altered(content: bytes, chance: random.Random) -> bytes:
+    """A file of JSON lines, with an entry of a line replaced, left out, or moved to another name.
+
+    Raises:
+        ValueError: the line that was chosen is no JSON, or holds nothing.
+    """
+    lines = content.splitlines() or [b""]
+    number = chance.randrange(len(lines))
+    record = json.loads(lines[number])
+    for _ in range(chance.randint(1, 3)):
+        found = places(record)
+        if not found:
+            raise ValueError("nothing to alter")
+        (container, key), other = chance.choice(found), chance.choice(found)
+        value = chance.choice([*ODD, other[0][other[1]], json.loads(json.dumps(record))])
+        action = chance.choice(["replace", "leave out", "rename"])
+        if action == "leave out":
+            del container[key]
+        elif action == "rename" and isinstance(container, dict):
+            container[json.loads(chance.choice(NAMES))] = container.pop(key)
+        else:
+            container[key] = value
+    lines[number] = json.dumps(record).encode()
+    return b"\n".join(lines) + b"\n" * content.endswith(b"\n")
+
+
+def mutated(content: bytes, most: int, seed: int) -> bytes:
+    """Every other time a change of structure, which bytes changed by themselves do not get to."""
+    chance = random.Random(seed)
+    if chance.random() < 0.5:
+        try:
+            return altered(bytes(content), chance)[:most]
+        except (ValueError, RecursionError):
+            pass
+    return bytes(atheris.Mutate(content, most))
 
 
 def fuzz(name: str, runs: int, seed: int) -> None:
@@ -166,7 +222,7 @@ def fuzz(name: str, runs: int, seed: int) -> None:
     dictionary.write_text("".join(f'"{quoted(word)}"\n' for word in words() if len(word) < 60))
     read = functools.partial(refused, READERS[name], folder)
     flags = [f"-runs={runs}", f"-seed={seed}", "-max_len=4000", f"-dict={dictionary}", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *flags, str(corpus)], read)
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], read, custom_mutator=mutated)
     atheris.Fuzz()
 
 
@@ -191,7 +247,7 @@ def main() -> int:
         found = [
             line
             for line in said.splitlines()
-            if line.startswith(("stat::number_of_executed", "Done ")) or "INITED" in line
+            if line.startswith("stat::number_of_executed") or "INITED" in line or "DONE" in line
         ]
         print(f"{name:12} {'survived' if done.returncode == 0 else 'FAILED'}  {'; '.join(found)}", flush=True)
         if done.returncode != 0:

@@ -96,8 +96,9 @@ def plain(case: Case, compiled: bool = False) -> Step:
     return step
 
 
-def bounded(case: Case, orthogonal: bool = False, compiled: bool = False) -> Step:
-    """The same network with bounded layers; ``orthogonal``: its weights projected after every fourth step besides."""
+def bounded(case: Case, orthogonal: bool = False, compiled: bool = False, half: bool = False) -> Step:
+    """The same network with bounded layers; ``orthogonal``: its weights projected after every fourth step besides;
+    ``half``: forward pass and loss in bfloat16."""
     model, (x, y) = dplip.nn.bound_gradients(case.network(), radius=1.0), case.data()
     if orthogonal:
         for layer in model:
@@ -112,6 +113,7 @@ def bounded(case: Case, orthogonal: bool = False, compiled: bool = False) -> Ste
         noise_multiplier=3.0,
         batches=batches,
         project_every=4 if orthogonal else 1,
+        half_precision=half,
     )
     if compiled:
         model.compile()
@@ -121,7 +123,9 @@ def bounded(case: Case, orthogonal: bool = False, compiled: bool = False) -> Ste
         for i, (inputs, labels) in enumerate(parts):
             optimizer.zero_grad()
             batches.complete, batches.handed_out = i == len(parts) - 1, batches.handed_out + len(inputs)
-            loss(model(inputs), labels).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                value = loss(model(inputs), labels)
+            value.backward()
             optimizer.step()
 
     return step
@@ -162,6 +166,7 @@ METHODS: dict[str, Callable[[Case], Step]] = {
     "plain": plain,
     "dplip": bounded,
     "dplip orthogonal": lambda case: bounded(case, orthogonal=True),
+    "dplip bfloat16": lambda case: bounded(case, half=True),
     "ghost": lambda case: opacus(case, "ghost"),
     "hooks": lambda case: opacus(case, "hooks"),
     "functorch": lambda case: opacus(case, "functorch"),

@@ -2,7 +2,7 @@
 
 usage: python benchmarks/suite.py [--json FILE] [--markdown FILE] [--parts steps width depth physical compile profile]
            [--models mlp cnn] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10]
-           [--methods dplip ghost ...] [--short]
+           [--methods dplip ghost ...] [--against plain] [--short]
 
 Every method runs in a process of its own, and they take turns: one step each, round after round, so that whatever else
 the machine does falls on all of them. A figure is the median of the ratios to plain SGD's step of the same round, with
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-EAGER = ("plain", "dplip", "dplip orthogonal", "ghost", "hooks", "functorch")
+EAGER = ("plain", "dplip", "dplip orthogonal", "dplip bfloat16", "ghost", "hooks", "functorch")
 COMPILED = ("plain", "plain compiled", "dplip", "dplip compiled")
 PARTS = ("steps", "width", "depth", "physical", "compile", "profile")
 LARGEST = {"hooks": 2048, "functorch": 2048}
@@ -82,7 +82,7 @@ class Worker:
 
 
 def compare(case: Row, threads: int, methods: tuple[str, ...], rounds: int, seconds: float) -> Iterator[Row]:
-    """One row a method: its step beside plain SGD's, which comes first."""
+    """One row a method: its step beside that of the first, which is plain SGD unless another is asked for."""
     methods = tuple(m for m in methods if case["batch"] <= LARGEST.get(m, case["batch"]))
     workers = {method: Worker(method, case, threads) for method in methods}
     for _ in range(rounds):
@@ -95,7 +95,7 @@ def compare(case: Row, threads: int, methods: tuple[str, ...], rounds: int, seco
         if worker.failure is not None:
             yield {**row, "failure": worker.failure}
             continue
-        ratios = [a / b for a, b in zip(worker.times, workers["plain"].times, strict=False)]
+        ratios = [a / b for a, b in zip(worker.times, workers[methods[0]].times, strict=False)]
         quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
         yield {
             **row,
@@ -174,7 +174,7 @@ def measure(part: str, arguments: argparse.Namespace) -> list[Row]:
     else:
         cases = {
             "steps": [
-                (case(m, b), t, ("plain", *arguments.methods))
+                (case(m, b), t, (arguments.against, *arguments.methods))
                 for m, b, t in itertools.product(arguments.models, arguments.batches, arguments.threads)
             ],
             "width": [(case("mlp", batch, width=w), 1, few) for w in arguments.widths],
@@ -189,7 +189,7 @@ def measure(part: str, arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-HEADS = "| model | width x depth | batch (physical) | threads | method | ms a step | to plain (quartiles) | peak MB |"
+HEADS = "| model | width x depth | batch (physical) | threads | method | ms a step | ratio (quartiles) | peak MB |"
 
 
 def line(row: Row) -> str:
@@ -233,6 +233,7 @@ def parser(short: bool) -> argparse.ArgumentParser:
     found.add_argument("--models", nargs="+", choices=("mlp", "cnn"), default=["mlp", "cnn"])
     found.add_argument("--batches", nargs="+", type=int, default=[256, 2048, 16384])
     found.add_argument("--methods", nargs="+", choices=EAGER[1:], default=list(EAGER[1:]), help="of the part steps")
+    found.add_argument("--against", choices=EAGER, default="plain", help="what the part steps compares with")
     found.add_argument("--widths", nargs="+", type=int, default=[512, 1024, 2048])
     found.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     found.add_argument("--rounds", type=int, default=15)

@@ -77,6 +77,7 @@ def main() -> int:
         ("every rule claims no less than is attained", "tests/test_rules.py", None),
         ("sensitivity holds under ascent, ties, huge and missing numbers", "tests/test_sensitivity.py", None),
         ("bounds hold in floating point", "tests/test_numerics.py", None),
+        ("in half precision too: what layers enforce", "tests/test_half_precision.py", None),
         ("a bug put in on purpose is caught", "tests/mutants/run.py", mutants),
         (
             "a killed run resumes, spends what was planned, draws no noise twice",

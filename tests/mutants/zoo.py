@@ -60,6 +60,20 @@ NOISE = [
         "test_noise.py::test_every_tensor_and_every_step_gets_fresh_draws",
     ),
     mutant(
+        "a block of noise that was made ahead handed out again",
+        "noise.py",
+        "self._ahead.popleft().result()",
+        "self._ahead[0].result()",
+        "test_noise.py::test_every_tensor_and_every_step_gets_fresh_draws",
+    ),
+    mutant(
+        "noise of a forked process from the blocks that its parent made ahead",
+        "noise.py",
+        "        self._pools: dict[tuple[torch.device, torch.dtype], _Pool] = {}",
+        "        self._pools = getattr(self, '_pools', {})",
+        "test_noise.py::test_a_forked_process_never_repeats_the_draws",
+    ),
+    mutant(
         "noise fixed by torch.manual_seed",
         "noise.py",
         "np.random.SFC64(self._seed)",

@@ -126,11 +126,13 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--activations", nargs="*", default=list(ACTIVATIONS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="another recipe than the preset's")
     parser.add_argument("--tune", nargs="*", help="field=value,value ...")
     parser.add_argument("--json", help="write the figures here")
     arguments = parser.parse_args()
     data, recipe = load(arguments.data, arguments.data_dir), preset(arguments.data)
     assert isinstance(recipe, Preset)
+    recipe = dataclasses.replace(recipe, **{k: value(v) for k, _, v in (item.partition("=") for item in arguments.set)})
     if arguments.tune is not None:
         tune(recipe, data, arguments)
         return

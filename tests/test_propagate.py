@@ -395,7 +395,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "first example alone": (lambda x: x[0], "getitem"),
     "first examples through an ellipsis": (lambda x: x[..., :8, :], "getitem"),
     "last examples through an ellipsis": (lambda x: x[..., 0:9, :4], "getitem"),
-    "flip": (lambda x: x.flip(0), "flip"),
+    "flip": (lambda x: x.flip(0), "mix"),
     "roll": (lambda x: x.roll(1, 0), "roll"),
     "shift by padding": (lambda x: F.pad(x, (0, 0, 1, -1)), "pad"),
     "cumsum": (lambda x: x.cumsum(0), "cumsum"),

@@ -26,7 +26,8 @@ from dplip.witness import Witness
 _SUMMED = 4 * 2.0**-24
 """Slack for each expected example, for two float32 sums over a batch that round apart. Measured, with room, and not
 proved: searches moved two sums by up to 1.5 * 2^-24 for each example (tests/test_numerics.py), and what any order of
-summation could do at worst grows with the square of the batch."""
+summation could do at worst grows with the square of the batch. In float64 that worst case is within the slack: see
+docs/guarantees.md."""
 
 
 class Batches(Protocol):

@@ -20,7 +20,7 @@ import time
 
 import torch
 from torch.utils.data import TensorDataset
-from tune import value
+from tune import combinations
 
 from dplip import front
 from dplip.data import Data, holdout, load
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
-    grid = {item.split("=")[0]: [value(v) for v in item.split("=")[1].split(",")] for item in arguments.held_out or []}
+    settings = combinations(arguments.held_out or [])
     rows = []
     for name, runs in itertools.groupby(arguments.runs, lambda run: run.split(":")[0]):
         data, recipe = load(name, arguments.data_dir), preset(name, "scattering")
@@ -68,8 +68,7 @@ def main() -> None:
         started = time.perf_counter()
         parts = values(recipe, data, split, arguments.progress)
         print(f"{name}: features in {time.perf_counter() - started:.0f} s", flush=True)
-        for run, chosen in itertools.product(runs, itertools.product(*grid.values())):
-            setting = dict(zip(grid, chosen, strict=True))
+        for run, setting in itertools.product(runs, settings):
             epsilon, started = float(run.split(":")[1]), time.perf_counter()
             made = dataclasses.replace(recipe, **setting)
             reached = []

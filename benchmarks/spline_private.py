@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tune import combinations
 
 from dplip import nn as dn
 from dplip.certify import certified_accuracy, correct_radii
@@ -60,12 +60,12 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 
 def build(recipe: Preset, data: Any, activation: Callable[[int], nn.Module]) -> nn.Sequential:
     """The preset's model with another activation."""
-    layers = list(recipe.model(data.input_shape, data.num_classes))
-    width = 0
-    for i, layer in enumerate(layers):
-        width = layer.out_features if isinstance(layer, nn.Linear) else width
-        layers[i] = activation(width) if isinstance(layer, dn.GroupSort) else layer
-    return nn.Sequential(*layers)
+    model = recipe.model(data.input_shape, data.num_classes)
+    for chain in [part for part in model.modules() if isinstance(part, nn.Sequential)]:
+        for i, layer in enumerate(chain):
+            if isinstance(layer, dn.GroupSort):
+                chain[i] = activation(chain[i - 1].out_features)  # what a linear layer before it gives
+    return model
 
 
 def train(
@@ -93,18 +93,9 @@ def train(
     return model, time.perf_counter() - started
 
 
-def value(text: str) -> Any:
-    try:
-        return None if text == "none" else int(text) if text.isdigit() else float(text)
-    except ValueError:
-        return text
-
-
 def tune(recipe: Preset, data: Any, arguments: argparse.Namespace) -> None:
     train_set, held_out = holdout(data.train, 0.1, seed=0)
-    grid = {item.split("=")[0]: [value(v) for v in item.split("=")[1].split(",")] for item in arguments.tune}
-    for values in itertools.product(*grid.values()):
-        setting = dict(zip(grid, values, strict=True))
+    for setting in combinations(arguments.tune):
         name = setting.pop("activation", None)
         own = {k: v for k, v in setting.items() if k in SPLINE}
         made = dataclasses.replace(recipe, **{k: v for k, v in setting.items() if k not in SPLINE})
@@ -132,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data, recipe = load(arguments.data, arguments.data_dir), preset(arguments.data)
     assert isinstance(recipe, Preset)
-    recipe = dataclasses.replace(recipe, **{k: value(v) for k, _, v in (item.partition("=") for item in arguments.set)})
+    recipe = dataclasses.replace(recipe, **combinations(arguments.set)[0])
     if arguments.tune is not None:
         tune(recipe, data, arguments)
         return

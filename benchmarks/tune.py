@@ -12,6 +12,8 @@ import argparse
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -21,10 +23,22 @@ from dplip.models import Preset, preset
 from dplip.trainer import RADII
 
 
-def value(text: str) -> object:
-    if "x" in text and text != "x":
-        return tuple(value(part) for part in text.split("x") if part)
-    return None if text == "none" else int(text) if text.isdigit() else float(text)
+def value(text: str) -> Any:
+    """None, a number, numbers joined by x (4x3; a single one: 4x), or the word itself."""
+    if text == "none":
+        return None
+    try:
+        numbers = [int(part) if part.isdigit() else float(part) for part in text.split("x") if part]
+    except ValueError:
+        return text
+    return tuple(numbers) if "x" in text else numbers[0]
+
+
+def combinations(items: Iterable[str]) -> list[dict[str, Any]]:
+    """Every setting of the grid that is given as FIELD=VALUE,VALUE items; one without a field if there are none."""
+    pairs = [item.partition("=") for item in items]
+    choices = [[(field, value(text)) for text in texts.split(",")] for field, _, texts in pairs]
+    return [dict(chosen) for chosen in itertools.product(*choices)]
 
 
 def score(recipe: Preset, data: object, epsilon: float, seed: int) -> tuple[list[float], float]:
@@ -48,10 +62,8 @@ def main() -> None:
     parser.add_argument("grid", nargs="*")
     arguments = parser.parse_intermixed_args()
     data = load(arguments.data, arguments.data_dir)
-    grid = {item.split("=")[0]: [value(v) for v in item.split("=")[1].split(",")] for item in arguments.grid}
     found = []
-    for values in itertools.product(*grid.values()):
-        setting = dict(zip(grid, values, strict=True))
+    for setting in combinations(arguments.grid):
         recipe = dataclasses.replace(preset(arguments.data), **setting)
         runs = [score(recipe, data, arguments.epsilon, seed) for seed in range(arguments.seeds)]
         mean = [sum(r[0][i] for r in runs) / len(runs) for i in range(len(RADII))]

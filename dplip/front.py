@@ -108,9 +108,12 @@ def _place(front: nn.Module) -> torch.device:
 
 
 def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a layer, and each that it is made of, has a rule (so treats each example by itself), and no state."""
-    parts = [module for module in layer.modules() if not list(module.children())]
-    if layer.state_dict() or any(module_rule(part) is None for part in parts):
+    """Whether a layer, or each that it is made of, has a rule (so treats each example by itself), and no state."""
+    if layer.state_dict():
+        return False
+    if module_rule(layer) is not None:
+        return True
+    if any(module_rule(part) is None for part in layer.modules() if not list(part.children())):
         return False
     try:
         Walk(layer, shape)  # goes through what joins the parts

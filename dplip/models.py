@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dplip.errors import ConfigurationError
-from dplip.models_orthogonal import OrthogonalRecipe
+from dplip.models_orthogonal import OrthogonalRecipe, mean_over_mirror_images
 from dplip.models_scattering import SCATTERINGS, ScatteringPreset
 from dplip.models_sortnet import SORTNETS, SortNetPreset
 from dplip.models_windows import WINDOWS, WindowPreset
@@ -18,8 +18,6 @@ from dplip.nn import (
     BallProjection,
     ChannelLowPass,
     LowPass,
-    MeanOverViews,
-    Mirror,
     OpponentColors,
     PrivateMean,
     Shift,
@@ -62,10 +60,9 @@ class Preset(OrthogonalRecipe):
         if self.mean_radius is not None:
             body.append(PrivateMean(shape, self.mean_radius))
         size = math.prod(shape)
-        views = [nn.Identity(), Mirror()] if self.mirrored else [nn.Identity()]
-        body += [BallProjection(self.radius), nn.Flatten(), *self.hidden(size, len(views))]
+        body += [BallProjection(self.radius), nn.Flatten(), *self.hidden(size, views=2 if self.mirrored else 1)]
         if self.mirrored:
-            body = [MeanOverViews(nn.Sequential(*body), views)]
+            body = [mean_over_mirror_images(nn.Sequential(*body))]
         return nn.Sequential(*start, *body, self.head(size, classes))
 
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dplip.annealing import Annealing
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
-from dplip.nn import GroupSort, OrthogonalLinear, bound_gradients
+from dplip.nn import GroupSort, MeanOverViews, Mirror, OrthogonalLinear, bound_gradients
 from dplip.recipe import Recipe
 
 
@@ -53,16 +53,17 @@ class OrthogonalRecipe(Recipe):
 
     def hidden(self, size: int, views: int = 1) -> list[nn.Module]:
         """The hidden layers for inputs of a size, of which every example has so many views."""
-        sizes = itertools.pairwise([size, *self.widths])
-        layers = [[self._linear(place, *pair, views), GroupSort(2)] for place, pair in enumerate(sizes)]
-        return list(itertools.chain(*layers))
+        layers: list[nn.Module] = []
+        for place, pair in enumerate(itertools.pairwise([size, *self.widths])):
+            layers += [self.bounded(OrthogonalLinear(*pair), place, views), GroupSort(2)]
+        return layers
 
     def head(self, size: int, classes: int) -> nn.Module:
         """The last layer, of what the hidden layers make of inputs of a size."""
-        return self._linear(len(self.widths), [size, *self.widths][-1], classes)
+        return self.bounded(OrthogonalLinear([size, *self.widths][-1], classes), len(self.widths))
 
-    def _linear(self, place: int, size: int, width: int, views: int = 1) -> nn.Module:
-        layer = OrthogonalLinear(size, width)
+    def bounded(self, layer: nn.Linear, place: int, views: int = 1) -> nn.Module:
+        """The layer of a place, with its gradients bounded by the radius of that place, if there is one."""
         if self.gradient_radii is None:
             return layer
         return bound_gradients(layer, self.gradient_radii[place] / views)  # which every view may use up
@@ -82,3 +83,8 @@ class OrthogonalRecipe(Recipe):
                 loss.temperature = self.first_temperature + (self.temperature - self.first_temperature) * done
 
         return Annealing(optimizer, steps, warm)
+
+
+def mean_over_mirror_images(model: nn.Module) -> MeanOverViews:
+    """The mean of a model over an image and its mirror image: two views."""
+    return MeanOverViews(model, [nn.Identity(), Mirror()])

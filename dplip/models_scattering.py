@@ -9,14 +9,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from dplip.models_orthogonal import OrthogonalRecipe
+from dplip.models_orthogonal import OrthogonalRecipe, mean_over_mirror_images
 from dplip.nn import (
     BallProjection,
     Clamp,
     LogCompression,
     LowPass,
-    MeanOverViews,
-    Mirror,
     OpponentColors,
     PrivateMean,
     Scattering2d,
@@ -58,7 +56,7 @@ class ScatteringPreset(OrthogonalRecipe):
         if channels == 3:
             fixed.append(OpponentColors())
         maps = Scattering2d(size)
-        fixed.append(MeanOverViews(maps, [nn.Identity(), Mirror()]) if self.mirrored else maps)
+        fixed.append(mean_over_mirror_images(maps) if self.mirrored else maps)
         if self.compression is not None:
             fixed.append(LogCompression(self.compression))
         fixed.append(nn.GroupNorm(81 * channels // self.group, 81 * channels, affine=False))
@@ -67,9 +65,10 @@ class ScatteringPreset(OrthogonalRecipe):
         fixed.append(nn.Flatten())
         features = math.prod(nn.Sequential(*fixed)(torch.zeros(1, *input_shape)).shape)
         mean = [] if self.mean_radius is None else [PrivateMean((features,), self.mean_radius)]
-        learned = [*self.hidden(features), self.head(features, classes)]
-        if not self.widths:  # a lone layer needs no bound of its norm
-            learned = [nn.Linear(features, classes, bias=False)]
+        if self.widths:
+            learned = [*self.hidden(features), self.head(features, classes)]
+        else:  # a lone layer needs no bound of its norm
+            learned = [self.bounded(nn.Linear(features, classes, bias=False), place=0)]
         return nn.Sequential(*fixed, *mean, BallProjection(self.radius), *learned)
 
 

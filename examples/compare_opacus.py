@@ -55,12 +55,8 @@ class Clipped:
     momentum: float = 0.9
 
 
-CLIPPED = {
-    "digits": Clipped(256, 1.0, 40),
-    "mnist": Clipped(2048, 4.0, 40),  # of Tramer and Boneh, arXiv 2011.11660, and the best, or all but, held out
-    "fashion-mnist": Clipped(2048, 4.0, 40),
-    "cifar10": Clipped(2048, 4.0, 40),
-}
+IMAGES = Clipped(2048, 4.0, 40)  # of Tramer and Boneh, arXiv 2011.11660, and the best, or all but, held out
+CLIPPED = {"digits": Clipped(256, 1.0, 40), "mnist": IMAGES, "fashion-mnist": IMAGES, "cifar10": IMAGES}
 QUICK = {"digits": Clipped(256, 1.0, 5)}
 
 

@@ -7,6 +7,7 @@ was raised; the input is kept in the folder it was run in. Needs the extra ``fuz
 """
 
 import argparse
+import copy
 import functools
 import importlib
 import importlib.util
@@ -145,17 +146,20 @@ def seeds() -> dict[str, list[bytes]]:
     }
 
 
+@functools.cache
+def names() -> list[str]:
+    """What fields of these kinds of files are called, and what kinds of value there are."""
+    found = {name for fields in FIELDS.values() for name in fields} | set(FIELDS) | set(Checkpoint.__dataclass_fields__)
+    found |= {"ledger", "dplip", "version", "facts", "step", "torn", "sample_rate", "batch_size", "size", "replace_one"}
+    found |= {"items", "tuple", "tensor", "float", "columns", "target", "kind", "numeric", "categorical", "levels"}
+    found |= {"low", "high", "log", "monotone", "missing", "source", "observed", "boolean"}
+    return sorted(found)
+
+
 def words() -> list[str]:
-    """What files of these kinds are made of."""
-    names = {n for names in FIELDS.values() for n in names} | set(FIELDS) | set(Checkpoint.__dataclass_fields__)
-    names |= {"ledger", "dplip", "version", "facts", "step", "torn", "sample_rate", "batch_size", "size", "replace_one"}
-    names |= {"items", "tuple", "tensor", "float", "columns", "target", "kind", "numeric", "categorical", "levels"}
-    names |= {"low", "high", "log", "monotone", "missing", "source", "observed", "boolean"}
+    """What files of these kinds are made of, as they are written."""
     literals = ["NaN", "Infinity", "-1", "1e400", "1e-320", "10000000000000000000000", "null", "true", "{}", "[]", '""']
-    return [*(json.dumps(name) for name in sorted(names)), *literals, "[" * 2000, '{"a":' * 2000]
-
-
-NAMES = [word for word in words() if word[0] == '"' and len(word) > 2]
+    return [*(json.dumps(name) for name in names()), *literals, "[" * 2000, '{"a":' * 2000]
 
 
 def quoted(word: str) -> str:
@@ -188,12 +192,12 @@ def altered(content: bytes, chance: random.Random) -> bytes:
         if not found:
             raise ValueError("nothing to alter")
         (container, key), other = chance.choice(found), chance.choice(found)
-        value = chance.choice([*ODD, other[0][other[1]], json.loads(json.dumps(record))])
+        value = chance.choice([*ODD, other[0][other[1]], copy.deepcopy(record)])
         action = chance.choice(["replace", "leave out", "rename"])
         if action == "leave out":
             del container[key]
         elif action == "rename" and isinstance(container, dict):
-            container[json.loads(chance.choice(NAMES))] = container.pop(key)
+            container[chance.choice(names())] = container.pop(key)
         else:
             container[key] = value
     lines[number] = json.dumps(record).encode()

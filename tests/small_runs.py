@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from dplip import DPLipOptimizer
+from dplip import DPLipOptimizer, DPLipTrainer
 from dplip.accounting import GaussianEvent
 from dplip.losses import CrossEntropy, Loss
 from dplip.noise import GaussianNoise
@@ -115,3 +116,21 @@ def private(
         **{"charge": charged.append, **arguments},
     )
     return Run(model, loss, wrapped, batches, noise, charged)
+
+
+def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
+    """A run that was stopped after so many steps; what it had in memory is there still."""
+    inner = run.scheduler
+
+    class Interrupting:
+        def step(self) -> None:
+            if inner is not None:
+                inner.step()
+            if run.accountant.num_steps == after:
+                raise KeyboardInterrupt
+
+    run.scheduler = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    run.scheduler = inner
+    return run

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import orthogonal
-from small_runs import RecordedNoise, examples
+from small_runs import RecordedNoise, examples, interrupted
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dplip import DPLipTrainer
@@ -47,27 +47,9 @@ def trainer(folder: Path, optimizer: str = "SGD", **arguments) -> DPLipTrainer:
     )
 
 
-def crash(run: DPLipTrainer, after: int) -> None:
-    """Let a run go on for some steps; what it had in memory is lost then."""
-    inner = run.scheduler
-
-    class Crashing:
-        def step(self) -> None:
-            if inner is not None:
-                inner.step()
-            if run.accountant.num_steps == after:
-                raise KeyboardInterrupt
-
-    run.scheduler = Crashing()
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
-
-
 def at(folder: Path, step: int = 6, **arguments) -> DPLipTrainer:
     """A run that crashed one step after its checkpoint at ``step``."""
-    run = trainer(folder, **arguments)
-    crash(run, step + 1)
-    return run
+    return interrupted(trainer(folder, **arguments), step + 1)
 
 
 # Resuming
@@ -87,16 +69,7 @@ def test_a_resumed_run_spends_what_an_undisturbed_one_spends(tmp_path, step):
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_a_checkpoint_brings_back_weights_momentum_and_average(tmp_path, optimizer, ema_decay):
-    seen = []
     first = trainer(tmp_path, optimizer, ema_decay=ema_decay)
-
-    class Watching:
-        def step(self) -> None:
-            seen.append(None)
-            if len(seen) == 7:
-                raise KeyboardInterrupt
-
-    first.scheduler = Watching()
     write = first._checkpoint
 
     def watched() -> None:
@@ -107,8 +80,7 @@ def test_a_checkpoint_brings_back_weights_momentum_and_average(tmp_path, optimiz
 
     kept, averages = [], []
     first._checkpoint = watched
-    with pytest.raises(KeyboardInterrupt):
-        first.fit()
+    interrupted(first, 7)
     second = trainer(tmp_path, optimizer, ema_decay=ema_decay)
     second._open_ledger(resume=True)
     second._close_ledger()
@@ -136,7 +108,7 @@ def test_a_schedule_goes_on_at_the_step_of_the_ledger(tmp_path, schedule):
         run = trainer(tmp_path / folder)
         run.scheduler = schedule(run.optimizer.original)
         if folder == "b":
-            crash(run, 7)
+            interrupted(run, 7)
             run = trainer(tmp_path / folder)
             run.scheduler = schedule(run.optimizer.original)
         seen, step = [], run.scheduler.step
@@ -177,7 +149,7 @@ def test_resuming_a_finished_run_spends_nothing_and_writes_its_report(tmp_path):
 def test_a_new_run_sets_the_checkpoint_of_an_earlier_one_aside(tmp_path):
     at(tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    crash(trainer(tmp_path), 1)
+    interrupted(trainer(tmp_path), 1)
     assert (tmp_path / "checkpoint-1.safetensors").read_bytes() == before
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert trainer(tmp_path).fit(resume=True).accountant.num_steps == 16
@@ -187,13 +159,13 @@ def test_a_crash_between_a_line_and_its_count_is_counted(tmp_path):
     run = trainer(tmp_path)
     append = Ledger.append
 
-    def interrupted(ledger, event):
+    def failing(ledger, event):
         append(ledger, event)
         if ledger.steps == 5:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "append", interrupted)
+        patch.setattr(Ledger, "append", failing)
         with pytest.raises(KeyboardInterrupt):
             run.fit()
     assert run.accountant.num_steps == 4
@@ -217,7 +189,7 @@ def test_a_seeded_run_draws_from_another_stream_after_a_crash(tmp_path):
         made.optimizer.noise = Listening(4)
         return made
 
-    crash(run(), 8)
+    interrupted(run(), 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dplip.trainer.GaussianNoise", Listening)
         run().fit(resume=True)

@@ -30,12 +30,10 @@ def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
 
 
 @pytest.fixture
-def rules_as_before() -> Iterator[None]:
+def rules_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that registers a rule of its own leaves no trace for other tests."""
-    before = registry.registered()
-    yield
-    registry._RULES.clear()
-    registry._RULES.update(before)
+    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry, "_CLASSES", set(registry._CLASSES))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

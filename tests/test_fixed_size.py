@@ -11,7 +11,7 @@ import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
 from small_models import orthogonal
-from small_runs import examples
+from small_runs import examples, interrupted
 from torch.utils.data import TensorDataset
 
 from dplip import DPLipTrainer
@@ -53,18 +53,6 @@ def trainer(folder=None, **arguments) -> DPLipTrainer:
         progress=False,
         **given,
     )
-
-
-def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
-    class Stop:
-        def step(self) -> None:
-            if run.accountant.num_steps == after:
-                raise KeyboardInterrupt
-
-    run.scheduler = Stop()
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
-    return run
 
 
 # The draw

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import Run, examples, private
+from small_runs import Run, examples, interrupted, private
 from torch import nn
 
 import dplip
@@ -268,12 +268,9 @@ def a_subclass_with_a_rule_that_is_its_own() -> nn.Module:
 
 
 @pytest.fixture
-def rules_as_before():
-    before = registry.registered()
-    yield
-    registry._RULES.clear()
-    registry._RULES.update(before)
-    registry._CLASSES.discard(Doubled)
+def rules_as_before(monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry, "_CLASSES", set(registry._CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -439,16 +436,7 @@ def test_digits_are_learnt_as_well_as_in_float32():
 
 
 def test_a_run_goes_on_after_a_crash(tmp_path):
-    run = trainer(folder=tmp_path, checkpoint_every=2)
-
-    class Crash:
-        def step(self) -> None:
-            if run.accountant.num_steps == 5:
-                raise KeyboardInterrupt
-
-    run.scheduler = Crash()
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
+    interrupted(trainer(folder=tmp_path, checkpoint_every=2), 5)
     resumed = trainer(folder=tmp_path, checkpoint_every=2).fit(resume=True)
     assert resumed.accountant.num_steps == resumed.steps == 12
     assert dplip.report.read_report(tmp_path)["privacy"]["autocast"] == "bfloat16"

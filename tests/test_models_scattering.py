@@ -47,8 +47,16 @@ def test_the_sensitivity_of_a_preset_is_the_radius_of_its_ball_or_of_its_gradien
         again.load_state_dict(model.state_dict())
         x = torch.rand(2, *shape)
         assert torch.equal(again(x), model(x))
-    assert any(isinstance(layer, dn.BallProjection) for layer in rest)
+    learned = [torch.nn.Linear] if not recipe.widths else [dn.BoundedLinear, dn.GroupSort, dn.BoundedLinear]
+    mean = [] if recipe.mean_radius is None else [dn.PrivateMean]
+    assert [type(layer) for layer in rest] == [*mean, dn.BallProjection, *learned]
     assert len(list(model.parameters())) == len(recipe.widths) + 1
+
+
+def test_the_gradient_of_a_lone_layer_is_bounded_too():
+    recipe = dataclasses.replace(preset("digits", "scattering"), gradient_radii=(2.0,))
+    assert isinstance(recipe, ScatteringPreset)
+    assert dplip.sensitivity(recipe.model((1, 8, 8), 10), recipe.loss(), (1, 8, 8)).total == pytest.approx(2, rel=1e-4)
 
 
 def test_a_full_batch_is_of_the_public_size_whatever_the_size_of_the_data():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from small_models import Flattening, Pooled, orthogonal, plain
-from small_runs import examples
+from small_runs import examples, interrupted
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -273,20 +273,7 @@ def test_a_second_fit_takes_no_further_step_even_where_the_budget_has_room(budge
 
 
 def test_an_interrupted_fit_goes_on_where_it_stopped():
-    run = trainer()
-
-    class Interrupting:
-        def __init__(self, optimizer) -> None:
-            self.steps = 0
-
-        def step(self) -> None:
-            self.steps += 1
-            if self.steps == 6:
-                raise KeyboardInterrupt
-
-    run.scheduler = Interrupting(run.optimizer)
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
+    run = interrupted(trainer(), 6)
     assert run.accountant.num_steps == 6
     run.fit()
     assert run.accountant.num_steps == 16
@@ -549,12 +536,12 @@ def test_the_ledger_holds_a_step_before_its_noise_is_drawn(tmp_path):
     run = trainer(output_dir=tmp_path)
     draw = run.optimizer.noise.add_
 
-    def interrupted(tensor, std):
+    def failing(tensor, std):
         if run.accountant.num_steps == 5:
             raise KeyboardInterrupt
         return draw(tensor, std)
 
-    run.optimizer.noise.add_ = interrupted
+    run.optimizer.noise.add_ = failing
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 5
@@ -583,21 +570,11 @@ def test_a_new_run_in_the_folder_of_another_keeps_the_record_of_what_that_one_sp
 
 
 def test_an_interrupted_run_goes_on_with_its_own_ledger(tmp_path):
-    run = trainer(output_dir=tmp_path)
-
-    class Interrupting:
-        def step(self) -> None:
-            if run.accountant.num_steps == 6:
-                raise KeyboardInterrupt
-
-    run.scheduler = Interrupting()
-    with pytest.raises(KeyboardInterrupt):
-        run.fit()
+    run = interrupted(trainer(output_dir=tmp_path), 6)
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 6
     with pytest.raises(LedgerError, match="closed"):  # a step by hand would be spent and not written
         run.optimizer._charge(run.optimizer.event)
     assert run.accountant.num_steps == 6
-    run.scheduler = None
     run.fit()
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 16
     assert len(list(tmp_path.glob("ledger*"))) == 1

@@ -14,8 +14,8 @@ SHAPE = (2, 4, 6)
 
 def network(bounded: bool) -> nn.Sequential:
     torch.manual_seed(0)
-    body = nn.Sequential(dn.BallProjection(3.0), nn.Flatten(), dn.OrthogonalLinear(48, 8), dn.GroupSort(2))
-    model = nn.Sequential(dn.MeanOverViews(body, [nn.Identity(), dn.Mirror()]), dn.OrthogonalLinear(8, 4))
+    body = nn.Sequential(dn.BallProjection(3.0), nn.Flatten(), dn.OrthogonalLinear(48, 48), dn.GroupSort(2))
+    model = nn.Sequential(dn.MeanOverViews(body, [nn.Identity(), dn.Mirror()]), dn.OrthogonalLinear(48, 4))
     return dn.bound_gradients(model, radius=0.7) if bounded else model
 
 
@@ -35,8 +35,7 @@ def test_no_example_moves_a_shared_weight_further_than_declared(bounded):
             for name, p in model.named_parameters():
                 most[name] = max(most[name], float(p.grad.norm()))
     assert all(most[name] <= bound for name, bound in declared.items())
-    assert most["1.weight"] > (0.95 if bounded else 0.6) * declared["1.weight"]  # the first layer keeps 8 of 48 axes
-    assert most["0.model.2.weight"] > 0.65 * declared["0.model.2.weight"]
+    assert all(most[name] > 0.99 * bound for name, bound in declared.items())  # all are reached: no less would do
 
 
 def test_shared_weights_cost_no_more_than_one_view_and_a_bounded_layer_once_a_view():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -204,6 +205,11 @@ class OperatorNorms:
     def diagonal(cls, bound: float) -> OperatorNorms:
         """Of a diagonal operator (an elementwise map), or a permutation, with entries of at most ``bound``."""
         return cls(one_one=bound, inf_inf=bound)
+
+    @classmethod
+    def block_diagonal(cls, blocks: Iterable[OperatorNorms]) -> OperatorNorms:
+        """Of operators that each act on a part of the input of its own: norms p -> q with p <= q are the largest."""
+        return cls(*(max(each) for each in zip(*map(astuple, blocks), strict=True)))
 
     @property
     def T(self) -> OperatorNorms:

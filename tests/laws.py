@@ -364,6 +364,7 @@ OTHERS = [
     Sample("LogCompression", lambda: dn.LogCompression(20.0), (6,), BOTH, radius=1e-4),
     module(dn.OpponentColors(), (3, 2, 2), BOTH),
     module(dn.Mirror(), MAP, BOTH),
+    module(dn.Whitening(torch.randn(20, 3, 2, 2, generator=torch.Generator().manual_seed(0))), (3, 2, 2), IN),
     module(dn.PrivateMean((4, 3), 1.0), (4, 3), IN),
     module(dn.GroupSort(2)),
     module(dn.GroupSort(3, dim=-1), (2, 6)),

@@ -22,6 +22,7 @@ from dplip.nn.spline import CoefficientSpline, LinearSpline
 from dplip.nn.spline_constraints import SplineProj
 from dplip.nn.tabular_input import TabularInput
 from dplip.nn.views import MeanOverViews, Mirror
+from dplip.nn.whitening import Whitening
 
 __all__ = [
     "BallProjection",
@@ -55,6 +56,7 @@ __all__ = [
     "SpectralLinear",
     "SplineProj",
     "TabularInput",
+    "Whitening",
     "bound_gradients",
     "relax",
 ]

@@ -108,8 +108,5 @@ class ChannelLowPass(nn.Module):
 
 @rule(ChannelLowPass)
 def channel_low_pass(module: ChannelLowPass, x: Norms) -> tuple[Norms, Pullback]:
-    # Block-diagonal. Norms p -> q with p <= q are the largest of the blocks'; those with p > q are not claimed here.
-    each = [cast(LowPass, m).norms for m in module.channels]
-    names = ("one_one", "one_two", "one_inf", "two_two", "two_inf", "inf_inf")
-    norms = OperatorNorms(**{name: max(getattr(one, name) for one in each) for name in names})
+    norms = OperatorNorms.block_diagonal(cast(LowPass, m).norms for m in module.channels)
     return through(norms, x, (sum(cast(LowPass, m).keep ** 2 for m in module.channels),))

@@ -80,6 +80,12 @@ def test_the_certified_norm_is_at_most_that_of_the_floor_and_is_reached():
         assert float((layer(x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).max()) <= bound
 
 
+def test_the_certified_norm_is_the_largest_of_all_places():
+    layer = dn.Whitening(samples())
+    each = torch.linalg.svdvals(layer.matrices.double())[:, 0]
+    assert float(each.min()) < 0.95 * float(each.max()) <= dplip.lipschitz(layer, SHAPE)
+
+
 def test_it_has_nothing_to_train_or_to_save():
     layer = dn.Whitening(samples())
     assert not list(layer.parameters()) and not layer.state_dict()

@@ -775,6 +775,13 @@ MEAN = [
         "if self._mean is not None and self._done == 0:",
         "test_release.py::test_a_crash_between_the_ledger_and_the_release_leaves_it_spent",
     ),
+    mutant(
+        "the least norm of several places",
+        "norms.py",
+        "return cls(*(max(each)",
+        "return cls(*(min(each)",
+        "test_whitening.py::test_the_certified_norm_is_the_largest_of_all_places",
+    ),
 ]
 
 MUTANTS = [

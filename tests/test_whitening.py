@@ -1,8 +1,10 @@
 """Whitening by synthetic images: what is public, what it evens out, and the norms that are certified for it."""
 
+import importlib
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +49,13 @@ def test_images_owe_nothing_to_the_state_of_a_generator():
     program += "; print(repr(float(dead_leaves(6, 12).double().sum())))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(float(dead_leaves(6, 12).double().sum()), rel=1e-6)
+
+
+def test_the_picture_of_the_images_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "examples"))
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path / "leaves.png")])
+    importlib.import_module("dead_leaves").main()
+    assert (tmp_path / "leaves.png").read_bytes()[1:4] == b"PNG"
 
 
 # The layer

@@ -1,6 +1,6 @@
 """Differentially private training of Lipschitz networks: one set of bounds for privacy and for robustness."""
 
-from dplip import losses, nn
+from dplip import losses, models, nn
 from dplip.accounting import create_accountant
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certify, lipschitz
@@ -77,6 +77,7 @@ __all__ = [
     "get_noise_multiplier",
     "lipschitz",
     "losses",
+    "models",
     "nn",
     "parameter_bounds",
     "project",

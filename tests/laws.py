@@ -362,6 +362,7 @@ OTHERS = [
     module(dn.ChannelLowPass(4, 4, (3, 2)), (2, 4, 4), IN),
     module(dn.Shift(0.5)),
     Sample("LogCompression", lambda: dn.LogCompression(20.0), (6,), BOTH, radius=1e-4),
+    Sample("LogCompression of large entries", lambda: dn.LogCompression(20.0), (1,), ("output",), radius=30.0),
     module(dn.OpponentColors(), (3, 2, 2), BOTH),
     module(dn.Mirror(), MAP, BOTH),
     module(dn.Whitening(torch.randn(20, 3, 2, 2, generator=torch.Generator().manual_seed(0))), (3, 2, 2), IN),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from dplip.constraints import positive
-from dplip.norms import Norms, OperatorNorms
+from dplip.norms import ROUNDING, Bound, Norms, OperatorNorms
 from dplip.rules.registry import Pullback, rule, through
 
 
@@ -34,4 +37,13 @@ class LogCompression(nn.Module):
 @rule(LogCompression)
 def log_compression(module: LogCompression, x: Norms) -> tuple[Norms, Pullback]:
     # Its derivative scale / (1 + scale |x|) lies in (0, scale].
-    return through(OperatorNorms.diagonal(module.scale * (1 + 1e-6)), x, x.shape)
+    output, pullback = through(OperatorNorms.diagonal(module.scale * (1 + ROUNDING)), x, x.shape)
+    return output & Norms(x.shape, linf=_compressed(x.linf, module.scale)), pullback
+
+
+def _compressed(size: Bound, scale: float) -> Bound:
+    """``log(1 + scale size)``: the map grows with the magnitude, so the largest entry's image is the largest."""
+    product = scale * torch.as_tensor(size, dtype=torch.float64)
+    product = torch.where(product < 1e30, product, math.inf)  # beyond, it may overflow in float32
+    bound = product.log1p() * (1 + ROUNDING)
+    return bound if isinstance(size, Tensor) else float(bound)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from dplip.certify import evaluation
 from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
+from dplip.nn.frozen import Frozen
 from dplip.propagate import Walk
 from dplip.rules.registry import module_rule
 from dplip.sensitivity import sensitivity
@@ -32,9 +33,9 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
     Raises:
         ConfigurationError: the model is no ``Sequential``, or does not begin with a layer that can be run in advance.
 
-    Guarantee: the front end is a fixed function of one example (layers that have a rule, no parameter, no state, and
-    do the same in both modes), so data sets that are neighbours stay so; and the rest has a finite sensitivity
-    whatever its input, so nothing in the bounds rests on the front end.
+    Guarantee: the front end is a fixed function of one example (layers that have a rule, no state but what is
+    :class:`dplip.nn.Frozen`, and do the same in both modes), so data sets that are neighbours stay so; and the rest
+    has a finite sensitivity whatever its input, so nothing in the bounds rests on the front end.
     """
     if type(model) is not nn.Sequential:
         raise ConfigurationError(
@@ -103,13 +104,13 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
 
 
 def _place(front: nn.Module) -> torch.device:
-    """Where a function without parameters runs."""
-    return next((b.device for b in front.buffers()), torch.device("cpu"))
+    """Where a fixed function runs."""
+    return next((t.device for t in (*front.parameters(), *front.buffers())), torch.device("cpu"))
 
 
 def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a layer, or each that it is made of, has a rule (so treats each example by itself), and no state."""
-    if layer.state_dict():
+    if layer.state_dict() and type(layer) is not Frozen:
         return False
     if module_rule(layer) is not None:
         return True

@@ -246,7 +246,8 @@ class DPLipOptimizer(Optimizer):
 def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
     if isinstance(optimizer, DPLipOptimizer):
         raise ConfigurationError("optimizer: it is already private. Give the plain torch optimizer.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = {id(p) for p in parameters}
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
         raise ConfigurationError(
@@ -257,8 +258,10 @@ def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
         if not 0 <= float(group.get("lr", 0.0)) < math.inf:
             raise ConfigurationError(f"lr={group['lr']}: a learning rate is a finite number >= 0.")
     own = {id(p) for p in model.parameters()}
-    if held - own:
+    # Without a gradient an optimizer leaves a parameter alone, as those of a frozen front end.
+    foreign = {id(p) for p in parameters if p.requires_grad or p.grad is not None} - own
+    if foreign:
         raise ConfigurationError(
-            f"optimizer: it holds {len(held - own)} parameters that are not the model's, which would be trained "
+            f"optimizer: it holds {len(foreign)} parameters that are not the model's, which would be trained "
             "without noise. Build it over model.parameters()."
         )

@@ -79,8 +79,8 @@ class DPLipTrainer:
             :class:`DPLipOptimizer`).
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
-        precompute: run the leading layers without parameters once per example, and keep the results in memory (see
-            :mod:`dplip.front`); bounds and training are those of the rest, all else sees the whole model.
+        precompute: run the leading layers that nothing is trained in once per example, and keep the results in memory
+            (see :mod:`dplip.front`); bounds and training are those of the rest, all else sees the whole model.
         device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.

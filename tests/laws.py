@@ -367,6 +367,7 @@ OTHERS = [
     module(dn.Mirror(), MAP, BOTH),
     module(dn.Whitening(torch.randn(20, 3, 2, 2, generator=torch.Generator().manual_seed(0))), (3, 2, 2), IN),
     module(dn.PrivateMean((4, 3), 1.0), (4, 3), IN),
+    Sample("Frozen", lambda: dn.Frozen(nn.Sequential(nn.Linear(4, 5), nn.Tanh())), (4,), ()),
     module(dn.GroupSort(2)),
     module(dn.GroupSort(3, dim=-1), (2, 6)),
     module(dn.MaxMin(dim=-3), MAP),

@@ -4,6 +4,7 @@ from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import BoundedConv2d, BoundedLinear, bound_gradients
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
+from dplip.nn.frozen import Frozen
 from dplip.nn.gradient_ball import GradientBall
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
@@ -32,6 +33,7 @@ __all__ = [
     "ChannelLowPass",
     "Clamp",
     "CoefficientSpline",
+    "Frozen",
     "FullSort",
     "GradientBall",
     "GroupSort",

@@ -224,7 +224,7 @@ STEP = [
     mutant(
         "a frozen model trained without noise",
         "optimizer.py",
-        "    if held - own:\n",
+        "    if foreign:\n",
         "    if False:\n",
         "test_optimizer.py::test_an_optimizer_over_other_parameters_than_the_models_is_refused",
     ),
@@ -781,6 +781,20 @@ MEAN = [
         "return cls(*(max(each)",
         "return cls(*(min(each)",
         "test_whitening.py::test_the_certified_norm_is_the_largest_of_all_places",
+    ),
+    mutant(
+        "a frozen network in training mode",
+        "nn/frozen.py",
+        "self.module.eval()",
+        "self.module.train(mode)",
+        "test_frozen.py::test_any_public_network_serves_and_only_what_follows_it_is_trained",
+    ),
+    mutant(
+        "a frozen network taken for one that does not expand",
+        "nn/frozen.py",
+        "return (Norms(x.shape),), {}",
+        "return (Norms(x.shape, v.l1, v.l2, v.linf),), {}",
+        "test_frozen.py::test_no_certificate_is_given",
     ),
 ]
 

@@ -96,10 +96,17 @@ def plain(case: Case, compiled: bool = False) -> Step:
     return step
 
 
-def bounded(case: Case, orthogonal: bool = False, compiled: bool = False, half: bool = False) -> Step:
+def private(
+    case: Case, by_weights: bool = False, orthogonal: bool = False, compiled: bool = False, half: bool = False
+) -> Step:
     """The same network with bounded layers; ``orthogonal``: its weights projected after every fourth step besides;
-    ``half``: forward pass and loss in bfloat16."""
-    model, (x, y) = dplip.nn.bound_gradients(case.network(), radius=1.0), case.data()
+    ``by_weights``: stock layers behind a ball, with norms certified from their weights; ``half``: forward pass and
+    loss in bfloat16."""
+    model, (x, y) = case.network(), case.data()
+    if by_weights:
+        model = nn.Sequential(dplip.nn.BallProjection(9.0), *model)
+    else:
+        model = dplip.nn.bound_gradients(model, radius=1.0)
     if orthogonal:
         for layer in model:
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -164,13 +171,14 @@ def opacus(case: Case, mode: str) -> Step:
 
 METHODS: dict[str, Callable[[Case], Step]] = {
     "plain": plain,
-    "dplip": bounded,
-    "dplip orthogonal": lambda case: bounded(case, orthogonal=True),
-    "dplip bfloat16": lambda case: bounded(case, half=True),
+    "dplip": private,
+    "dplip orthogonal": lambda case: private(case, orthogonal=True),
+    "dplip by weights": lambda case: private(case, by_weights=True),
+    "dplip bfloat16": lambda case: private(case, half=True),
     "ghost": lambda case: opacus(case, "ghost"),
     "hooks": lambda case: opacus(case, "hooks"),
     "functorch": lambda case: opacus(case, "functorch"),
     "plain compiled": lambda case: plain(case, compiled=True),
-    "dplip compiled": lambda case: bounded(case, compiled=True),
+    "dplip compiled": lambda case: private(case, compiled=True),
 }
 """By name, what makes a step of a case."""

@@ -7,7 +7,8 @@ usage: python benchmarks/suite.py [--json FILE] [--markdown FILE] [--parts steps
 Every method runs in a process of its own, and they take turns: one step each, round after round, so that whatever else
 the machine does falls on all of them. A figure is the median of the ratios to plain SGD's step of the same round, with
 quartiles; memory is the peak of the whole process. A method that has used up its seconds sits out the further rounds.
-The network has stock layers and no biases; dplip's has bounded layers in their place. Parts:
+The network has stock layers and no biases; dplip's has bounded layers in their place ("by weights": the stock layers,
+whose norms are certified anew from the weights of every step). ``--json -`` prints JSON in place of the tables. Parts:
 
 - steps: every method, model, batch and number of threads;
 - width, depth: how the cost of the MLP grows, at batch 2,048 and one thread;
@@ -32,11 +33,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-EAGER = ("plain", "dplip", "dplip orthogonal", "dplip bfloat16", "ghost", "hooks", "functorch")
+EAGER = ("plain", "dplip", "dplip orthogonal", "dplip by weights", "dplip bfloat16", "ghost", "hooks", "functorch")
 COMPILED = ("plain", "plain compiled", "dplip", "dplip compiled")
 PARTS = ("steps", "width", "depth", "physical", "compile", "profile")
 LARGEST = {"hooks": 2048, "functorch": 2048}
 """The largest batch that is timed, where a step of a larger one takes minutes."""
+STDOUT = Path("-")
 SHORT = {"models": ["mlp"], "batches": [64], "threads": [1], "rounds": 3, "parts": ["steps", "physical", "profile"]}
 Row = dict[str, Any]
 
@@ -256,11 +258,11 @@ def main(given: list[str] | None = None) -> Row:
     result["parts"] = {}
     for part in arguments.parts:
         result["parts"][part] = measure(part, arguments)
-        if arguments.json:  # after each part, so that an interrupted run keeps what it has
+        if arguments.json and arguments.json != STDOUT:  # after each part, so that an interrupted run keeps what it has
             arguments.json.write_text(json.dumps(result, indent=1))
         if arguments.markdown:
             arguments.markdown.write_text(markdown(result))
-    print(markdown(result))
+    print(json.dumps(result, indent=1) if arguments.json == STDOUT else markdown(result))
     return result
 
 

@@ -32,7 +32,7 @@ def get_noise_multiplier(
         sample_rate: Sampling probability of each step, in (0, 1].
         epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
         steps: Number of steps.
-        accountant: "rdp" or "prv".
+        accountant: "rdp", "prv" or "pld".
         neighboring: The relation that the multiplier is for.
         epsilon_tolerance: How far below the target epsilon may end.
         event: From a noise multiplier to the event of a step, such as a loader's ``event``; in place of

@@ -32,7 +32,7 @@ def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) 
 
     Guarantee: an upper bound, for the present weights; inf where no bound is known.
     """
-    dual = _dual(norm)
+    dual = dual_of(norm)
     walk = Walk(module, input_shape)
     walk.refuse_surrogates()
     output, pullback = walk()
@@ -58,8 +58,12 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
     For norm = inf the radius is the larger of this one and the largest one that interval bounds verify (see
     :mod:`dplip.intervals`), where every operation of the model has an interval rule.
     """
-    if x.ndim < 2 and not (x.ndim == 1):
-        raise ConfigurationError(f"x of shape {tuple(x.shape)}: give a batch of inputs.")
+    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+        found = f"of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+        raise ConfigurationError(f"x {found}: give a batch of inputs, a tensor of floats (batch, ...).")
+    weight = next((p for p in model.parameters() if p.is_floating_point()), x)
+    if weight.dtype != x.dtype:
+        raise ConfigurationError(f"x of {x.dtype}, weights of {weight.dtype}: bring both to one type.")
     with evaluation(model), torch.no_grad():
         certifier = Certifier(model, tuple(x.shape[1:]), norm)
         parts = [certifier.radii(part, model(part)) for part in x.split(batch_size)] if len(x) else []
@@ -139,9 +143,10 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
 
     With a single output, the bound of that score's gradient, shape (1, 1).
     """
-    dual = _dual(norm)
+    dual = dual_of(norm)
     walk = Walk(model, input_shape)
     walk.refuse_surrogates()
+    walk.refuse_chance()
     output, _ = walk()
     classes = math.prod(output.shape)
     if len(output.shape) > 1 or classes < 1:
@@ -163,8 +168,7 @@ def seeds(walk: Walk) -> dict[fx.Node, Norms]:
         return {end: Norms(walk.shape(end), l1=2.0, l2=math.sqrt(2), linf=1.0)}
     rows = head[0].weight.detach().double().cpu()
     differences = (rows[:, None] - rows[None]).flatten(0, 1)
-    slack = 1 + 1e-6
-    norms = (torch.linalg.vector_norm(differences, p, 1) * slack for p in (1, 2, math.inf))
+    norms = (torch.linalg.vector_norm(differences, p, 1) * (1 + 1e-6) for p in (1, 2, math.inf))
     return {head[1]: Norms((rows.shape[1],), *norms)}
 
 
@@ -209,9 +213,10 @@ def certified_curve(radii: Tensor, points: int = 100) -> tuple[list[float], list
     return at, certified_accuracy(radii, at)
 
 
-def _dual(norm: float) -> float:
+def dual_of(norm: float) -> float:
+    """The dual of the norm in which an input moves, or an error."""
     if norm not in DUAL:
-        raise ConfigurationError(f"norm={norm}: certificates are in the norms 1, 2 and float('inf').")
+        raise ConfigurationError(f"norm={norm!r}: certificates are in the norms 1, 2 and float('inf').")
     return DUAL[norm]
 
 

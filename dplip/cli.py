@@ -122,10 +122,10 @@ def train(
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
     if is_table(data):
-        if goal is not None:
-            raise ConfigurationError(
-                f"--preset {goal.value}: it is for images; data={data!r} is a table. Leave it out."
-            )
+        images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
+        for option, value in images.items():
+            if value is not None:
+                raise ConfigurationError(f"--{option}: it is for images, and data={data!r} is a table. Leave it out.")
         from dplip.cli_tabular import train_table
 
         folder = train_table(
@@ -152,9 +152,9 @@ def train(
             f"--model {model.value} --preset {goal.value}: the preset means --model {KIND_OF[goal].value}. Give one."
         )
     kind = KIND_OF[goal] if model is None else model
-    for name, value in {**table, "chain": chain}.items():
+    for option, value in {**table, "chain": chain}.items():
         if value is not None:
-            raise ConfigurationError(f"--{name}: it is for a table, and data={data!r} is none. Leave it out.")
+            raise ConfigurationError(f"--{option}: it is for a table, and data={data!r} is none. Leave it out.")
     loaded = load(data, data_dir)
     recipe = dataclasses.replace(preset(loaded.name, kind.value), **{k: v for k, v in given.items() if v is not None})
     if seed is not None:
@@ -176,10 +176,17 @@ def train(
         norm=recipe.norm if norm is None else norm,
         **memory,
     )
+    assert trainer.output_dir is not None
+    if not resume:
+        _mention_earlier(trainer.output_dir, delta)
     trainer.plan()
     settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}
-    trainer.fit(resume=resume, run=settings)
-    assert trainer.output_dir is not None
+    try:
+        trainer.fit(resume=resume, extra={"run": settings})
+    except KeyboardInterrupt:
+        spent = trainer.get_epsilon()
+        typer.echo(f"interrupted: epsilon {spent:.4f} is spent; go on with --resume and the same flags", err=True)
+        raise
     _show(trainer.output_dir)
 
 
@@ -315,9 +322,22 @@ def _trained(run: Path, data_dir: Path | None) -> tuple[nn.Module, Data | Table]
         model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
     except Exception as wrong:  # whatever a damaged file makes the reader raise
         raise ConfigurationError(
-            f"{run / 'model.pt'}: no weights of this model can be read there ({type(wrong).__name__}). Train again."
+            f"{run / 'model.pt'}: no weights of this model can be read there ({type(wrong).__name__}). "
+            "Restore it, without spending anything, by dplip train --resume with the flags of the run."
         ) from None
     return model, loaded
+
+
+def _mention_earlier(folder: Path, delta: float) -> None:
+    """Say what a run spent whose report and weights are about to be replaced: the two compose."""
+    from dplip.ledger import Ledger
+
+    ledger = folder / "ledger.jsonl"
+    if ledger.exists():
+        spent = Ledger.read(ledger).epsilon(delta)
+        typer.echo(
+            f"an earlier run in {folder} spent epsilon {spent:.4f}; its ledger is kept, and the two add up", err=True
+        )
 
 
 def _show(folder: Path) -> None:
@@ -333,13 +353,17 @@ def _show(folder: Path) -> None:
         typer.echo(f"monotone  {proof['directions']}, proved with margin {proof['margin']:.3g}")
     for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
         if radius > 0:
-            typer.echo(f"certified {accuracy:.4f} at l{certified['norm']} radius {radius:.4f}")
+            typer.echo(f"certified {accuracy:.4f} at l{_number(certified['norm'])} radius {radius:.4f}")
     seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
     epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
     typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
     if isinstance(privacy["epsilon"], str):
         typer.echo("           no noise was added, so this model is not private")
     typer.echo(f"report    {folder / 'report.json'}")
+
+
+def _number(norm: float | str) -> str:
+    return norm if isinstance(norm, str) else f"{norm:g}"
 
 
 def main() -> None:

@@ -86,13 +86,15 @@ def train_table(
     run.fit(resume=resume)
     proof = certify_monotonic(model, schema.directions, schema.features)
     folder = run.save(
-        run={"data": data, "model": MODEL, "preset": dataclasses.asdict(recipe)},
-        monotonicity={
-            "margin": proof.margin,
-            "directions": {c.name: c.monotone for c in schema.columns if c.monotone},
-        },
-        certified=_certified(model, scaled),
-        **_utility(run, loaded, recipe.scale),
+        {
+            "run": {"data": data, "model": MODEL, "preset": dataclasses.asdict(recipe)},
+            "monotonicity": {
+                "margin": proof.margin,
+                "directions": {c.name: c.monotone for c in schema.columns if c.monotone},
+            },
+            "certified": _certified(model, scaled),
+            **_utility(run, loaded, recipe.scale),
+        }
     ).parent
     write_schema(folder / "schema.json", schema)
     return folder

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dplip.errors import ConfigurationError
 from dplip.formats import Bytes, Split, read_cifar_batch, read_idx_split
@@ -82,6 +82,8 @@ def check_dataset(
         ConfigurationError: naming the first example at fault.
     """
     kind = type(dataset).__name__
+    if isinstance(dataset, DataLoader):
+        raise ConfigurationError(f"{what}={kind}: pass its data set, loader.dataset; batches are drawn here")
     try:
         size = len(cast(Sized, dataset))
     except (TypeError, NotImplementedError):
@@ -145,6 +147,7 @@ def _tensor_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Te
 
 
 def _item_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+    shape: tuple[int, ...] | None = None
     for index in range(size):
         item = dataset[index]
         try:
@@ -154,6 +157,12 @@ def _item_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Tens
                 f"{what}[{index}] is a {type(item).__name__}, not a pair (input, target) of tensors or "
                 f"numbers ({error}): convert it in the data set"
             ) from error
+        if shape is not None and inputs.shape != shape:
+            raise ConfigurationError(
+                f"{what}[{index}] has shape {tuple(inputs.shape[1:])}, and {what}[0] {tuple(shape[1:])}: "
+                "bring examples to one shape in the data set"
+            )
+        shape = inputs.shape
         yield index, inputs, target
 
 

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from dplip.accounting import Event, create_accountant, whole
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
+from dplip.certify import evaluation
 from dplip.data import check_dataset
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.losses import Loss
 from dplip.nn import BallProjection
 from dplip.noise import GaussianNoise
@@ -101,19 +102,7 @@ class PrivacyEngine:
                 "a shuffled loader is not what is accounted for",
                 "Leave it on; batch_size=len(dataset) gives the full batch",
             )
-        if isinstance(data_loader, PoissonLoader):
-            loader = data_loader
-            given = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
-            for keyword, value in given.items():
-                if value is not None:
-                    _refuse(f"{keyword}={value}", "the loader is a PoissonLoader already", "Give it to that loader")
-        else:
-            loader = PoissonLoader.from_data_loader(
-                data_loader,
-                public_size=public_size,
-                max_physical_batch_size=max_physical_batch_size,
-                seed=seed,
-            )
+        loader = _poisson(data_loader, public_size, max_physical_batch_size, seed)
         if self.secure_mode:
             check_secure(self.accountant.mechanism(), seed)
         shape = check_data(module, criterion, loader.dataset, "data_loader", input_shape)
@@ -141,7 +130,7 @@ class PrivacyEngine:
         target_epsilon: float,
         target_delta: float,
         epochs: int,
-        data_loader: DataLoader[Any],
+        data_loader: DataLoader[Any] | PoissonLoader,
         **arguments: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """:meth:`make_private` with the noise that spends at most the target in ``epochs``; later steps are refused.
@@ -158,11 +147,11 @@ class PrivacyEngine:
                 "Make a new PrivacyEngine for a new run",
             )
         whole("epochs", epochs, least=1)
-        loader = PoissonLoader.from_data_loader(
+        loader = _poisson(
             data_loader,
-            public_size=arguments.pop("public_size", None),
-            max_physical_batch_size=arguments.pop("max_physical_batch_size", None),
-            seed=arguments.get("seed"),
+            arguments.pop("public_size", None),
+            arguments.pop("max_physical_batch_size", None),
+            arguments.get("seed"),
         )
         sigma = get_noise_multiplier(
             target_epsilon=target_epsilon,
@@ -199,11 +188,46 @@ def check_data(
     check_dataset(dataset, what=what)
     shape = example_shape(dataset) if input_shape is None else input_shape
     output, _ = propagate(model, shape)
+    _check_runs(model, dataset, what)
     classes = loss.classes(math.prod(output.shape))
     neutralised = any(isinstance(module, BallProjection) for module in model.modules())
     check_dataset(dataset, what=what, num_classes=classes, finite=not neutralised, finite_targets=classes is None)
     loss.check(torch.zeros(1, *output.shape), torch.as_tensor(dataset[0][1])[None])  # does it fit the outputs?
     return shape
+
+
+def _poisson(
+    data_loader: DataLoader[Any] | PoissonLoader,
+    public_size: int | None,
+    max_physical_batch_size: int | None,
+    seed: int | None,
+) -> PoissonLoader:
+    """The loader itself if it draws Poisson batches, else one of the same data and batch size that does."""
+    if not isinstance(data_loader, PoissonLoader):
+        return PoissonLoader.from_data_loader(
+            data_loader, public_size=public_size, max_physical_batch_size=max_physical_batch_size, seed=seed
+        )
+    given = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
+    for keyword, value in given.items():
+        if value is not None:
+            _refuse(f"{keyword}={value}", "the loader is a PoissonLoader already", "Give it to that loader")
+    return data_loader
+
+
+def _check_runs(model: nn.Module, dataset: Dataset[Any], what: str) -> None:
+    """Refuse examples that the model cannot be run on, such as integers where its weights are floats."""
+    x = torch.as_tensor(dataset[0][0])[None]
+    place = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
+    try:
+        with evaluation(model), torch.no_grad():
+            model(x.to(place))
+    except DPLipError:
+        raise
+    except Exception as wrong:
+        raise ConfigurationError(
+            f"{what}: the model does not run on an example of {x.dtype} and shape {tuple(x.shape[1:])} "
+            f"({first_line(wrong)}). Give examples of the type of its weights; pixels as x.float() / 255."
+        ) from None
 
 
 def _refuse(found: str, reason: str, remedy: str) -> NoReturn:

@@ -1,6 +1,12 @@
 """The library's errors: each says what was found (``name=value``), why it cannot be, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, for a sentence of ours."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class DPLipError(Exception):
     """Base class of every error that dplip raises on purpose."""
 

@@ -232,11 +232,14 @@ class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
         if self.classes is None and type_of_target(y) == "multiclass":
             raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
         self.classes_ = np.unique(y) if self.classes is None else np.asarray(self.classes)
-        if len(self.classes_) != 2 or not np.isin(y, self.classes_).all():
+        if len(self.classes_) != 2:
             raise ValueError(
-                f"classes={self.classes_.tolist()}: {len(self.classes_)} class, or y has others: a binary classifier "
-                "needs two. If y lacks one of them, name both by classes=."
+                f"classes={self.classes_.tolist()}: {len(self.classes_)} class, and a binary classifier needs two. "
+                "If y lacks one of them, name both by classes=."
             )
+        others = np.setdiff1d(y, self.classes_)
+        if len(others):
+            raise ValueError(f"classes={self.classes_.tolist()}: y holds {others[0]!r} besides. Name both its classes.")
         target = torch.from_numpy((y == self.classes_[1]).astype(np.int64))
         self._train(X, target, BinaryCrossEntropy(self.scale))
         return self

@@ -77,7 +77,7 @@ class Ledger:
 
     Args:
         path: The file. For a new run it must not exist, or be empty.
-        mechanism: Accounting mechanism, "rdp" or "prv".
+        mechanism: Accounting mechanism, "rdp", "prv" or "pld".
         neighboring: Neighbouring relation that the noise multipliers refer to.
         delta: The delta at which the run reports, if any.
         facts: Public facts to keep with the run, such as its sizes; anything that JSON can hold.

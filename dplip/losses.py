@@ -30,6 +30,8 @@ class Witness(Protocol):
 
     def passed(self, gradient: Tensor, genuine: bool) -> None: ...
 
+    def weighed(self) -> None: ...
+
 
 class Loss(nn.Module):
     """Base class: a per-example loss with a bound on the norms of its gradient with respect to the outputs.
@@ -85,7 +87,7 @@ class Loss(nn.Module):
             raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
         targets = targets if targets.is_floating_point() else targets.long()
         self.check(outputs, targets)
-        values = self.per_example(_Gate.apply(outputs, self), targets)
+        values = _Weights.apply(self.per_example(_Gate.apply(outputs, self), targets), self)
         return values.sum() if reduction == "sum" else values
 
     def extra_repr(self) -> str:
@@ -114,6 +116,25 @@ class _Gate(torch.autograd.Function):
         return gradient, None
 
 
+class _Weights(torch.autograd.Function):
+    """The identity on the values of the loss, whose backward pass sees how much each counts: once, or it is told.
+
+    A factor that all examples share may depend on them all, and then one example moves the gradients of the others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, loss: Loss) -> Tensor:
+        ctx.loss = loss
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
+        witness = ctx.loss.witness
+        if witness is not None and not bool((weights == 1).all()):
+            witness.weighed()
+        return weights, None
+
+
 def bounded(gradient: Tensor, loss: Loss) -> Tensor:
     """The rows of a logit gradient, normalised as the loss asks and scaled into its declared norms."""
     rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
@@ -135,7 +156,8 @@ def _check_labels(outputs: Tensor, targets: Tensor) -> None:
         raise ConfigurationError(f"outputs of shape {tuple(outputs.shape)}: this loss takes (batch, classes).")
     if targets.is_floating_point() or targets.ndim != 1:
         raise ConfigurationError(
-            f"targets of type {targets.dtype} and shape {tuple(targets.shape)}: give class numbers, shape (batch,)."
+            f"targets of type {targets.dtype} and shape {tuple(targets.shape)}: give class numbers (targets.long()), "
+            "shape (batch,)."
         )
     classes = outputs.shape[1]
     if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < classes):
@@ -179,7 +201,7 @@ class CrossEntropy(Loss):
 
 
 class BinaryCrossEntropy(Loss):
-    """``BCE(t z) / t`` for one score per example, shape (batch,) or (batch, 1), and targets in [0, 1].
+    """``BCE(t z) / t`` for one score per example, shape (batch,) or (batch, 1), and targets 0 or 1.
 
     The gradient is sigmoid(t z) - y, of absolute value at most 1.
     """

@@ -143,8 +143,9 @@ def preset(name: str, model: str = "l2") -> Recipe:
         raise ConfigurationError(f"model={model!r}: there is no such kind of model. Choose one of {list(MODELS)}.")
     presets = MODELS[model]
     if name not in presets:
-        nearest = difflib.get_close_matches(name, presets, n=1, cutoff=0)
+        nearest = difflib.get_close_matches(name, presets, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigurationError(
-            f"name={name!r}: there is no such preset; did you mean {nearest[0]!r}? Known: {list(presets)}."
+            f"name={name!r}: there is no such preset for model={model!r}.{hint} Known: {list(presets)}."
         )
     return presets[name]

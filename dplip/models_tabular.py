@@ -97,6 +97,8 @@ def monotone_network(
     first: TabularInput, directions: list[int], *, chain: str, widths: tuple[int, ...], clamp: float, outputs: int = 1
 ) -> nn.Sequential:
     """The input's ranges, then a chain of constrained layers beside its residual."""
+    if chain not in CHAINS:
+        raise ConfigurationError(f"chain={chain!r}: choose one of {list(CHAINS)}.")
     sizes = (len(directions), *widths, outputs)
     layers: list[nn.Module] = []
     for i, (n, m) in enumerate(itertools.pairwise(sizes)):

@@ -126,6 +126,7 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
     """:func:`slopes` of a model that has been traced before, with the norms of each output's gradient."""
     import dplip.slope_rules  # noqa: F401  (registers the rules)
 
+    walk.refuse_chance()
     values, pullbacks = walk._forward(None)
     output = walk.output()
     if not isinstance(values[output], Norms):
@@ -169,7 +170,7 @@ def _intervals(
         function = type(subject).forward if module_rule(subject) is not None else None
     else:
         function = target_of(node)
-        subject = Call(function, walk._steps[node].shape, walk._steps[node].path)
+        subject = Call(function, walk._probe.steps[node].shape, walk._probe.steps[node].path)
     rule = _RULES.get(function)
     known = bool((v.lower.isfinite() & v.upper.isfinite()).all())
     if rule is None or not known or any(not isinstance(values[n], Norms) for n in sources):

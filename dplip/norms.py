@@ -119,7 +119,7 @@ class Norms:
         try:
             return {1: self.l1, 2: self.l2, math.inf: self.linf}[p]
         except KeyError:
-            raise ConfigurationError(f"norm={p}: the norms are 1, 2 and float('inf').") from None
+            raise ConfigurationError(f"norm={p!r}: the norms are 1, 2 and float('inf').") from None
 
     def __add__(self, other: Norms) -> Norms:
         """The triangle inequality."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dplip.errors import ConfigurationError
 from dplip.norms import OperatorNorms
@@ -136,6 +137,25 @@ def _greatest_root(squares: Tensor, dim: int) -> float:
     # A square that underflows is below the square of the smallest normal number.
     tiny = squares.shape[dim] * torch.finfo(squares.dtype).tiny
     return math.sqrt(_greatest(squares, dim) + tiny)
+
+
+_FIXED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> OperatorNorms:
+    """The norms that a function finds for a fixed matrix or stack of matrices, found again only if it has changed.
+
+    A tensor without values (on the meta device) has the norms of which nothing is known.
+    """
+    if tensor.is_meta:
+        return OperatorNorms()
+    if tensor.is_inference():  # its changes are not counted
+        return norms(tensor)
+    version, found = _FIXED.get(tensor, (None, None))
+    if found is None or version != tensor._version:
+        found = norms(tensor)
+        _FIXED[tensor] = tensor._version, found
+    return found
 
 
 def matrix(weight: Tensor) -> OperatorNorms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -28,6 +29,10 @@ _SUMMED = 4 * 2.0**-24
 proved: searches moved two sums by up to 1.5 * 2^-24 for each example (tests/test_numerics.py), and what any order of
 summation could do at worst grows with the square of the batch. In float64 that worst case is within the slack: see
 docs/guarantees.md."""
+
+
+GROWTH = 10.0
+"""A sensitivity that has grown by this factor since the start is worth a warning."""
 
 
 class Batches(Protocol):
@@ -116,13 +121,16 @@ class DPLipOptimizer(Optimizer):
         self._project_every = whole("project_every", project_every, least=1)
         self._walk, self._half = Walk(model, input_shape), half_precision
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
-        self.sensitivities()  # refuses what cannot be bounded before anything is trained
+        self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
+        self._warned = False
         self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision)
-        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state.
+        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups, state and hooks.
         self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
+        for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
+            setattr(self, table, getattr(optimizer, table))
 
     @property
     def noise_multiplier(self) -> float:
@@ -174,6 +182,7 @@ class DPLipOptimizer(Optimizer):
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
         bounds = self.sensitivities()
+        self._warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:
             self._charge(self.event)
@@ -210,8 +219,25 @@ class DPLipOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise ConfigurationError("add_param_group: build the optimizer over all trainable parameters of the model.")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ConfigurationError(
+            "DPLipOptimizer: a copy would take steps that no budget counts. Copy the model and optimizer.state_dict(), "
+            "and make a new private optimizer; a trainer goes on from its output_dir: fit(resume=True)."
+        )
+
     def __repr__(self) -> str:
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
+
+    def _warn_of_growth(self, total: float) -> None:
+        """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
+        if total > GROWTH * self._planned and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the sensitivity has grown from {self._planned:.3g} to {total:.3g}, and the noise with it, because "
+                "the weights grow. Use dplip.nn.bound_gradients(model), whose bounds do not depend on them, orthogonal "
+                "layers (dplip.nn.OrthogonalLinear), or a lower learning rate.",
+                stacklevel=3,
+            )
 
     def _check_gradients(self, parameters: list[Tensor]) -> None:
         handed, seen = self.batches.handed_out, self._witness.examples
@@ -238,16 +264,27 @@ class DPLipOptimizer(Optimizer):
             )
         if gradients and not math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
             raise ConfigurationError(
-                "step(): a gradient is NaN or infinite, so an input is. Put dplip.nn.BallProjection(radius) first in "
-                "the model, which neutralises such inputs, or clean the data."
+                "step(): a gradient is NaN or infinite. Either an input is: put dplip.nn.BallProjection(radius) first "
+                "in the model, which neutralises such inputs, or clean the data. Or the weights have grown until "
+                f"numbers overflow (the sensitivity is {self.sensitivities().total:.3g}; it was {self._planned:.3g} at "
+                "first): use dplip.nn.bound_gradients(model) or orthogonal layers, or a lower learning rate."
             )
 
 
 def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
     if isinstance(optimizer, DPLipOptimizer):
         raise ConfigurationError("optimizer: it is already private. Give the plain torch optimizer.")
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigurationError(f"optimizer={optimizer!r}: give a torch optimizer over the model's parameters.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigurationError(
+            "optimizer: LBFGS evaluates the loss several times a step, and a private step has one gradient. Use SGD or "
+            "Adam."
+        )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     held = {id(p) for p in parameters}
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigurationError("model: no parameter of it is trainable, so there is nothing to train. Thaw some.")
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
         raise ConfigurationError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dplip.certify import certified_curve
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, first_line
 
 
 def certified_accuracy_plot(radii: Tensor | dict[str, Tensor], path: str | Path, norm: float = 2) -> None:
@@ -33,4 +33,7 @@ def certified_accuracy_plot(radii: Tensor | dict[str, Tensor], path: str | Path,
     axes.grid(alpha=0.3)
     if isinstance(radii, dict):
         axes.legend()
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as wrong:
+        raise ConfigurationError(f"{path}: no picture can be written there ({first_line(wrong)}).") from None

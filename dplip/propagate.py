@@ -68,17 +68,27 @@ class Walk:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self.model = model
         self.input_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-        self.fingerprint = fingerprint(model)
-        check_modules(model)
         self._root = Root(model)
+        for _ in range(2):  # the first run may fill caches
+            self.fingerprint = fingerprint(model)
+            self._trace()
+            if self.current():
+                break
+        else:
+            refuse(
+                "the model", "its forward", "changes the model's attributes.", "Make it a pure function of its input."
+            )
+        self._bare: Walk | None = None
+
+    def _trace(self) -> None:
+        check_modules(self.model)
         with uncompiled(self._root):
             self._graph = trace(self._root)
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._names = {id(p): name for name, p in self.model.named_parameters()}
         check_rules(self._graph, self._modules)
         with uncompiled(self._root):
-            self._values, self._steps, self._mixes = probe(self._root, self._graph, self.input_shape)
-        self._bare: Walk | None = None
+            self._probe = probe(self._root, self._graph, self.input_shape)
 
     def without_weights(self) -> Walk:
         """The same walk over weights and buffers that have shapes and no values.
@@ -110,6 +120,16 @@ class Walk:
                     "has in training mode a backward pass that is not its derivative.",
                     "Call model.eval() first.",
                 )
+
+    def refuse_chance(self) -> None:
+        """Refuse a model that draws random numbers, for what is said of one prediction for each input."""
+        if self._probe.draws:
+            refuse(
+                "the model",
+                "its forward",
+                "draws random numbers in evaluation mode, so that one input has several predictions.",
+                "Use nn.Dropout, or F.dropout(x, p, self.training), which do nothing then.",
+            )
 
     def current(self) -> bool:
         """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
@@ -145,7 +165,7 @@ class Walk:
         while isinstance(self.module(node), nn.Identity):
             node = node.all_input_nodes[0]
         layer = self.module(node)
-        if layer is None or len(self._steps[node].shape) != 1:
+        if layer is None or len(self._probe.steps[node].shape) != 1:
             return None
         if module_rule(layer) not in AFFINE:
             return None
@@ -160,7 +180,7 @@ class Walk:
 
     def shape(self, node: fx.Node) -> Any:
         """The shape of one example's value at a node."""
-        return self._steps[node].shape
+        return self._probe.steps[node].shape
 
     def start(self) -> fx.Node:
         """The node of the input."""
@@ -171,13 +191,13 @@ class Walk:
         given a value which depends on the input (one of the type of x, or a tuple of them)."""
         kind = type(x)
         values: dict[fx.Node, Any] = {}
-        for node, step in self._steps.items():
+        for node, step in self._probe.steps.items():
             if node.op == "placeholder":
                 values[node] = x
             elif node.op == "get_attr":
                 values[node] = attribute(self._root, str(node.target))
-            elif node in self._values:
-                values[node] = self._values[node]
+            elif node in self._probe.values:
+                values[node] = self._probe.values[node]
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 depends = any(isinstance(a, kind) for a in flat((args, kwargs)))
@@ -186,7 +206,7 @@ class Walk:
 
     def calls(self) -> list[Step]:
         """The steps that depend on the input, in order, but for the input itself."""
-        return [s for n, s in self._steps.items() if s.shape is not None and n.op.startswith("call_")]
+        return [s for n, s in self._probe.steps.items() if s.shape is not None and n.op.startswith("call_")]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
@@ -209,6 +229,8 @@ class Walk:
 
     def _forward(self, input_norms: Norms | None) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
         x = Norms(self.input_shape) if input_norms is None else input_norms
+        if not isinstance(x, Norms):
+            raise ConfigurationError(f"input_norms={x!r}: give Norms(input_shape, l2=...), or None for no bound.")
         if x.shape != self.input_shape:
             raise ConfigurationError(f"input_norms of shape {x.shape}, but input_shape={self.input_shape}.")
         pullbacks: dict[fx.Node, Any] = {}
@@ -218,7 +240,7 @@ class Walk:
             return output
 
         values = self.run(x, apply)
-        if self._mixes:  # whatever the rules say; last, since a rule that refuses knows the place
+        if self._probe.mixes:  # whatever the rules say; last, since a rule that refuses knows the place
             refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
         return values, pullbacks
 

@@ -122,7 +122,8 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as wrong:
         raise ConfigurationError(
-            f"{path}: no report can be read there ({wrong}). Give the folder of a finished run."
+            f"{path}: no report can be read there ({wrong}). Give the folder of a finished run; "
+            "one that was interrupted is finished by dplip train --resume."
         ) from None
     validate_report(report)
     return dict(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.utils import parametrize
 
 import dplip.rules  # noqa: F401  (registers the rules)
-from dplip.errors import ConfigurationError, DPLipError
+from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.rules.registry import module_rule, refuse, rule_of
 
 REMEDIES = {
@@ -150,29 +151,82 @@ def _shadows_rule(m: nn.Module) -> bool:
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace depends on: the modules, their modes and plain attributes, and which parameters are trained."""
+    """What a trace depends on: the modules at their places, their modes and plain attributes, and what is trained."""
     modules = tuple(
-        (id(m), id(type(m)), tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL))
-        for m in model.modules()
+        (
+            name,
+            Same(m),
+            _class_constants(type(m)),
+            tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL),
+        )
+        for name, m in model.named_modules(remove_duplicate=False)
     )
-    return modules, tuple((id(p), p.requires_grad) for p in model.parameters())
+    parameters = model.named_parameters(remove_duplicate=False)
+    return modules, tuple((name, Same(p), p.requires_grad) for name, p in parameters)
+
+
+class Same:
+    """A thing by its identity, which lasts as long as this does; of a tensor, also how often it was changed."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+        self.version = thing._version if isinstance(thing, Tensor) and not thing.is_inference() else 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.thing is other.thing and self.version == other.version
+
+    def __hash__(self) -> int:
+        return hash((id(self.thing), self.version))
 
 
 _INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
+_PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 
 
-def _constant(value: Any) -> Any:
-    """What a forward may read of an attribute while it is traced: numbers as they are, the rest by identity."""
+def _attributes(module: nn.Module) -> tuple[Any, ...]:
+    return tuple((k, _constant(v)) for k, v in vars(module).items() if k not in _INTERNAL)
+
+
+def _constant(value: Any, depth: int = 3) -> Any:
+    """What a forward may read of an attribute while it is traced: plain data by value, the rest by identity."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.generic):
+        return value.tobytes()
+    if isinstance(value, np.ndarray):
+        return Same(value), value.tobytes()
     if isinstance(value, (list, tuple, set)):
-        return tuple(map(_constant, value))
+        return tuple(_constant(item, depth) for item in value)
     if isinstance(value, dict):
-        return tuple((key, _constant(item)) for key, item in value.items())
-    return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
+        return tuple((key, _constant(item, depth)) for key, item in value.items())
+    if depth and hasattr(value, "__dict__") and not _opaque(value):
+        return Same(value), tuple((key, _constant(item, depth - 1)) for key, item in vars(value).items())
+    return Same(value)
+
+
+def _opaque(value: Any) -> bool:
+    """Whether an object is more than a holder of settings: a module, a class, a function, a part of a library."""
+    library = type(value).__module__.partition(".")[0] in ("torch", "numpy", "dplip", "builtins", "functools")
+    return library or isinstance(value, (nn.Module, Tensor, type)) or callable(value)
+
+
+@functools.cache
+def _outside(cls: type) -> tuple[type, ...]:
+    """The classes of a module that are neither torch's nor ours."""
+    return tuple(c for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("torch", "dplip", "builtins"))
+
+
+def _class_constants(cls: type) -> tuple[Any, ...]:
+    """Plain data that a class holds for all its instances."""
+    held = ((k, v) for c in _outside(cls) for k, v in vars(c).items() if not k.startswith("__"))
+    return tuple((k, _constant(v, 0)) for k, v in held if isinstance(v, (*_PLAIN, list, tuple, dict, np.generic)))
 
 
 def check_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
         path, what = name or "the model", type(module).__name__
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            refuse(path, what, "has no weights yet.", "Run the model once, on a batch of public shape.")
         if parametrize.is_parametrized(module):
             refuse(
                 path,
@@ -191,7 +245,8 @@ def check_modules(model: nn.Module) -> None:
                     "Remove the hook (or the wrapper that adds it).",
                 )
         if "forward" in vars(module):
-            refuse(path, what, "has had its forward replaced on the instance.", "Make it a module with a rule.")
+            remedy = "Make it a module with a rule. (To compile a model, call model.compile(), in place.)"
+            refuse(path, what, "has had its forward replaced on the instance.", remedy)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             refuse(
@@ -237,7 +292,9 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = [state.tolist() for state in (torch.get_rng_state(), *devices)]
+    return states, random.getstate(), str(np.random.get_state())
 
 
 def trace(root: Root) -> fx.Graph:
@@ -305,19 +362,30 @@ def _reads_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
-def probe(
-    root: Root, graph: fx.Graph, input_shape: tuple[int, ...]
-) -> tuple[dict[fx.Node, Any], dict[fx.Node, Step], bool]:
-    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement.
+@dataclass(frozen=True)
+class Probe:
+    """What running a graph on batches of two sizes has shown.
 
-    Returns:
-        The values that are numbers, the steps, and whether some example's output was seen to depend on another's input.
+    Attributes:
+        values: the nodes' values that are numbers.
+        steps: the nodes, with the shape of one example's value.
+        mixes: whether some example's output was seen to depend on another's input.
+        draws: whether random numbers were drawn.
     """
+
+    values: dict[fx.Node, Any]
+    steps: dict[fx.Node, Step]
+    mixes: bool
+    draws: bool
+
+
+def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
+    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement."""
     parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
     dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
     module = fx.GraphModule(root, graph)
     records = []
-    mixes = False
+    mixes = draws = False
     with _undisturbed(), torch.enable_grad():
         for batch in (2, 3):
             torch.manual_seed(batch)
@@ -326,6 +394,7 @@ def probe(
             results = []
             for run in (recorder.run, root):
                 torch.manual_seed(10 + batch)
+                before = _random_states()
                 try:
                     results.append(run(x.clone()))  # a clone may be changed in place
                 except DPLipError:
@@ -333,8 +402,10 @@ def probe(
                 except Exception as wrong:
                     raise ConfigurationError(
                         f"input_shape={input_shape}: the model does not run on a batch of such examples "
-                        f"({type(wrong).__name__}: {wrong}). Give the shape of one example, without the batch."
+                        f"({type(wrong).__name__}: {first_line(wrong)}). Give the shape of one example, "
+                        "without the batch."
                     ) from None
+                draws = draws or _random_states() != before
             if not _alike(*results):
                 refuse(
                     "the model",
@@ -368,7 +439,7 @@ def probe(
             fed.add(node)
             shape = _example_shape(node, two, three)
         steps[node] = Step(node, _path(node), shape)
-    return values, steps, mixes
+    return Probe(values, steps, mixes, draws)
 
 
 def _alike(traced: Any, real: Any) -> bool:

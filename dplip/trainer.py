@@ -6,7 +6,8 @@ import copy
 import io
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dplip import front
 from dplip.accounting import NEIGHBORING, Event, create_accountant
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
-from dplip.certify import certified_accuracy, correct_radii, evaluation, predictions
+from dplip.certify import certified_accuracy, correct_radii, dual_of, evaluation, predictions
 from dplip.checkpoint import write_whole
 from dplip.constraints import project
 from dplip.engine import check_data
@@ -64,7 +65,7 @@ class DPLipTrainer:
         noise_multiplier: std of the noise per unit of sensitivity; 0: no noise, epsilon is infinite.
         target_delta: the delta of every epsilon.
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
-        accountant: ``"rdp"`` or ``"prv"``.
+        accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
         max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
         output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
             renamed, never overwritten.
@@ -134,6 +135,7 @@ class DPLipTrainer:
             raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
         if sampling not in SAMPLING:
             raise ConfigurationError(f"sampling={sampling!r}: choose one of {list(SAMPLING)}.")
+        dual_of(norm)  # refuses what no certificate is in, before anything is spent
         if secure:
             check_secure(accountant, seed, sampling)
         if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
@@ -142,6 +144,7 @@ class DPLipTrainer:
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
+        _check_scheduler(scheduler, optimizer)
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
         model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
         self.autocast = autocast
@@ -164,6 +167,12 @@ class DPLipTrainer:
             max_physical_batch_size=max_physical_batch_size,
             seed=seed,
         )
+        if target_delta >= 1 / self.loader.public_size:
+            warnings.warn(
+                f"target_delta={target_delta:g}: with {self.loader.public_size} examples, so large a delta allows to "
+                "publish one of them whole. Choose one well below 1 / examples.",
+                stacklevel=2,
+            )
         self._mean = mean_release(self._trained, shape)
         if noise_multiplier is None:
             noise_multiplier = get_noise_multiplier(
@@ -241,7 +250,7 @@ class DPLipTrainer:
             tqdm.write(str(plan))
         return plan
 
-    def fit(self, resume: bool = False, **extra: Any) -> DPLipTrainer:
+    def fit(self, resume: bool = False, *, extra: Mapping[str, Any] | None = None) -> DPLipTrainer:
         """Take the planned steps, and write the report if there is an ``output_dir``; returns the trainer.
 
         Args:
@@ -276,7 +285,7 @@ class DPLipTrainer:
             self._seconds += time.perf_counter() - started
             started = time.perf_counter()
             if self.output_dir is not None:
-                self.save(**extra)
+                self.save(extra)
         finally:
             if bar is not None:
                 bar.close()
@@ -374,14 +383,14 @@ class DPLipTrainer:
             "versions": versions(),
         }
 
-    def save(self, **extra: Any) -> Path:
+    def save(self, extra: Mapping[str, Any] | None = None) -> Path:
         """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
         weights = io.BytesIO()
         torch.save(self.model.state_dict(), weights)
         write_whole(self.output_dir / "model.pt", weights.getvalue())
-        report = {**self.report(), **extra}
+        report = {**self.report(), **(extra or {})}
         validate_report(report)
         write_report(self.output_dir / "report.json", report)
         return self.output_dir / "report.json"
@@ -489,3 +498,16 @@ def _chosen(device: str | torch.device, model: nn.Module) -> torch.device:
             f"device={device!r}: no tensor can be made there ({reason}). Choose 'auto' or a device of this machine."
         ) from None
     return torch.device(device)
+
+
+def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
+    """Refuse what cannot be stepped after every private step, before anything is spent."""
+    if scheduler is None:
+        return
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ConfigurationError(
+            f"scheduler={scheduler!r}: give a torch LRScheduler of the optimizer, one that needs no metric (a loss on "
+            "private data is not accounted for). It is stepped after every private step."
+        )
+    if scheduler.optimizer is not optimizer:
+        raise ConfigurationError("scheduler: it is of another optimizer. Build it over the one that you give.")

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dplip.losses import Loss
-from dplip.trace import Observer, fingerprint
+from dplip.trace import Observer, Same, fingerprint
+
+ENTRIES = 64
+"""About so many entries of each tensor are looked at."""
 
 
 class Witness(Observer):
@@ -30,7 +33,7 @@ class Witness(Observer):
         self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...], half_precision: bool = False
     ) -> None:
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
-        self._outputs: list[weakref.ref[Tensor]] = []
+        self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
         self._inside = self._rounded = False
         self.reset()
@@ -53,7 +56,7 @@ class Witness(Observer):
         self._state: Any = None  # of the model and the loss at the forward pass
         self._gradients: Any = None  # as the last backward pass left them
         self._sent = [ref for ref in self._sent if ref() is not None]
-        self._outputs = [ref for ref in self._outputs if ref() is not None]
+        self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
 
     def check(self) -> None:
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
@@ -65,11 +68,13 @@ class Witness(Observer):
     # What the loss reports (dplip.losses.Witness).
 
     def made(self, outputs: Tensor) -> bool:
-        return any(ref() is outputs for ref in self._outputs)
+        return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
     def passed(self, gradient: Tensor, genuine: bool) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
+        if self._state is not None and self._state[1] != fingerprint(self._loss):
+            self._report(_CHANGED)
         if self._rounds(gradient):
             self._report(_ROUNDED)
         self.examples += len(gradient)
@@ -77,6 +82,9 @@ class Witness(Observer):
         if not genuine:
             self._report(self._unfit or _FOREIGN)
         torch.autograd.Variable._execution_engine.queue_callback(self._finished)
+
+    def weighed(self) -> None:
+        self._report(_WEIGHED)
 
     # What the hooks report.
 
@@ -103,8 +111,9 @@ class Witness(Observer):
         if self._state is not None and self._state != state:
             self._report(_CHANGED)
         self._state = state
-        self._outputs.append(weakref.ref(output))
-        output.register_hook(self._arrived)
+        seen = weakref.ref(output)
+        self._outputs.append((seen, output._version))
+        output.register_hook(lambda gradient: self._arrived(gradient, seen()))
 
     def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
@@ -114,23 +123,25 @@ class Witness(Observer):
                 "not be bounded. Call the whole model, or do it within torch.no_grad()."
             )
 
-    def _arrived(self, gradient: Tensor) -> None:
+    def _arrived(self, gradient: Tensor, output: Tensor | None) -> None:
         """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
         sent = [ref() for ref in self._sent]
         if not any(s is not None and torch.equal(s, gradient) for s in sent):
             self._report(self._unfit or _FOREIGN)
+        if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
+            self._report(_HOOKED)
 
     def _finished(self) -> None:
         self._gradients = self._present_gradients()
 
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
-        versions = tuple(p._version for p in self._model.parameters())
-        return fingerprint(self._model), fingerprint(self._loss), versions
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        return fingerprint(self._model), fingerprint(self._loss), [Same(t) for t in tensors], _sample(tensors)
 
-    def _present_gradients(self) -> list[tuple[int, int] | None]:
-        gradients = [p.grad for p in self._model.parameters()]
-        return [None if g is None else (id(g), g._version) for g in gradients]
+    def _present_gradients(self) -> tuple[Any, ...]:
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return [Same(g) for g in gradients], _sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
@@ -138,6 +149,13 @@ class Witness(Observer):
 
     def _report(self, problem: str) -> None:
         self.problem = self.problem or problem
+
+
+@torch.no_grad()
+def _sample(tensors: list[Tensor]) -> list[str]:
+    """The norm of some entries of each tensor: it tells of edits that torch does not count, through .data or numpy."""
+    picked = [t.detach().flatten()[:: 1 + t.numel() // ENTRIES] for t in tensors if t.numel() and t.is_floating_point()]
+    return [float(norm).hex() for norm in torch._foreach_norm(picked)] if picked else []
 
 
 class _Hook(Observer):
@@ -157,6 +175,15 @@ _FOREIGN = (
     "the loss was given something else than the model's own output, or something else than the loss sent a gradient "
     "into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the output as it is and nothing added "
     "to the loss."
+)
+_WEIGHED = (
+    "the values of the loss were weighed, divided or combined otherwise than by a sum, and a factor may depend on the "
+    "other examples. Call loss(model(x), y).backward(): the optimizer divides by the public expected batch size. For a "
+    "smaller step lower the learning rate."
+)
+_HOOKED = (
+    "a hook is registered on the model's output, and may change the gradient that enters the model, so the bounds do "
+    "not hold. Remove it."
 )
 _ROUNDED = (
     "torch.autocast was on, and propagated bounds do not hold in half precision. Train without it; or make every layer "

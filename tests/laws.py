@@ -9,6 +9,7 @@ constant, sign and random starts, in float64, for several families of weights.
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -200,6 +201,11 @@ LINEAR = [
         "BoundedLinear on tokens", lambda: dn.BoundedLinear(4, 5, radius=0.7), TOKENS, EVERY, train=True, linear=False
     ),
     calls("F.linear", F.linear, (*BOTH, "w", "b"), w=(5, 4), b=(5,)),
+    calls("x @ w", operator.matmul, (*BOTH, "w"), w=(4, 5)),
+    calls("torch.matmul of tokens", torch.matmul, (*BOTH, "w"), TOKENS, w=(4, 5)),
+    calls("Tensor.matmul", lambda x, w: x.matmul(w), (*BOTH, "w"), w=(4, 5)),
+    calls("torch.mm", torch.mm, (*BOTH, "w"), w=(4, 5)),
+    calls("Tensor.mm", lambda x, w: x.mm(w), (*BOTH, "w"), w=(4, 5)),
 ]
 
 

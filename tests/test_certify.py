@@ -400,6 +400,28 @@ def test_a_norm_without_certificates_is_refused(norm):
         dplip.lipschitz(orthogonal(), (6,), norm=norm)
 
 
+def test_a_model_that_draws_in_evaluation_mode_has_no_certificate():
+    class Drawing(nn.Module):
+        def __init__(self, training: bool) -> None:
+            super().__init__()
+            self.linear, self.active = nn.Linear(6, 3), training
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.linear(x), 0.5, self.active)
+
+    assert float(dplip.certify(Drawing(False), torch.ones(1, 6))) > 0
+    with pytest.raises(UnboundedOperationError, match="draws random numbers in evaluation mode"):
+        dplip.certify(Drawing(True), torch.ones(1, 6))
+    with pytest.raises(UnboundedOperationError, match="draws random numbers in evaluation mode"):
+        dplip.certify_monotonic(Drawing(True), [1, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 6).double(), torch.ones(2, 6).long(), [[1.0] * 6], torch.tensor(1.0)])
+def test_inputs_that_are_no_batch_of_floats_are_refused(x):
+    with pytest.raises(ConfigurationError, match=r"^x "):
+        dplip.certify(orthogonal(), x)
+
+
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(ConfigurationError, match="scores"):
         dplip.certify(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5))

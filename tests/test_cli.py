@@ -114,10 +114,16 @@ def test_certify_draws_the_curve(finished, dplip_command, tmp_path):
     assert (tmp_path / "curve.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_certify_refuses_a_picture_of_no_known_kind(finished, dplip_command, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "no picture can be written" in refused(dplip_command("certify", finished, "--plot", tmp_path / "curve.foo"))
+
+
 def test_train_without_a_seed_says_so_and_can_be_repeated_in_the_same_folder(dplip_command, tmp_path):
-    for _ in range(2):
+    for repeated in (False, True):
         ran = dplip_command("train", *QUICK, "--out", tmp_path)
         assert ran.code == 0 and "SEEDED" not in ran.out
+        assert ("its ledger is kept, and the two add up" in ran.err) is repeated
     assert json.loads((tmp_path / "report.json").read_text())["privacy"]["seeded"] is False
 
 
@@ -178,6 +184,10 @@ def test_account_finds_the_noise_that_a_budget_needs(dplip_command):
         (("train", "--accountant", "gdp"), "rdp"),
         (("train", "--max-physical-batch-size", "0"), "max_physical_batch_size=0"),
         (("train", "--nothing"), "nothing"),
+        (("train", "--norm", "3"), "norm=3"),
+        (("train", "--data", "table.csv", "--norm", "2"), "--norm"),
+        (("train", "--data", "table.csv", "--model", "l2"), "--model"),
+        (("train", "--data", "digits", "--model", "windows"), "digits"),
         (("account",), "--sample-rate"),
         (("account", "--sample-rate", "0.1", "--steps", "10"), "--noise-multiplier"),
         (("account", "--sample-rate", "2", "--steps", "10", "--noise-multiplier", "1"), "sample_rate=2"),

@@ -59,6 +59,16 @@ def test_the_flow_of_opacus_trains_privately_and_counts_every_step():
     assert not torch.equal(before, model[1].weight)
 
 
+def test_a_loader_of_poisson_batches_is_taken_as_it_is():
+    given = parts()
+    given["data_loader"] = PoissonLoader(examples(40), batch_size=10)
+    plan = {"target_epsilon": 2.0, "target_delta": DELTA, "epochs": 2}
+    _, optimizer, loader = PrivacyEngine().make_private_with_epsilon(**given, **plan)
+    assert loader is given["data_loader"] and optimizer.noise_multiplier > 0
+    with pytest.raises(ConfigurationError, match="public_size=9"):
+        PrivacyEngine().make_private_with_epsilon(**{**parts(), **given}, **plan, public_size=9)
+
+
 def test_a_shuffled_loader_becomes_a_poisson_loader_whose_batches_vary():
     given = parts(count=200, batch_size=20)
     _, _, loader = PrivacyEngine().make_private(**given, noise_multiplier=1.0)

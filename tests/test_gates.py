@@ -249,6 +249,27 @@ def test_every_example_is_scaled_by_itself_to_the_radius() -> None:
     torch.testing.assert_close(layer.bias.grad, bias, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("huge", [False, True])
+def test_an_example_far_out_changes_no_other_row(huge: bool) -> None:
+    """Rows just below the radius, and rows of huge and tiny factors, are treated alike whatever the others are."""
+    layer = dn.BoundedLinear(2, 2, bias=False, radius=math.sqrt(0.5) * (1 + 1.3e-6)).double()
+    angles = torch.linspace(-0.3, 0.3, 3000, dtype=torch.float64)
+    x = torch.stack([angles.cos(), angles.sin()], 1)
+    v = torch.tensor([[0.5, -0.5]], dtype=torch.float64).expand(len(x), 2)
+    if huge:  # a product of ordinary size, of factors that are not
+        x, v = x * 1e40, v * 1e-40
+
+    def gradient(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        layer.zero_grad()
+        layer(x).backward(v)
+        assert layer.weight.grad is not None
+        return layer.weight.grad.clone()
+
+    outlier = torch.tensor([[50.0, 0.0]], dtype=torch.float64)
+    moved = gradient(torch.cat([x, outlier]), torch.cat([v, outlier])) - gradient(x, v)
+    assert float(moved.norm()) <= layer.radius * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15, 1e30])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e15, 1e30, math.nan, math.inf])
 def test_no_example_exceeds_the_radius_of_a_bounded_layer(scale: float, size: float) -> None:

@@ -110,3 +110,11 @@ def test_half_precision_is_refused_and_double_has_the_bounds_of_single(name):
     assert dict(double) == pytest.approx(dict(single), rel=1e-5)
     with pytest.raises(DPLipError):
         dplip.sensitivity(model.bfloat16(), CrossEntropy(), shape)
+
+
+@pytest.mark.parametrize("size", [2.0**-149, 2.0**-140, 1e-30, 1.0, 1e30])
+def test_the_gradient_of_a_window_is_of_length_one_down_to_the_smallest_numbers(size):
+    x = torch.full((1, 1, 2, 2), size, requires_grad=True)
+    dplip.nn.ScaledL2NormPool2d(2)(x).sum().backward()
+    assert x.grad is not None and float(x.grad.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert float(x.grad.norm()) <= 1 + 1e-6

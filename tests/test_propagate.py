@@ -410,6 +410,8 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "gate": (lambda x: x * torch.sigmoid(x), "multiplies"),
     "quotient": (lambda x: x / (1 + x.abs()), "divides"),
     "matmul": (lambda x: x.unsqueeze(1) @ x.unsqueeze(2), "matmul"),
+    "matmul from the left": (lambda x: torch.ones(9, 9) @ x, "matmul"),
+    "matmul by a batch of matrices": (lambda x: x.unsqueeze(1) @ torch.ones(3, 9, 2), "matmul"),
     "bmm": (lambda x: torch.bmm(x.unsqueeze(1), x.unsqueeze(2)), "bmm"),
     "einsum": (lambda x: torch.einsum("bi,bj->bij", x, x), "einsum"),
     "linear of itself": (lambda x: F.linear(x, x), "linear"),

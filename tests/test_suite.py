@@ -37,6 +37,14 @@ def test_the_command_writes_json_and_markdown(suite, tmp_path, capsys):
     assert (tmp_path / "suite.md").read_text() in capsys.readouterr().out
 
 
+def test_step_time_prints_the_pair_of_steps_as_json(suite, capsys):
+    import step_time
+
+    step_time.main(["--json", "-", "--batches", "32", "--models", "mlp", "--rounds", "2"])
+    rows = json.loads(capsys.readouterr().out)["parts"]["steps"]
+    assert [row["method"] for row in rows] == ["plain", "dplip"] and rows[0]["batch"] == 32 and rows[1]["ratio"] > 0
+
+
 def test_a_method_that_fails_is_a_row_that_says_why(suite):
     (row,) = suite.compare(suite.case("mlp", 8, width=-8), 1, ("plain",), rounds=2, seconds=1.0)
     assert "negative" in row["failure"] and "failed: " in suite.line(row)
@@ -45,10 +53,10 @@ def test_a_method_that_fails_is_a_row_that_says_why(suite):
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_physical_batches_take_the_step_of_the_whole_batch(suite, name):
     import torch
-    from steps import SHAPES, Case, bounded
+    from steps import SHAPES, Case, private
 
     # Whatever the parts, one step is taken, counted and noised once, by the batch's own size.
     for physical in (None, 5):
-        step = bounded(Case(name, 16, 8, physical=physical))
+        step = private(Case(name, 16, 8, physical=physical))
         step()
     assert Case(name, 16, 8).network()(torch.zeros(2, *SHAPES[name])).shape == (2, 10)

@@ -8,7 +8,7 @@ import torch
 from small_models import Flattening, Pooled, orthogonal, plain
 from small_runs import examples, interrupted
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import dplip
 import dplip.nn as dn
@@ -81,12 +81,55 @@ def weights(run: DPLipTrainer) -> list[torch.Tensor]:
         ({"seed": -1}, "seed=-1"),
         ({"public_size": 0}, "public_size=0"),
         ({"loss": nn.CrossEntropyLoss()}, "CrossEntropyLoss"),
+        ({"norm": 3}, "norm=3"),
+        ({"norm": "inf"}, "norm='inf'"),
+        ({"scheduler": "cosine"}, "scheduler='cosine'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'"),
+        ({"train_dataset": DataLoader(TRAIN)}, "loader.dataset"),
+        ({"eval_dataset": DataLoader(HELD_OUT)}, "loader.dataset"),
     ],
     ids=lambda v: "-".join(f"{k}={w}" for k, w in v.items())[:40] if isinstance(v, dict) else None,
 )
 def test_an_argument_that_no_sound_run_can_be_made_from_is_refused_by_its_name(arguments, named):
     with pytest.raises(ConfigurationError, match=named):
         trainer(**arguments)
+
+
+def test_a_scheduler_of_another_optimizer_or_of_a_metric_is_refused():
+    model = orthogonal()
+    own, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    with pytest.raises(ConfigurationError, match="another optimizer"):
+        trainer(model, optimizer=own, scheduler=torch.optim.lr_scheduler.StepLR(other, 3))
+    with pytest.raises(ConfigurationError, match="no metric"):
+        trainer(model, optimizer=own, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(own))
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.int64, torch.float16])
+def test_examples_of_another_type_than_the_weights_are_refused(which, dtype):
+    x, y = examples(80).tensors
+    with pytest.raises(ConfigurationError, match=rf"{which}.*{dtype}"):
+        trainer(**{which: TensorDataset(x.to(dtype), y)})
+
+
+def test_examples_of_several_shapes_are_refused():
+    class Growing(Pairs):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return (torch.cat([x, x]) if index == 5 else x), y
+
+    with pytest.raises(ConfigurationError, match=r"train_dataset\[5\] has shape \(12,\)"):
+        trainer(train_dataset=Growing())
+
+
+def test_a_delta_that_protects_no_one_is_warned_of():
+    with pytest.warns(UserWarning, match="well below 1 / examples"):
+        trainer(target_delta=1 / 80)
+
+
+def test_a_word_that_fit_does_not_know_is_refused():
+    with pytest.raises(TypeError, match="resmue"):
+        trainer().fit(resmue=True)
 
 
 def test_a_target_and_a_noise_multiplier_together_are_refused():

@@ -7,7 +7,7 @@ from torch import nn
 import dplip
 from dplip import nn as dn
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.losses import CrossEntropy
+from dplip.losses import CrossEntropy, Huber
 
 SHAPE = (2, 4, 6)
 
@@ -75,6 +75,12 @@ def test_views_are_given_and_are_not_left_to_chance():
     model = nn.Sequential(dn.BallProjection(1.0), dn.MeanOverViews(nn.Linear(4, 2), [nn.Identity(), nn.RReLU()]))
     with pytest.raises(UnboundedOperationError, match="RReLU"):
         dplip.sensitivity(model, CrossEntropy(), (4,))
+
+
+def test_a_mirror_of_examples_without_an_axis_is_refused():
+    """Its last axis would be the batch's; a clamp that is flat at the probe's inputs would hide that."""
+    with pytest.raises(UnboundedOperationError, match="axis of an example"):
+        dplip.sensitivity(nn.Sequential(dn.Clamp(5.0, 6.0), dn.Mirror()), Huber(), ())
 
 
 def test_a_flip_of_the_batch_is_refused():

@@ -95,6 +95,20 @@ def test_the_certified_norm_is_the_largest_of_all_places():
     assert float(each.min()) < 0.95 * float(each.max()) <= dplip.lipschitz(layer, SHAPE)
 
 
+@pytest.mark.parametrize(
+    "layer, shape, buffer",
+    [(lambda: dn.Whitening(samples()), SHAPE, "matrices"), (lambda: dn.LowPass(6, 6, 4), (1, 6, 6), "rows")],
+)
+def test_the_norms_of_a_fixed_layer_follow_its_buffer(layer, shape, buffer):
+    module = layer()
+    before = dplip.lipschitz(module, shape)
+    getattr(module, buffer).mul_(10)
+    assert dplip.lipschitz(module, shape) == pytest.approx(10 * before, rel=1e-4)
+    module.bfloat16().float()  # rounds the buffer, which is another then
+    x = torch.randn(50, *shape, generator=torch.Generator().manual_seed(0))
+    assert float((module(x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).max()) <= dplip.lipschitz(module, shape)
+
+
 def test_it_has_nothing_to_train_or_to_save():
     layer = dn.Whitening(samples())
     assert not list(layer.parameters()) and not layer.state_dict()

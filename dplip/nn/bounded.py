@@ -22,7 +22,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from dplip.constraints import positive
 from dplip.errors import ConfigurationError
-from dplip.nn.gradient_ball import row_norms, scale_into
+from dplip.nn.gradient_ball import ROUNDING, row_norms, scale_into
 from dplip.norms import Norms
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, linear
@@ -100,8 +100,9 @@ def _bounded_rows(
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     sizes, lengths = row_norms(x), row_norms(v)
-    if not _all(reuse * sizes * lengths <= radius):  # NaN and infinity are not
-        kept = torch.maximum(sizes, lengths) <= HUGE
+    kept = torch.maximum(sizes, lengths) <= HUGE  # NaN is not
+    # The pass is left out where it would change no row: what becomes of one must not depend on the others.
+    if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROUNDING))):
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
             sizes, lengths = row_norms(x), row_norms(v)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, OperatorNorms
+from dplip.norms import Norms, OperatorNorms, times
+from dplip.operators import matrix, of_fixed
 from dplip.rules.registry import Pullback, rule, through
 
 
@@ -42,7 +44,6 @@ class LowPass(nn.Module):
             )
         self.register_buffer("rows", _cosines(height, keep), persistent=False)
         self.register_buffer("columns", _cosines(width, keep), persistent=False)
-        self.norms = _norms(self.rows, self.columns)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[-2:] != (self.height, self.width):
@@ -61,24 +62,15 @@ def _cosines(size: int, keep: int) -> Tensor:
     return table.float()
 
 
-def _norms(a: Tensor, b: Tensor) -> OperatorNorms:
+def _norms(module: LowPass) -> OperatorNorms:
     """Of x -> a x b^T, the Kronecker product of the two: each of these norms is the product of theirs."""
-    # Entries rounded to float32 move a matrix of orthonormal rows by at most 2^-24 times its Frobenius norm.
-    slack = math.prod(1 + 2.0**-23 * math.sqrt(len(m)) for m in (a, b))
-    a, b = a.double().abs(), b.double().abs()
-    return OperatorNorms(
-        one_one=slack * float(a.sum(0).max() * b.sum(0).max()),
-        one_two=slack * float(a.norm(dim=0).max() * b.norm(dim=0).max()),
-        one_inf=slack * float(a.max() * b.max()),
-        two_two=slack,
-        two_inf=slack * float(a.norm(dim=1).max() * b.norm(dim=1).max()),
-        inf_inf=slack * float(a.sum(1).max() * b.sum(1).max()),
-    )
+    a, b = (of_fixed(t, matrix) for t in (module.rows, module.columns))
+    return OperatorNorms(*(float(times(p, q)) for p, q in zip(astuple(a), astuple(b), strict=True)))
 
 
 @rule(LowPass)
 def low_pass(module: LowPass, x: Norms) -> tuple[Norms, Pullback]:
-    return through(module.norms, x, (*x.shape[:-2], module.keep, module.keep))
+    return through(_norms(module), x, (*x.shape[:-2], module.keep, module.keep))
 
 
 class ChannelLowPass(nn.Module):
@@ -108,5 +100,5 @@ class ChannelLowPass(nn.Module):
 
 @rule(ChannelLowPass)
 def channel_low_pass(module: ChannelLowPass, x: Norms) -> tuple[Norms, Pullback]:
-    norms = OperatorNorms.block_diagonal(cast(LowPass, m).norms for m in module.channels)
+    norms = OperatorNorms.block_diagonal(_norms(cast(LowPass, m)) for m in module.channels)
     return through(norms, x, (sum(cast(LowPass, m).keep ** 2 for m in module.channels),))

@@ -24,8 +24,8 @@ class ScaledL2NormPool2d(nn.Module):
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise ConfigurationError(f"kernel_size={kernel_size}: a window has at least one entry.")
+        if not isinstance(kernel_size, int) or kernel_size < 1:
+            raise ConfigurationError(f"kernel_size={kernel_size!r}: give the side of a square window, 1 or more.")
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,18 +44,17 @@ class _WindowNorm(torch.autograd.Function):
         peak = F.max_pool2d(x.abs(), k)
         safe = torch.where(peak > 0, peak, torch.ones_like(peak))
         unit = x / safe.repeat_interleave(k, -1).repeat_interleave(k, -2)
-        norm = safe * (F.avg_pool2d(unit.square(), k) * k * k).sqrt()
-        norm = torch.where(peak > 0, norm, torch.zeros_like(norm))
-        ctx.save_for_backward(x, norm)
+        length = (F.avg_pool2d(unit.square(), k) * k * k).sqrt()
+        ctx.save_for_backward(unit, length)  # their quotient is the gradient: that of x and its norm may be denormal
         ctx.k = k
-        return norm
+        return torch.where(peak > 0, safe * length, torch.zeros_like(length))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, norm = ctx.saved_tensors
-        safe = torch.where(norm > 0, norm, torch.ones_like(norm))
+        unit, length = ctx.saved_tensors
+        safe = torch.where(length > 0, length, torch.ones_like(length))
         wide = [t.repeat_interleave(ctx.k, -1).repeat_interleave(ctx.k, -2) for t in (safe, grad)]
-        return x / wide[0] * wide[1], None
+        return unit / wide[0] * wide[1], None
 
 
 @rule(ScaledL2NormPool2d)

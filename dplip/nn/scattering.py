@@ -74,7 +74,8 @@ def filters(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     full = size + 2 * BORDER
     window, at_half = _windows(full)
     made = (wavelets(full, 0), wavelets(full, 1), _means(window, 4, size), _means(at_half, 2, size))
-    return tuple(torch.from_numpy(f).to(device, dtype) for f in made)
+    with torch.inference_mode(False):  # they outlive the mode of the first use
+        return tuple(torch.from_numpy(f).to(device, dtype) for f in made)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms
 from dplip.rules.registry import Pullback, rule
-from dplip.rules.shape import moved
+from dplip.rules.shape import example_axis, moved
 
 
 class Mirror(nn.Module):
@@ -26,6 +26,7 @@ class Mirror(nn.Module):
 
 @rule(Mirror)
 def mirror(module: Mirror, x: Norms) -> tuple[Norms, Pullback]:
+    example_axis(-1, x)  # refuses an example without an axis: the last would be the batch's
     return moved(x, x.shape)
 
 

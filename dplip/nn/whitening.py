@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms
-from dplip.operators import matrix
+from dplip.operators import matrix, of_fixed
 from dplip.rules.registry import Pullback, rule, through
 
 
@@ -59,7 +59,6 @@ class Whitening(nn.Module):
         values, vectors = torch.linalg.eigh(covariance / variance)
         scales = (values.clamp(min=0.0) + floor) ** -power
         self.register_buffer("matrices", ((vectors * scales[:, None]) @ vectors.mT).float(), persistent=False)
-        self.norms = OperatorNorms.block_diagonal(map(matrix, self.matrices))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != self.shape:
@@ -72,4 +71,5 @@ class Whitening(nn.Module):
 
 @rule(Whitening)
 def whitening(module: Whitening, x: Norms) -> tuple[Norms, Pullback]:
-    return through(module.norms, x, x.shape)
+    norms = of_fixed(module.matrices, lambda stack: OperatorNorms.block_diagonal(map(matrix, stack)))
+    return through(norms, x, x.shape)

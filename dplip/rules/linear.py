@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip import operators
-from dplip.norms import Norms, least, times
+from dplip.norms import Norms, OperatorNorms, least, times
 from dplip.rules.registry import Call, Pullback, rule
 
 
@@ -28,8 +30,14 @@ def outer(x: Norms, v: Norms, shape: tuple[int, ...], reuse: float = 1.0) -> Nor
 
 
 def _linear(x: Norms, weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:
-    jacobian = operators.matrix(weight)
-    shape = (*x.shape[:-1], weight.shape[0])
+    return _mapped(x, operators.matrix(weight), weight.shape[0], weight, bias)
+
+
+def _mapped(
+    x: Norms, jacobian: OperatorNorms, width: int, weight: Tensor, bias: Tensor | None
+) -> tuple[Norms, Pullback]:
+    """The weight, or its transpose, with the given norms and so many rows, applied to the last axis."""
+    shape = (*x.shape[:-1], width)
     output = jacobian(x, shape)
     if bias is not None:
         output = output + Norms.of(bias).repeat(shape)
@@ -59,6 +67,16 @@ def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | N
     if not isinstance(input, Norms) or isinstance(weight, Norms) or isinstance(bias, Norms):
         call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer as the weight.")
     return by_tensor(_linear(input, weight, bias), weight, bias)
+
+
+@rule(operator.matmul, torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm)
+def product(call: Call, input: Norms, other: Tensor) -> tuple[Norms, Pullback]:
+    """``x @ W``: the linear layer with the weight W^T."""
+    if not isinstance(input, Norms) or not isinstance(other, Tensor):
+        call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer on the right.")
+    if other.ndim != 2 or not input.shape:
+        call.refuse("is not of an example's last axis and a matrix.", "Use x @ w with w of shape (inputs, outputs).")
+    return by_tensor(_mapped(input, operators.matrix(other).T, other.shape[1], other, None), other, None)
 
 
 def by_tensor(bounded: tuple[Norms, Pullback], weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:

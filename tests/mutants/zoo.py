@@ -740,7 +740,7 @@ CERTIFICATES = [
     mutant(
         "a certificate in the wrong norm",
         "certify.py",
-        "dual = _dual(norm)\n    walk = Walk(model, ",
+        "dual = dual_of(norm)\n    walk = Walk(model, ",
         "dual = 2.0\n    walk = Walk(model, ",
         "test_certify.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
     ),

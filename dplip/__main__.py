@@ -1,0 +1,5 @@
+"""``python -m dplip``: the command line."""
+
+from dplip.cli import main
+
+main()

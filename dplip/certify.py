@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dplip.deviations import Cuts
+from dplip.device import device_of
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.intervals import Boxes, enlarged
 from dplip.norms import Norms, largest
@@ -175,7 +176,7 @@ def seeds(walk: Walk) -> dict[fx.Node, Norms]:
 def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_size: int = 2048) -> Tensor:
     """The radius of each example that is classified correctly, and -1 where it is not; shape (examples,)."""
     found = []
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with evaluation(model), torch.no_grad():
         certifier = None
         for x, y in DataLoader(data, batch_size):

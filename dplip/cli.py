@@ -233,7 +233,7 @@ def certify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of dplip train.")],
     data_dir: DataDir = None,
     norm: Annotated[float, typer.Option(help="1, 2 or inf: the norm in which inputs move.")] = 2,
-    points: Annotated[int, typer.Option(help="Rows of the table.", min=1)] = 10,
+    points: Annotated[int, typer.Option(help="Steps of the table, from 0 to the largest radius.", min=1)] = 10,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (needs the extra 'plot').")] = None,
 ) -> None:
     """Certify a trained model on its test data: accuracy against radius."""

@@ -15,6 +15,7 @@ from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import evaluation
 from dplip.data import check_dataset
+from dplip.device import device_of
 from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.losses import Loss
 from dplip.nn import BallProjection
@@ -217,10 +218,9 @@ def _poisson(
 def _check_runs(model: nn.Module, dataset: Dataset[Any], what: str) -> None:
     """Refuse examples that the model cannot be run on, such as integers where its weights are floats."""
     x = torch.as_tensor(dataset[0][0])[None]
-    place = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
     try:
         with evaluation(model), torch.no_grad():
-            model(x.to(place))
+            model(x.to(device_of(model)))
     except DPLipError:
         raise
     except Exception as wrong:

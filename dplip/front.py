@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
 from dplip.certify import evaluation
+from dplip.device import device_of
 from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
 from dplip.nn.frozen import Frozen
@@ -58,7 +59,7 @@ def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[n
 
 def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shapes of one example before, between and after the leading layers that are fixed functions of it."""
-    x = torch.rand(2, *input_shape, device=_place(model))
+    x = torch.rand(2, *input_shape, device=device_of(model))
     shapes = [input_shape]
     for layer in model:
         if not _fixed(layer, shapes[-1]):
@@ -84,7 +85,7 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
     Guarantee: an example's value is the same, to the last bit, whatever the rest of the data.
     """
     size = len(cast(Sized, dataset))
-    device = _place(front)
+    device = device_of(front)
     values: Tensor | None = None
     targets = []
     with torch.no_grad(), evaluation(front), tqdm(total=size, unit="example", disable=not progress) as bar:
@@ -101,11 +102,6 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) ->
             bar.update(len(z))
     assert values is not None  # the data were checked: there is an example
     return TensorDataset(values, torch.cat(targets))
-
-
-def _place(front: nn.Module) -> torch.device:
-    """Where a fixed function runs."""
-    return next((t.device for t in (*front.parameters(), *front.buffers())), torch.device("cpu"))
 
 
 def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:

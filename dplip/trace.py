@@ -293,8 +293,9 @@ def _undisturbed() -> Iterator[None]:
 
 def _random_states() -> tuple[Any, ...]:
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    states = [state.tolist() for state in (torch.get_rng_state(), *devices)]
-    return states, random.getstate(), str(np.random.get_state())
+    name, words, *rest = np.random.get_state(legacy=True)
+    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *devices)]
+    return states, random.getstate(), name, np.asarray(words).tobytes(), rest
 
 
 def trace(root: Root) -> fx.Graph:

@@ -22,11 +22,13 @@ from tqdm.auto import tqdm
 
 from dplip import front
 from dplip.accounting import NEIGHBORING, Event, create_accountant
+from dplip.annealing import check_scheduler
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, dual_of, evaluation, predictions
 from dplip.checkpoint import write_whole
 from dplip.constraints import project
+from dplip.device import chosen, device_of
 from dplip.engine import check_data
 from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.half_precision import require_autocast
@@ -144,12 +146,12 @@ class DPLipTrainer:
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
-        _check_scheduler(scheduler, optimizer)
+        check_scheduler(scheduler, optimizer)
         self.scheduler, self.norm, self.show_private_loss = scheduler, norm, show_private_loss
-        model.to(_chosen(device, model))  # in place: the optimizer's parameters stay the model's
+        model.to(chosen(device, model))  # in place: the optimizer's parameters stay the model's
         self.autocast = autocast
         if autocast is not None:
-            require_autocast(_device(model).type, autocast)
+            require_autocast(device_of(model).type, autocast)
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
@@ -296,7 +298,7 @@ class DPLipTrainer:
     @full_precision()
     def _train(self, bar: tqdm[Any]) -> None:
         self.model.train()
-        device = _device(self.model)
+        device = device_of(self.model)
         while True:
             for x, y in self.loader:
                 self.optimizer.zero_grad()
@@ -327,7 +329,7 @@ class DPLipTrainer:
     def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
         """The mean loss, and the accuracy (or the mean squared error of a regression), on held-out data."""
         with evaluation(self.model):
-            device = _device(self.model)
+            device = device_of(self.model)
             total = right = square = 0.0
             count = 0
             for x, y in DataLoader(self._held_out(dataset), batch_size=2048):
@@ -479,35 +481,3 @@ class DPLipTrainer:
         if dataset is None:
             raise ConfigurationError("eval_dataset=None: give the trainer held-out data, or pass a data set here.")
         return dataset
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _chosen(device: str | torch.device, model: nn.Module) -> torch.device:
-    """The device that a trainer's argument names."""
-    here = _device(model)
-    if device == "auto":
-        return torch.device("cuda") if here.type == "cpu" and torch.cuda.is_available() else here
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError, TypeError) as wrong:
-        reason = str(wrong).splitlines()[0]
-        raise ConfigurationError(
-            f"device={device!r}: no tensor can be made there ({reason}). Choose 'auto' or a device of this machine."
-        ) from None
-    return torch.device(device)
-
-
-def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
-    """Refuse what cannot be stepped after every private step, before anything is spent."""
-    if scheduler is None:
-        return
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ConfigurationError(
-            f"scheduler={scheduler!r}: give a torch LRScheduler of the optimizer, one that needs no metric (a loss on "
-            "private data is not accounted for). It is stepped after every private step."
-        )
-    if scheduler.optimizer is not optimizer:
-        raise ConfigurationError("scheduler: it is of another optimizer. Build it over the one that you give.")

@@ -166,11 +166,15 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
 
 class Same:
-    """A thing by its identity, which lasts as long as this does; of a tensor, also how often it was changed."""
+    """A thing by its identity, which lasts as long as this does, with a number that tells its states apart."""
 
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
-        self.version = thing._version if isinstance(thing, Tensor) and not thing.is_inference() else 0
+    def __init__(self, thing: Any, version: int = 0) -> None:
+        self.thing, self.version = thing, version
+
+    @classmethod
+    def state(cls, tensor: Tensor) -> Same:
+        """A tensor by its identity and by how often it was changed."""
+        return cls(tensor, 0 if tensor.is_inference() else tensor._version)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and self.thing is other.thing and self.version == other.version
@@ -191,6 +195,8 @@ def _constant(value: Any, depth: int = 3) -> Any:
     """What a forward may read of an attribute while it is traced: plain data by value, the rest by identity."""
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, Tensor):
+        return Same.state(value)
     if isinstance(value, np.generic):
         return value.tobytes()
     if isinstance(value, np.ndarray):

@@ -137,11 +137,11 @@ class Witness(Observer):
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return fingerprint(self._model), fingerprint(self._loss), [Same(t) for t in tensors], _sample(tensors)
+        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], _sample(tensors)
 
     def _present_gradients(self) -> tuple[Any, ...]:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return [Same(g) for g in gradients], _sample(gradients)
+        return [Same.state(g) for g in gradients], _sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import Pooled, built, dropping, orthogonal, plain
+from small_models import MODELS, Pooled, built, dropping, orthogonal, plain
 from small_runs import Handed, Run, examples, private
 from torch import Tensor, nn
 
@@ -833,6 +833,17 @@ def test_the_bounds_follow_a_block_that_is_called_once_more():
     model.blocks.append(model.block)
     held, present = run.optimizer.sensitivities(), dplip.sensitivity(model, run.loss, (6,))
     assert all(bound <= held[name] <= 1.03 * bound for name, bound in present.items())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_model_is_traced_once_and_not_at_every_step(name, monkeypatch):
+    model, shape = built(name)[:2]
+    run = private(model, input_shape=shape, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+    traced = []
+    monkeypatch.setattr("dplip.optimizer.Walk", lambda *arguments: traced.append(arguments))
+    for _ in range(3):
+        run.step(torch.rand(5, *shape), torch.zeros(5, dtype=torch.long))
+    assert not traced and len(run.charged) == 3
 
 
 def test_a_forward_that_counts_its_calls_is_refused():

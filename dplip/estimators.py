@@ -239,7 +239,9 @@ class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
             )
         others = np.setdiff1d(y, self.classes_)
         if len(others):
-            raise ValueError(f"classes={self.classes_.tolist()}: y holds {others[0]!r} besides. Name both its classes.")
+            raise ValueError(
+                f"classes={self.classes_.tolist()}: y holds {others[0]} besides. A binary classifier has two."
+            )
         target = torch.from_numpy((y == self.classes_[1]).astype(np.int64))
         self._train(X, target, BinaryCrossEntropy(self.scale))
         return self

@@ -156,6 +156,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         (
             name,
             Same(m),
+            Same(type(m)),
             _class_constants(type(m)),
             tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL),
         )
@@ -251,7 +252,7 @@ def check_modules(model: nn.Module) -> None:
                     "Remove the hook (or the wrapper that adds it).",
                 )
         if "forward" in vars(module):
-            remedy = "Make it a module with a rule. (To compile a model, call model.compile(), in place.)"
+            remedy = "Make it a module with a rule; to compile a model, call model.compile()."
             refuse(path, what, "has had its forward replaced on the instance.", remedy)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):

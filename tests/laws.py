@@ -204,8 +204,8 @@ LINEAR = [
     calls("x @ w", operator.matmul, (*BOTH, "w"), w=(4, 5)),
     calls("torch.matmul of tokens", torch.matmul, (*BOTH, "w"), TOKENS, w=(4, 5)),
     calls("Tensor.matmul", lambda x, w: x.matmul(w), (*BOTH, "w"), w=(4, 5)),
-    calls("torch.mm", torch.mm, (*BOTH, "w"), w=(4, 5)),
-    calls("Tensor.mm", lambda x, w: x.mm(w), (*BOTH, "w"), w=(4, 5)),
+    calls("torch.mm", torch.mm, (*BOTH, "w"), VECTOR, w=(6, 5)),
+    calls("Tensor.mm", lambda x, w: x.mm(w), (*BOTH, "w"), VECTOR, w=(6, 5)),
 ]
 
 

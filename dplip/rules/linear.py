@@ -73,7 +73,9 @@ def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | N
 def product(call: Call, input: Norms, other: Tensor) -> tuple[Norms, Pullback]:
     """``x @ W``: the linear layer with the weight W^T."""
     if not isinstance(input, Norms) or not isinstance(other, Tensor):
-        call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer on the right.")
+        call.refuse(
+            "is not of a value on the left and a matrix on the right.", "Use x @ w with a parameter or buffer w."
+        )
     if other.ndim != 2 or not input.shape:
         call.refuse("is not of an example's last axis and a matrix.", "Use x @ w with w of shape (inputs, outputs).")
     return by_tensor(_mapped(input, operators.matrix(other).T, other.shape[1], other, None), other, None)

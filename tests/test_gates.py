@@ -257,7 +257,7 @@ def test_an_example_far_out_changes_no_other_row(huge: bool) -> None:
     x = torch.stack([angles.cos(), angles.sin()], 1)
     v = torch.tensor([[0.5, -0.5]], dtype=torch.float64).expand(len(x), 2)
     if huge:  # a product of ordinary size, of factors that are not
-        x, v = x * 1e40, v * 1e-40
+        x, v = x * 1e40, v * 0.5e-40
 
     def gradient(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer.zero_grad()
@@ -265,8 +265,8 @@ def test_an_example_far_out_changes_no_other_row(huge: bool) -> None:
         assert layer.weight.grad is not None
         return layer.weight.grad.clone()
 
-    outlier = torch.tensor([[50.0, 0.0]], dtype=torch.float64)
-    moved = gradient(torch.cat([x, outlier]), torch.cat([v, outlier])) - gradient(x, v)
+    far, away = torch.tensor([[50.0, 0.0], [-50.0, 50.0]], dtype=torch.float64).split(1)
+    moved = gradient(torch.cat([x, far]), torch.cat([v, away])) - gradient(x, v)
     assert float(moved.norm()) <= layer.radius * (1 + 1e-9)
 
 

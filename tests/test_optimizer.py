@@ -819,19 +819,21 @@ def test_the_bounds_follow_a_block_that_is_called_once_more():
     class Repeated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.ball, self.block, self.head = dn.BallProjection(1.0), nn.Linear(6, 6, bias=False), nn.Linear(6, 4)
+            self.ball, self.block, self.head = dn.BallProjection(0.01), dn.LogCompression(3.0), nn.Linear(6, 4)
             self.blocks = nn.ModuleList([self.block])
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.ball(x)
             for block in self.blocks:
-                x = 3 * block(x)
+                x = block(x)
             return self.head(x)
 
     model = Repeated()
     run = private(model)
+    before = run.optimizer.sensitivities()["head.weight"]
     model.blocks.append(model.block)
     held, present = run.optimizer.sensitivities(), dplip.sensitivity(model, run.loss, (6,))
+    assert present["head.weight"] > 2 * before
     assert all(bound <= held[name] <= 1.03 * bound for name, bound in present.items())
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.errors import ConfigurationError
 from dplip.losses import Loss
+from dplip.precision import require_full_precision
 from dplip.trace import Observer, Same, fingerprint
 
 ENTRIES = 64
@@ -77,6 +79,7 @@ class Witness(Observer):
             self._report(_CHANGED)
         if self._rounds(gradient):
             self._report(_ROUNDED)
+        self._check_precision()
         self.examples += len(gradient)
         self._sent.append(weakref.ref(gradient))
         if not genuine:
@@ -107,6 +110,7 @@ class Witness(Observer):
                 "one tensor of examples of the declared input_shape."
             )
             return
+        self._check_precision()
         state = self._present_state()
         if self._state is not None and self._state != state:
             self._report(_CHANGED)
@@ -146,6 +150,13 @@ class Witness(Observer):
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
         return not self._half and isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type)
+
+    def _check_precision(self) -> None:
+        """While the passes run, and not only at the step: a setting may be back by then."""
+        try:
+            require_full_precision(self._model)
+        except ConfigurationError as wrong:
+            self._report(str(wrong))
 
     def _report(self, problem: str) -> None:
         self.problem = self.problem or problem

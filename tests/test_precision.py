@@ -103,6 +103,15 @@ def test_a_step_in_fewer_digits_is_refused_and_nothing_is_spent(allow):
     assert len(run.charged) == 1
 
 
+def test_a_gradient_in_fewer_digits_is_refused_though_the_setting_is_back_at_the_step():
+    run = private(orthogonal())
+    medium()
+    run.backward(*examples(20).tensors)
+    with full_precision(), pytest.raises(ConfigurationError, match="fp32_precision='bf16'"):
+        run.optimizer.step()
+    assert run.charged == []
+
+
 def test_settings_are_as_before_after_the_block_even_if_it_fails():
     medium()
     before = present()

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError
 
-_PAIRS = 1 << 15  # pairs drawn at a time on CPU: torch leaves so few to one thread
+_PAIRS = 1 << 16  # pairs drawn at a time on CPU: they and what they are made of stay in the cache
 _PAIRS_ELSEWHERE = 1 << 17
-_AHEAD = 16  # blocks that are made ahead: a million draws, 4 MB
+_AHEAD = 8  # blocks that are made ahead: a million draws, 4 MB
 
 
 def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float) -> dict[str, float]:
@@ -113,7 +113,12 @@ class GaussianNoise:
             std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
         key = (tensor.device, dtype)
         if key not in self._pools:
-            self._pools[key] = _Pool(self._bits, tensor.device, dtype, made_ahead=not self.seeded)
+            on_cpu = tensor.device.type == "cpu"
+            self._pools[key] = (
+                _OnCpu(self._bits, dtype, made_ahead=not self.seeded)
+                if on_cpu
+                else _Elsewhere(self._bits, tensor.device, dtype)
+            )
         flat, start = tensor.view(-1), 0
         while start < flat.numel():
             draws = self._pools[key].take(flat.numel() - start)
@@ -135,58 +140,85 @@ class GaussianNoise:
 
 
 class _Pool:
-    """Standard normal draws for one device and dtype, each handed out once.
+    """Standard normal draws for one device and dtype, each handed out once."""
 
-    On CPU the blocks of a secret source are made ahead, by a thread that works while the model does. A seeded source
-    makes them where they are taken, so that a forked process can go on with its draws.
-    """
-
-    def __init__(
-        self, bits: np.random.SFC64, device: torch.device, dtype: torch.dtype, made_ahead: bool = False
-    ) -> None:
-        self._bits, self._device, self._dtype = bits, device, dtype
-        self._generator, self._pairs = None, _PAIRS
-        if device.type != "cpu":
-            self._generator = torch.Generator(device).manual_seed(int(bits.random_raw()) >> 1)
-            self._pairs, made_ahead = _PAIRS_ELSEWHERE, False
-        self._thread = ThreadPoolExecutor(1, "noise") if made_ahead else None
-        self._ahead: deque[Future[Tensor]] = deque()
+    def __init__(self, bits: np.random.SFC64, device: torch.device, dtype: torch.dtype) -> None:
+        self._bits = bits
         self._draws = torch.empty(0, dtype=dtype, device=device)
         self._used = 0
 
     def take(self, count: int) -> Tensor:
-        """At most ``count`` draws that were never handed out before."""
+        """At most ``count`` draws that were never handed out before; good until the next call."""
         if self._used == self._draws.numel():
-            self._draws, self._used = self._next(), 0
+            self._draws, self._used = self._next(self._draws), 0
         draws = self._draws[self._used : self._used + count]
         self._used += draws.numel()
         return draws
 
-    def _next(self) -> Tensor:
+    def _next(self, spent: Tensor) -> Tensor:
+        """The next block of draws; the memory of the one that is spent may be used for it."""
+        raise NotImplementedError
+
+
+class _OnCpu(_Pool):
+    """Blocks made by numpy, in memory that is used again and again: fresh memory costs as much as the draws.
+
+    Those of a secret source are made ahead, by a thread that works while the model does. A seeded source makes them
+    where they are taken, so that a forked process can go on with its draws.
+    """
+
+    def __init__(self, bits: np.random.SFC64, dtype: torch.dtype, made_ahead: bool) -> None:
+        super().__init__(bits, torch.device("cpu"), dtype)
+        self._shifted, self._radius = np.empty(_PAIRS, np.int64), torch.empty(_PAIRS, dtype=dtype).numpy()
+        self._thread = ThreadPoolExecutor(1, "noise") if made_ahead else None
+        self._ahead: deque[Future[Tensor]] = deque()
+
+    def _next(self, spent: Tensor) -> Tensor:
         if self._thread is None:
-            return self._block()
+            return self._block(spent)
+        self._ahead.append(self._thread.submit(self._block, spent))
         while len(self._ahead) < _AHEAD:
-            self._ahead.append(self._thread.submit(self._block))
+            self._ahead.append(self._thread.submit(self._block, torch.empty(0, dtype=spent.dtype)))
         return self._ahead.popleft().result()
 
-    def _block(self) -> Tensor:
-        # Box-Muller: each word gives two independent draws, by 39 bits for the radius and 24 for the angle.
-        # On CPU there is a sign bit too: |k + 1/2| is as uniform for either sign of the shifted word k.
-        words = self._words()
-        draws = torch.empty(2 * self._pairs, dtype=self._dtype, device=self._device)
-        first, second = draws.view(2, -1)
-        radius = (words >> 24).to(self._dtype).add_(0.5).abs_().mul_(2.0**-39)  # uniform in (0, 1]
-        radius.log_().mul_(-2).sqrt_()
-        second.copy_(words.bitwise_and_(0xFFFFFF)).mul_(2 * math.pi / 2**24)
-        torch.cos(second, out=first).mul_(radius)
-        second.sin_().mul_(radius)
+    def _block(self, spent: Tensor) -> Tensor:
+        # Box-Muller: each word gives two independent draws, by 39 bits and a sign for the radius (|k + 1/2| is as
+        # uniform for either sign of the shifted word k), and 24 bits for the angle.
+        draws = spent if spent.numel() else torch.empty(2 * _PAIRS, dtype=spent.dtype)
+        first, second = draws.view(2, -1).numpy()
+        words, shifted, radius = self._bits.random_raw(_PAIRS).view(np.int64), self._shifted, self._radius
+        np.right_shift(words, 24, out=shifted)
+        np.copyto(radius, shifted, casting="same_kind")
+        radius += 0.5
+        np.abs(radius, out=radius)
+        radius *= 2.0**-39  # uniform in (0, 1]
+        np.log(radius, out=radius)
+        radius *= -2
+        np.sqrt(radius, out=radius)
+        np.bitwise_and(words, 0xFFFFFF, out=shifted)
+        np.copyto(second, shifted, casting="same_kind")
+        second *= 2 * math.pi / 2**24
+        np.cos(second, out=first)
+        np.sin(second, out=second)
+        first *= radius
+        second *= radius
         return draws
 
-    def _words(self) -> Tensor:
-        """Random int64 words, of which at least the low 63 bits are uniform."""
-        if self._generator is None:
-            return torch.from_numpy(self._bits.random_raw(self._pairs).view(np.int64))
-        return torch.empty(self._pairs, dtype=torch.int64, device=self._device).random_(generator=self._generator)
+
+class _Elsewhere(_Pool):
+    """Blocks made by torch on the device itself, by the same method from words of 63 bits."""
+
+    def __init__(self, bits: np.random.SFC64, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(bits, device, dtype)
+        self._generator = torch.Generator(device).manual_seed(int(bits.random_raw()) >> 1)
+
+    def _next(self, spent: Tensor) -> Tensor:
+        words = torch.empty(_PAIRS_ELSEWHERE, dtype=torch.int64, device=spent.device)
+        words.random_(generator=self._generator)
+        radius = (words >> 24).to(spent.dtype).add_(0.5).mul_(2.0**-39)
+        radius.log_().mul_(-2).sqrt_()
+        angle = words.bitwise_and_(0xFFFFFF).to(spent.dtype).mul_(2 * math.pi / 2**24)
+        return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)])
 
 
 def _require_magnitude(name: str, value: float) -> None:

@@ -51,11 +51,32 @@ def test_the_two_halves_of_a_pair_are_independent():
 
 
 def test_the_tails_go_beyond_those_of_24_bit_uniforms():
-    pool = noise._Pool(np.random.SFC64(0), torch.device("cpu"), torch.float32)
-    pool._words = lambda: torch.tensor([0, 1 << 62, -1 << 63, (1 << 63) - 1]).repeat(noise._PAIRS // 4)
+    class Words:
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.tile(np.array([0, 1 << 62, -1 << 63, (1 << 63) - 1]), count // 4).view(np.uint64)
+
+    pool = noise._OnCpu(Words(), torch.float32, made_ahead=False)
     largest = pool.take(2 * noise._PAIRS).reshape(2, -1)[0, :4]
     assert largest[0].item() == pytest.approx(math.sqrt(2 * math.log(2**40)), rel=1e-4)  # 7.4
     assert torch.isfinite(largest).all()
+
+
+def test_the_method_of_other_devices_draws_normals_too():
+    stats = pytest.importorskip("scipy.stats")
+    pool = noise._Elsewhere(np.random.SFC64(1), torch.device("cpu"), torch.float32)
+    z = torch.cat([pool.take(1 << 18) for _ in range(4)])
+    assert len(z.unique()) > 0.9 * len(z)
+    assert stats.kstest(z[::4].numpy(), "norm").pvalue > 1e-5
+    assert abs(float((z**4).mean()) - 3) < 0.05
+
+
+def test_draws_that_were_added_are_not_overwritten_by_the_blocks_that_follow():
+    """Blocks are made in memory that is used again, while the model computes."""
+    source, size = GaussianNoise(), 3 * noise._AHEAD * 2 * noise._PAIRS // 4
+    parts = [draw(source, size) for _ in range(6)]
+    kept = [part.clone() for part in parts]
+    draw(source, 4 * size)
+    assert all(map(torch.equal, parts, kept)) and len(torch.cat(parts).unique()) > 0.9 * 6 * size
 
 
 def test_low_precision_tensors_get_draws_of_float32():

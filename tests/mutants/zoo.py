@@ -62,8 +62,8 @@ NOISE = [
     mutant(
         "a block of noise that was made ahead handed out again",
         "noise.py",
-        "self._ahead.popleft().result()",
-        "self._ahead[0].result()",
+        "        self._ahead.append(self._thread.submit(self._block, spent))",
+        "        if spent.numel():\n            return spent",
         "test_noise.py::test_every_tensor_and_every_step_gets_fresh_draws",
     ),
     mutant(
@@ -97,15 +97,15 @@ NOISE = [
     mutant(
         "halves of a Box-Muller pair alike",
         "noise.py",
-        "second.sin_().mul_(radius)",
-        "second.cos_().mul_(radius)",
+        "np.sin(second, out=second)",
+        "np.cos(second, out=second)",
         "test_noise.py::test_the_two_halves_of_a_pair_are_independent",
     ),
     mutant(
         "noise of 5 standard deviations at most",
         "noise.py",
-        "(words >> 24).to(self._dtype).add_(0.5).abs_().mul_(2.0**-39)",
-        "(words >> 45).to(self._dtype).add_(0.5).abs_().mul_(2.0**-18)",
+        "radius *= 2.0**-39",
+        "radius[:] = np.maximum(np.floor(radius * 2.0**-21), 0.5) * 2.0**-18",
         "test_noise.py::test_the_tails_go_beyond_those_of_24_bit_uniforms",
     ),
 ]

@@ -64,7 +64,7 @@ NOISE = [
         "noise.py",
         "        self._ahead.append(self._thread.submit(self._block, spent))",
         "        if spent.numel():\n            return spent",
-        "test_noise.py::test_every_tensor_and_every_step_gets_fresh_draws",
+        "test_noise.py::test_draws_that_were_added_are_not_overwritten_by_the_blocks_that_follow",
     ),
     mutant(
         "noise of a forked process from the blocks that its parent made ahead",

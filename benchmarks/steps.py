@@ -100,14 +100,14 @@ def private(
     case: Case, by_weights: bool = False, orthogonal: bool = False, compiled: bool = False, half: bool = False
 ) -> Step:
     """The same network with bounded layers; ``orthogonal``: its weights projected after every fourth step besides;
-    ``by_weights``: stock layers behind a ball, with norms certified from their weights; ``half``: forward pass and
-    loss in bfloat16."""
+    ``by_weights``: orthogonal stock layers behind a ball, with norms certified from their weights, and a projection
+    after every step; ``half``: forward pass and loss in bfloat16."""
     model, (x, y) = case.network(), case.data()
     if by_weights:
         model = nn.Sequential(dplip.nn.BallProjection(9.0), *model)
     else:
         model = dplip.nn.bound_gradients(model, radius=1.0)
-    if orthogonal:
+    if orthogonal or by_weights:
         for layer in model:
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 dplip.constrain(layer, "weight", dplip.Orthogonal())

@@ -4,11 +4,12 @@ usage: python benchmarks/suite.py [--json FILE] [--markdown FILE] [--parts steps
            [--models mlp cnn] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10]
            [--methods dplip ghost ...] [--against plain] [--short]
 
-Every method runs in a process of its own, and they take turns: one step each, round after round, so that whatever else
-the machine does falls on all of them. A figure is the median of the ratios to plain SGD's step of the same round, with
-quartiles; memory is the peak of the whole process. A method that has used up its seconds sits out the further rounds.
-The network has stock layers and no biases; dplip's has bounded layers in their place ("by weights": the stock layers,
-whose norms are certified anew from the weights of every step). ``--json -`` prints JSON in place of the tables. Parts:
+Every method runs in a process of its own, and they take turns of a fifth of a second, round after round, so that
+whatever else the machine does falls on all of them. The first step of a turn is not timed: it may use what was made in
+the background while others had their turns. A figure is the median of the ratios to plain SGD's step in the same round,
+with quartiles; memory is the peak of the whole process. A method that has used up its seconds sits out the rest. The
+network has stock layers and no biases; dplip's has bounded layers in their place ("by weights": orthogonal stock
+layers, whose norms are certified anew at every step). ``--json -`` prints JSON in place of the tables. Parts:
 
 - steps: every method, model, batch and number of threads;
 - width, depth: how the cost of the MLP grows, at batch 2,048 and one thread;
@@ -39,15 +40,18 @@ PARTS = ("steps", "width", "depth", "physical", "compile", "profile")
 LARGEST = {"hooks": 2048, "functorch": 2048}
 """The largest batch that is timed, where a step of a larger one takes minutes."""
 STDOUT = Path("-")
+TURN = 0.2
+"""Seconds of a turn, at least."""
 SHORT = {"models": ["mlp"], "batches": [64], "threads": [1], "rounds": 3, "parts": ["steps", "physical", "profile"]}
 Row = dict[str, Any]
 
 
 class Worker:
-    """A process that takes a step when it is told to."""
+    """A process that takes steps when it is told to."""
 
     def __init__(self, method: str, case: Row, threads: int) -> None:
         self.times: list[float] = []
+        self.spent = 0.0
         self.failure: str | None = None
         command = [sys.executable, __file__, "--worker", json.dumps([method, case, threads])]
         self.process = subprocess.Popen(
@@ -55,8 +59,10 @@ class Worker:
         )
         self._ask(None)  # it has warmed up
 
-    def step(self) -> None:
-        answer = self._ask("step")
+    def turn(self) -> None:
+        started = time.perf_counter()
+        answer = self._ask("turn")
+        self.spent += time.perf_counter() - started
         if answer is not None:
             self.times.append(answer)
 
@@ -89,8 +95,8 @@ def compare(case: Row, threads: int, methods: tuple[str, ...], rounds: int, seco
     workers = {method: Worker(method, case, threads) for method in methods}
     for _ in range(rounds):
         for worker in workers.values():
-            if len(worker.times) < 2 or sum(worker.times) < seconds:
-                worker.step()
+            if len(worker.times) < 2 or worker.spent < seconds:
+                worker.turn()
     for method, worker in workers.items():
         memory = worker.end()
         row: Row = {**case, "threads": threads, "method": method}
@@ -121,11 +127,14 @@ def serve(method: str, case: Row, threads: int) -> None:
         step()
     print("null", flush=True)
     for question in sys.stdin:
-        started = time.perf_counter()
         answer: Any
-        if question.strip() == "step":
+        if question.strip() == "turn":
             step()
-            answer = time.perf_counter() - started
+            started, count = time.perf_counter(), 0
+            while count == 0 or time.perf_counter() - started < TURN:
+                step()
+                count += 1
+            answer = (time.perf_counter() - started) / count
         elif question.strip() == "profile":
             answer = profile(step)
         else:
@@ -239,7 +248,9 @@ def parser(short: bool) -> argparse.ArgumentParser:
     found.add_argument("--widths", nargs="+", type=int, default=[512, 1024, 2048])
     found.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     found.add_argument("--rounds", type=int, default=15)
-    found.add_argument("--seconds", type=float, default=10.0, help="most seconds of steps of each method")
+    found.add_argument(
+        "--seconds", type=float, default=10.0, help="most seconds of each method, with the steps that are not timed"
+    )
     found.add_argument("--short", action="store_true", help="other defaults, for a minute: the MLP at batch 64")
     found.add_argument("--worker", help=argparse.SUPPRESS)
     found.set_defaults(**(SHORT if short else {}))

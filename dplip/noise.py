@@ -1,5 +1,7 @@
 """Calibrated Gaussian noise: its split across parameters, and its draws."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections import deque
@@ -113,12 +115,7 @@ class GaussianNoise:
             std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
         key = (tensor.device, dtype)
         if key not in self._pools:
-            on_cpu = tensor.device.type == "cpu"
-            self._pools[key] = (
-                _OnCpu(self._bits, dtype, made_ahead=not self.seeded)
-                if on_cpu
-                else _Elsewhere(self._bits, tensor.device, dtype)
-            )
+            self._pools[key] = self._pool(tensor.device, dtype)
         flat, start = tensor.view(-1), 0
         while start < flat.numel():
             draws = self._pools[key].take(flat.numel() - start)
@@ -132,6 +129,11 @@ class GaussianNoise:
                 f"seed={self._seed}: a copy would repeat this seeded source's draws; make one with another"
             )
         return (GaussianNoise, ())
+
+    def _pool(self, device: torch.device, dtype: torch.dtype) -> _Pool:
+        if device.type == "cpu":
+            return _OnCpu(self._bits, dtype, made_ahead=not self.seeded)
+        return _Elsewhere(self._bits, device, dtype)
 
     def _start(self) -> None:
         self._process = os.getpid()

@@ -37,6 +37,13 @@ def times(a: Bound, b: Bound) -> Bound:
     return math.inf if math.isnan(product) else product
 
 
+def below(a: Bound, limit: float) -> Bound:
+    """A bound where it is less than the limit; beyond, where numbers may overflow, nothing is known."""
+    if isinstance(a, Tensor):
+        return torch.where(a < limit, a, math.inf)
+    return a if a < limit else math.inf
+
+
 def root(a: Bound) -> Bound:
     """The square root of a bound."""
     return a.sqrt() if isinstance(a, Tensor) else math.sqrt(a)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from dplip.accounting import NEIGHBORING, Event, require_relation, whole
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
+from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
@@ -21,7 +22,6 @@ from dplip.operators import NormCache
 from dplip.precision import require_full_precision
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
-from dplip.trace import fingerprint
 from dplip.witness import Witness
 
 _SUMMED = 4 * 2.0**-24

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from dplip import rules
 from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
+from dplip.fingerprint import fingerprint
 from dplip.norms import Norms
 from dplip.rules.linear import AFFINE
 from dplip.rules.registry import Call, module_rule, refuse, rule_of
@@ -24,7 +25,6 @@ from dplip.trace import (
     check_modules,
     check_rules,
     describe,
-    fingerprint,
     flat,
     probe,
     target_of,

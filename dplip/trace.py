@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import random
 from collections import Counter
@@ -148,85 +147,6 @@ class _Tracer(fx.Tracer):
 def _shadows_rule(m: nn.Module) -> bool:
     """Whether the module inherits a forward that has a rule, but not in a way that the rule may be trusted for."""
     return rule_of(type(m).forward) is not None
-
-
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace depends on: the modules at their places, their modes and plain attributes, and what is trained."""
-    modules = tuple(
-        (
-            name,
-            Same(m),
-            Same(type(m)),
-            _class_constants(type(m)),
-            tuple((k, _constant(v)) for k, v in vars(m).items() if k not in _INTERNAL),
-        )
-        for name, m in model.named_modules(remove_duplicate=False)
-    )
-    parameters = model.named_parameters(remove_duplicate=False)
-    return modules, tuple((name, Same(p), p.requires_grad) for name, p in parameters)
-
-
-class Same:
-    """A thing by its identity, which lasts as long as this does, with a number that tells its states apart."""
-
-    def __init__(self, thing: Any, version: int = 0) -> None:
-        self.thing, self.version = thing, version
-
-    @classmethod
-    def state(cls, tensor: Tensor) -> Same:
-        """A tensor by its identity and by how often it was changed."""
-        return cls(tensor, 0 if tensor.is_inference() else tensor._version)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.thing is other.thing and self.version == other.version
-
-    def __hash__(self) -> int:
-        return hash((id(self.thing), self.version))
-
-
-_INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
-_PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
-
-
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    return tuple((k, _constant(v)) for k, v in vars(module).items() if k not in _INTERNAL)
-
-
-def _constant(value: Any, depth: int = 3) -> Any:
-    """What a forward may read of an attribute while it is traced: plain data by value, the rest by identity."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, Tensor):
-        return Same.state(value)
-    if isinstance(value, np.generic):
-        return value.tobytes()
-    if isinstance(value, np.ndarray):
-        return Same(value), value.tobytes()
-    if isinstance(value, (list, tuple, set)):
-        return tuple(_constant(item, depth) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _constant(item, depth)) for key, item in value.items())
-    if depth and hasattr(value, "__dict__") and not _opaque(value):
-        return Same(value), tuple((key, _constant(item, depth - 1)) for key, item in vars(value).items())
-    return Same(value)
-
-
-def _opaque(value: Any) -> bool:
-    """Whether an object is more than a holder of settings: a module, a class, a function, a part of a library."""
-    library = type(value).__module__.partition(".")[0] in ("torch", "numpy", "dplip", "builtins", "functools")
-    return library or isinstance(value, (nn.Module, Tensor, type)) or callable(value)
-
-
-@functools.cache
-def _outside(cls: type) -> tuple[type, ...]:
-    """The classes of a module that are neither torch's nor ours."""
-    return tuple(c for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("torch", "dplip", "builtins"))
-
-
-def _class_constants(cls: type) -> tuple[Any, ...]:
-    """Plain data that a class holds for all its instances."""
-    held = ((k, v) for c in _outside(cls) for k, v in vars(c).items() if not k.startswith("__"))
-    return tuple((k, _constant(v, 0)) for k, v in held if isinstance(v, (*_PLAIN, list, tuple, dict, np.generic)))
 
 
 def check_modules(model: nn.Module) -> None:

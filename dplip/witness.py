@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
+from dplip.fingerprint import Same, fingerprint
 from dplip.losses import Loss
 from dplip.precision import require_full_precision
-from dplip.trace import Observer, Same, fingerprint
+from dplip.trace import Observer
 
 ENTRIES = 64
 """About so many entries of each tensor are looked at."""

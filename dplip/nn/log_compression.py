@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from dplip.constraints import positive
-from dplip.norms import ROUNDING, Bound, Norms, OperatorNorms
+from dplip.norms import ROUNDING, Bound, Norms, OperatorNorms, below, times
 from dplip.rules.registry import Pullback, rule, through
 
 
@@ -43,7 +42,5 @@ def log_compression(module: LogCompression, x: Norms) -> tuple[Norms, Pullback]:
 
 def _compressed(size: Bound, scale: float) -> Bound:
     """``log(1 + scale size)``: the map grows with the magnitude, so the largest entry's image is the largest."""
-    product = scale * torch.as_tensor(size, dtype=torch.float64)
-    product = torch.where(product < 1e30, product, math.inf)  # beyond, it may overflow in float32
-    bound = product.log1p() * (1 + ROUNDING)
-    return bound if isinstance(size, Tensor) else float(bound)
+    product = below(times(scale, size), 1e30)
+    return (product.log1p() if isinstance(product, Tensor) else math.log1p(product)) * (1 + ROUNDING)

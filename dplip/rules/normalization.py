@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import nn
 
-from dplip.norms import Bound, Norms, OperatorNorms, root, times
+from dplip.norms import Norms, OperatorNorms, below, root, times
 from dplip.rules.registry import Pullback, refuse_module, rule
 
 CANCELLATION = 2.0**-18
@@ -25,9 +24,7 @@ def _normalised(x: Norms, group: int, eps: float) -> tuple[Norms, Pullback]:
     about ``2^-18 |x|_inf^2``, so the output's square grows by that over eps, and without a bound on x it has none.
     """
     # Squares beyond 1e30 overflow, and then nothing is known either.
-    size = torch.as_tensor(x.linf, dtype=torch.float64)
-    size = torch.where(size < 1e15, size, math.inf)
-    known: Bound = size if isinstance(x.linf, torch.Tensor) else float(size)
+    known = below(x.linf, 1e15)
     cancelled = root(1.0 + times(times(known, known), CANCELLATION / eps if eps > 0 else math.inf))
     output = Norms(x.shape, l2=times(cancelled, math.sqrt(x.size)), linf=times(cancelled, math.sqrt(group - 1)))
     jacobian = OperatorNorms(two_two=1 / math.sqrt(eps) if eps > 0 else math.inf)

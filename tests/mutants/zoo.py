@@ -826,14 +826,14 @@ MEAN = [
     ),
     mutant(
         "a layer at two places seen once",
-        "trace.py",
+        "fingerprint.py",
         "for name, m in model.named_modules(remove_duplicate=False)\n    )",
         "for name, m in model.named_modules()\n    )",
         "test_optimizer.py::test_the_bounds_follow_a_block_that_is_called_once_more",
     ),
     mutant(
         "settings held by an object unseen",
-        "trace.py",
+        "fingerprint.py",
         'if depth and hasattr(value, "__dict__") and not _opaque(value):',
         "if False:",
         "test_optimizer.py::test_the_bounds_follow_a_number_that_the_models_forward_reads",

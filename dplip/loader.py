@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +61,7 @@ class SampledLoader(ABC):
         self.max_physical_batch_size = max_physical_batch_size
         if max_physical_batch_size is not None:
             positive("max_physical_batch_size", max_physical_batch_size)
+        self._part_count = _part_count(self.expected_batch_size, max_physical_batch_size)
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise ConfigurationError(f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None")
         self.seeded = seed is not None
@@ -69,8 +71,7 @@ class SampledLoader(ABC):
         self._fetch = _fetcher(dataset, collate)
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
         self._blank = _blank(collate([dataset[0]]))
-        # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
-        self._generator = np.random.Generator(np.random.SFC64(seed))
+        self.restart(seed)
         self._iteration = 0
         self.number = 0
         self._reset()
@@ -112,20 +113,38 @@ class SampledLoader(ABC):
 
     def restart(self, seed: int | None) -> None:
         """Draw from a new stream from now on: of this seed, or of fresh entropy."""
+        # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
         self._generator = np.random.Generator(np.random.SFC64(seed))
+        # A stream of its own, so that a seeded run draws the same batches whatever fits into memory.
+        self._dealer = np.random.Generator(np.random.SFC64(None if seed is None else [seed, 1]))
 
     def take(self) -> int:
         """The number of examples handed out since the last call; starts the count anew."""
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0
         return handed_out
 
+    @property
+    def expected_part_size(self) -> float:
+        """How many examples of a batch are expected in a part, of which each takes one by a coin of its own.
+
+        So another example changes its own part alone, and moves the rounding of no other part's sum.
+        """
+        return self._expected_batch_size / self._part_count
+
+    def _parts(self, chosen: Tensor) -> list[Tensor]:
+        """A batch in parts that fit into memory, at least one, and none empty but that of an empty batch."""
+        if self.max_physical_batch_size is None:
+            return [chosen]
+        part = torch.from_numpy(self._dealer.integers(self._part_count, size=len(chosen)))
+        dealt = chosen[part.argsort(stable=True)].split(part.bincount(minlength=self._part_count).tolist())
+        return [fit for p in dealt if len(p) for fit in p.split(self.max_physical_batch_size)] or [chosen]
+
     def _reset(self) -> None:
         self.handed_out, self.logical_batches, self.complete = 0, 0, True
 
     def _epoch(self, iteration: int) -> Iterator[Any]:
         for _ in range(self.steps_per_epoch):
-            chosen = torch.from_numpy(self._draw())
-            parts = torch.split(chosen, self.max_physical_batch_size or max(1, len(chosen)))
+            parts = self._parts(torch.from_numpy(self._draw()))
             for number, part in enumerate(parts, start=1):
                 if iteration != self._iteration:
                     raise ConfigurationError(
@@ -138,6 +157,13 @@ class SampledLoader(ABC):
                 self.number += number == 1
                 self.complete = number == len(parts)
                 yield batch
+
+
+def _part_count(expected: float, most: int | None) -> int:
+    """Parts that a batch is dealt into, so few that each is a little smaller than what fits, and seldom larger."""
+    if most is None:
+        return 1
+    return max(1, math.ceil(expected / max(most / 2, most - 2 * math.sqrt(most))))
 
 
 def length(dataset: Dataset[Any]) -> int:

@@ -17,19 +17,16 @@ from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss
+from dplip.nn.sums import apart, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
-from dplip.witness import Witness
+from dplip.witness import PASSES, Witness
 
-_SUMMED = 4 * 2.0**-24
-"""Slack for each expected example, for two float32 sums over a batch that round apart. Measured, with room, and not
-proved: searches moved two sums by up to 1.5 * 2^-24 for each example (tests/test_numerics.py), and what any order of
-summation could do at worst grows with the square of the batch. In float64 that worst case is within the slack: see
-docs/guarantees.md."""
-
+ROUNDING = 0.2
+"""More noise than this share, for the rounding of sums over a batch, is worth a warning."""
 
 GROWTH = 10.0
 """A sensitivity that has grown by this factor since the start is worth a warning."""
@@ -120,10 +117,13 @@ class DPLipOptimizer(Optimizer):
         self._cache, self._steps = NormCache(drift), 0
         self._project_every = whole("project_every", project_every, least=1)
         self._walk, self._half = Walk(model, input_shape), half_precision
+        self._most = most_examples(self.expected_batch_size)
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
         self._warned = False
-        self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
+        self._warn_of_rounding()
+        self._accumulating: int | None = None  # the logical batch of which parts are summed up
+        self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision)
@@ -158,9 +158,22 @@ class DPLipOptimizer(Optimizer):
         if bounds is None:
             with self._cache:
                 bounds = sensitivity_of(self._walk, self.loss)
-        # Rounding of the float32 sums over the batch, relative to their largest possible value; see _SUMMED.
-        factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * _SUMMED)
-        return Sensitivities({name: bound * factor for name, bound in bounds.items()})
+        factor, rounding = NEIGHBORING[self.neighboring], self._rounding()
+        return Sensitivities({name: bound * factor * (1 + rounding[name]) for name, bound in bounds.items()})
+
+    def _rounding(self) -> dict[str, float]:
+        """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
+
+        The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
+        """
+        part = most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
+        found = {}
+        for name, how in self._walk.summations.items():
+            dtype = self.model.get_parameter(name).dtype
+            summed_in = torch.float64 if how.exact else dtype
+            last = (self._most + 1) * torch.finfo(dtype).eps
+            found[name] = apart(part, how.terms, how.blocked, how.uses * PASSES, summed_in) + last
+        return found
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -174,8 +187,12 @@ class DPLipOptimizer(Optimizer):
         """
         if closure is not None:
             raise ConfigurationError("closure: a private step uses one gradient. Call backward() first, then step().")
+        if self._accumulating != self.batches.number:
+            self._sums = {}  # of a batch that was abandoned
         if not self.batches.complete:
             self._accumulating = self.batches.number
+            self._witness.settle()
+            self._collect()
             return
         _check_parameters(self.original, self.model)
         require_full_precision(self.model)
@@ -188,12 +205,14 @@ class DPLipOptimizer(Optimizer):
             self._charge(self.event)
         empty = self.batches.take() == 0
         self._witness.reset()
-        self._accumulating = None
+        if self._sums:
+            self._collect()
+        sums, self._sums, self._accumulating = self._sums, {}, None
         for name, p in parameters.items():
-            if p.grad is None:
+            if name in sums:
+                p.grad = sums[name].to(p.dtype)
+            elif p.grad is None or empty:
                 p.grad = torch.zeros_like(p)
-            elif empty:
-                p.grad.zero_()
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
         self.original.step()
@@ -201,6 +220,13 @@ class DPLipOptimizer(Optimizer):
         if self._steps % self._project_every == 0:
             with self._cache:
                 project(self.model)
+
+    def _collect(self) -> None:
+        """Add the gradients of a physical batch to those of the others, and clear them."""
+        for name, p in self.model.named_parameters():
+            if p.grad is not None:
+                self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
+                p.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
@@ -227,6 +253,16 @@ class DPLipOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
+
+    def _warn_of_rounding(self) -> None:
+        name, most = max(self._rounding().items(), key=lambda item: item[1])
+        if most > ROUNDING:
+            warnings.warn(
+                f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "
+                "adds, and the noise is larger by as much. Give a smaller max_physical_batch_size (512, say), which "
+                "changes neither the batch nor what is spent.",
+                stacklevel=3,
+            )
 
     def _warn_of_growth(self, total: float) -> None:
         """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
@@ -257,6 +293,12 @@ class DPLipOptimizer(Optimizer):
         self._witness.check()
         if self._witness.problem:
             raise ConfigurationError(f"step(): {self._witness.problem}")
+        if handed > self._most:
+            raise ConfigurationError(
+                f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
+                "no chance explains, so the rounding of their sum is not covered. Give the public_size that the data "
+                "have, and take one step for each batch."
+            )
         if seen != handed:
             raise ConfigurationError(
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
 from dplip.fingerprint import fingerprint
 from dplip.norms import Norms
 from dplip.rules.linear import AFFINE
-from dplip.rules.registry import Call, module_rule, refuse, rule_of
+from dplip.rules.registry import SUMMATIONS, Call, Summation, module_rule, refuse, rule_of
 from dplip.trace import (
     BATCH,
     FOLDABLE,
@@ -207,6 +209,23 @@ class Walk:
     def calls(self) -> list[Step]:
         """The steps that depend on the input, in order, but for the input itself."""
         return [s for n, s in self._probe.steps.items() if s.shape is not None and n.op.startswith("call_")]
+
+    @functools.cached_property
+    def summations(self) -> dict[str, Summation]:
+        """How the gradient of each trainable parameter is summed over a batch."""
+        found: dict[str, Summation] = {}
+        for step in self.calls():
+            module = self.module(step.node)
+            read = [attribute(self._root, str(n.target)) for n in step.node.all_input_nodes if n.op == "get_attr"]
+            function = rule_of(target_of(step.node)) if module is None else module_rule(module)
+            outputs = [s for s in flat([step.shape]) if isinstance(s, int)]
+            for p in read if module is None else module.parameters():
+                name = self._names.get(id(p))
+                if name is not None and p.requires_grad:
+                    known = None if function is None else SUMMATIONS.get(function)
+                    use = known(tuple(p.shape), step.shape) if known else Summation(math.prod(outputs))
+                    found[name] = found[name] + use if name in found else use
+        return found
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""

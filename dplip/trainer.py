@@ -43,6 +43,9 @@ from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import SecureNoise, check_secure, secure_noise
 
+PART = 2048
+"""Most examples at once, where nothing else is said."""
+
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
 
@@ -69,6 +72,7 @@ class DPLipTrainer:
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
         accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
         max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
+            None: 2,048, which keeps the rounding of sums small, and with it the noise.
         output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
             renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
@@ -166,7 +170,7 @@ class DPLipTrainer:
             train_dataset,
             batch_size=batch_size,
             public_size=public_size,
-            max_physical_batch_size=max_physical_batch_size,
+            max_physical_batch_size=PART if max_physical_batch_size is None else max_physical_batch_size,
             seed=seed,
         )
         if target_delta >= 1 / self.loader.public_size:

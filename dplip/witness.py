@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import Same, fingerprint
 from dplip.losses import Loss
+from dplip.nn.bounded import SUMMED, summed
 from dplip.precision import require_full_precision
 from dplip.trace import Observer
+
+PASSES = 4
+"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.apart`)."""
 
 ENTRIES = 64
 """About so many entries of each tensor are looked at."""
@@ -47,13 +51,15 @@ class Witness(Observer):
                         del table[key]
             if module is not model and module._parameters:
                 module.register_forward_hook(_Hook(self._part_ran))
+            if type(module).forward in SUMMED:
+                module.register_forward_hook(_Hook(summed))
         model.register_forward_pre_hook(_Hook(self._entered))
         model.register_forward_hook(_Hook(self._left), always_call=True)
         loss.witness = self
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = 0
+        self.examples = self._passes = 0
         self.problem: str | None = None
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
@@ -67,6 +73,12 @@ class Witness(Observer):
             self._report(_CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
+
+    def settle(self) -> None:
+        """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
+        if self._gradients is not None and self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        self._gradients, self._passes = None, 0
 
     # What the loss reports (dplip.losses.Witness).
 
@@ -82,6 +94,9 @@ class Witness(Observer):
             self._report(_ROUNDED)
         self._check_precision()
         self.examples += len(gradient)
+        self._passes += 1
+        if self._passes > PASSES:
+            self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))
         if not genuine:
             self._report(self._unfit or _FOREIGN)
@@ -173,11 +188,11 @@ def _sample(tensors: list[Tensor]) -> list[str]:
 class _Hook(Observer):
     """One hook of a witness; in a copy of the model it watches nothing."""
 
-    def __init__(self, function: Callable[..., None] = lambda *_: None) -> None:
+    def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
         self._function = function
 
-    def __call__(self, *arguments: Any) -> None:
-        self._function(*arguments)
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Hook, ())
@@ -201,6 +216,11 @@ _ROUNDED = (
     "torch.autocast was on, and propagated bounds do not hold in half precision. Train without it; or make every layer "
     "bound its own gradient, dplip.nn.bound_gradients(model), and say so: half_precision=True (of DPLipTrainer: "
     "autocast=torch.bfloat16)."
+)
+_SEVERAL = (
+    f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "
+    "backward pass and one step() for each batch that the loader hands out; for less memory give the loader "
+    "max_physical_batch_size."
 )
 _CHANGED = (
     "the weights, the mode or an attribute of the model or the loss has changed since its gradient was computed, so "

@@ -167,12 +167,13 @@ def test_drawing_on_without_taking_is_visible():
 
 def test_an_abandoned_epoch_leaves_nothing_behind():
     loader = PoissonLoader(numbered(10), sample_rate=1.0, max_physical_batch_size=4)
-    next(iter(loader))
-    assert (loader.handed_out, loader.complete) == (4, False)
+    first = len(next(iter(loader))[0])
+    assert (loader.handed_out, loader.complete) == (first, False)
     iterator = iter(loader)
     assert (loader.handed_out, loader.logical_batches, loader.complete) == (0, 0, True)
-    assert len(next(iterator)[0]) == 4
-    assert (loader.handed_out, loader.logical_batches, loader.complete) == (4, 1, False)
+    first = len(next(iterator)[0])
+    assert 1 <= first <= 4
+    assert (loader.handed_out, loader.logical_batches, loader.complete) == (first, 1, False)
 
 
 def test_two_iterations_cannot_be_interleaved():

@@ -34,7 +34,11 @@ def mutant(name: str, file: str, old: str, new: str, caught_by: str) -> Mutant:
 ADD = "self.noise.add_(p.grad, stds[name])"
 CHARGE = "        if self._charge is not None:\n            self._charge(self.event)\n"
 SUM = "values.sum() if reduction"
-LINEAR_BACKWARD = "            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+AUTOCAST_OFF = "        with torch.autocast(v.device.type, enabled=False):\n"
+LINEAR_BACKWARD = (
+    "            if for_weight or for_bias:\n"
+    "                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+)
 MASK = "np.flatnonzero(self._generator.random(self._size) < self.sample_rate)"
 
 NOISE = [
@@ -145,11 +149,10 @@ STEP = [
     mutant(
         "noise for every physical batch, counted once a step",
         "optimizer.py",
-        "self._accumulating = self.batches.number\n            return",
-        "self._accumulating = self.batches.number\n"
+        "            self._collect()\n            return",
         "            for p in self.model.parameters():\n"
         "                p.grad is None or self.noise.add_(p.grad, 1.0)\n"
-        "            return",
+        "            self._collect()\n            return",
         "test_optimizer.py::test_physical_batches_give_the_step_of_the_whole_batch_with_one_draw_of_noise",
     ),
     mutant(
@@ -189,8 +192,8 @@ STEP = [
     mutant(
         "the blank row of an empty batch is learned from",
         "optimizer.py",
-        "elif empty:",
-        "elif False:",
+        "elif p.grad is None or empty:",
+        "elif p.grad is None:",
         "test_optimizer.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
     ),
     mutant(
@@ -231,9 +234,53 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "optimizer.py",
-        " * (1 + self.expected_batch_size * _SUMMED)",
+        " * (1 + rounding[name])",
         "",
-        "test_numerics.py::test_the_rounding_of_a_large_sum_is_covered",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "a batch summed in one go in bounded layers",
+        "nn/sums.py",
+        "BLOCK = 128",
+        "BLOCK = 1 << 30",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "the layers of torch sum as they like",
+        "witness.py",
+        "if type(module).forward in SUMMED:",
+        "if False:",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "the gradient of a convolution as torch sums it",
+        "nn/sums.py",
+        "    channels, positions = v.shape[1], math.prod(v.shape[2:])\n",
+        "    channels, positions = v.shape[1], math.prod(v.shape[2:])\n"
+        "    size = (channels, x.shape[1] // groups, *taps)\n"
+        "    return torch.nn.grad.conv2d_weight(x, size, v, stride, padding, dilation, groups)\n",
+        "test_sums.py::test_neighbouring_sums_of_a_convolution_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "an order that is left to the machine trusted",
+        "nn/sums.py",
+        "else n * terms\n",
+        "else 1\n",
+        "test_sums.py::test_any_order_of_a_sum_is_covered",
+    ),
+    mutant(
+        "parts of a batch by place, so that one more example moves them all",
+        "loader.py",
+        "part = torch.from_numpy(self._dealer.integers(self._part_count, size=len(chosen)))",
+        "part = torch.arange(len(chosen)) * self._part_count // max(1, len(chosen))",
+        "test_sums.py::test_one_more_example_changes_its_own_part_alone",
+    ),
+    mutant(
+        "parts of a batch added in the type of the parameters",
+        "optimizer.py",
+        "p.grad.double() if",
+        "p.grad.clone() if",
+        "test_sums.py::test_parts_are_added_in_float64",
     ),
 ]
 
@@ -674,8 +721,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "autocast left on where a bounded layer makes its gradient",
         "nn/bounded.py",
-        "x, weight = ctx.saved_tensors\n        with torch.autocast(v.device.type, enabled=False):\n" + LINEAR_BACKWARD,
-        "x, weight = ctx.saved_tensors\n        if True:\n" + LINEAR_BACKWARD,
+        AUTOCAST_OFF + LINEAR_BACKWARD,
+        "        if True:\n" + LINEAR_BACKWARD,
         "test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
     ),
     mutant(

@@ -26,13 +26,20 @@ def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] 
     """Whether some row of a function's result, or of its gradient, was seen to depend on the other rows.
 
     Args:
-        function: draws the same random numbers at every call, if any.
+        function: pure, but for random numbers that it may draw.
         rows: what it is given, at least :data:`ROWS` of them. Gradients are those of the first tensor.
         weights: tensors that the function depends on besides: a row's part in their gradients is compared, too.
         alone: whether a row is also compared with itself without the others: not where random numbers are drawn,
             which go by the place in the batch.
     """
-    return _values_mix(function, rows, alone) or _gradients_mix(function, [t[:ROWS] for t in rows], weights, alone)
+
+    def seeded(*given: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return function(*given)
+
+    few = [t[:ROWS] for t in rows]
+    with torch.random.fork_rng([rows[0].device.index or 0] if rows[0].is_cuda else []):
+        return _values_mix(seeded, rows, alone) or _gradients_mix(seeded, few, weights, alone)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:

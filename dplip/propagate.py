@@ -135,10 +135,12 @@ class Walk:
                 "Use nn.Dropout, or F.dropout(x, p, self.training), which do nothing then.",
             )
 
-    def current(self) -> bool:
-        """Whether the model still is what was traced; refuses hooks added since."""
+    def current(self, rows: list[Tensor] | None = None) -> bool:
+        """Whether the model still is what was traced, and made these public rows, if given; refuses hooks added since."""
         check_modules(self.model)
-        return fingerprint(self.model) == self.fingerprint and self.explains(self._rows.of_model())
+        if fingerprint(self.model) != self.fingerprint:
+            return False
+        return self.explains(self._rows.of_model() if rows is None else rows)
 
     def explains(self, made: list[Tensor]) -> bool:
         """Whether the trace makes of the public rows, with the present weights, what the model made of them."""

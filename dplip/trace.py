@@ -454,14 +454,9 @@ def other_values(root: nn.Module) -> Iterator[None]:
 
 
 def _examples_mix(root: Root, input_shape: tuple[int, ...], alone: bool) -> bool:
-    def function(x: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        result: Tensor = root(x)
-        return result
-
     small = math.prod(input_shape) <= 4096  # a larger batch shows more, and costs more
     x = _rows(root, 33 if small else ROWS, input_shape).detach()
-    return mixes(function, [x], [p for p in root.parameters() if p.requires_grad], alone)
+    return mixes(root, [x], [p for p in root.parameters() if p.requires_grad], alone)
 
 
 class PublicRows:

@@ -16,14 +16,14 @@ from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
-from dplip.losses import Loss
+from dplip.losses import Loss, require_separate
 from dplip.nn.sums import apart, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
-from dplip.witness import PASSES, Witness
+from dplip.witness import CHANGED, PASSES, Witness
 
 ROUNDING = 0.2
 """More noise than this share, for the rounding of sums over a batch, is worth a warning."""
@@ -148,10 +148,18 @@ class DPLipOptimizer(Optimizer):
 
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
-        if not self._walk.current():
+        return self._bounds(None)
+
+    def _bounds(self, rows: list[Tensor] | None) -> Sensitivities:
+        """:meth:`sensitivities` of the model that made these public rows; None: of the present one."""
+        if not self._walk.current(rows):
             self._walk, self._constant = Walk(self.model, self._input_shape), None
-        state = None if self._half else fingerprint(self.loss)  # what layers enforce is for every loss
+            if rows is not None and not self._walk.explains(rows):
+                raise ConfigurationError(f"step(): {CHANGED}")
+        shape = self._walk.shape(self._walk.output())
+        state = fingerprint(self.loss), self.loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
+            require_separate(self.loss, shape, next(self.model.parameters()))
             constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)
             self._constant = state, constant
         bounds = self._constant[1]
@@ -198,7 +206,7 @@ class DPLipOptimizer(Optimizer):
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
-        bounds = self.sensitivities()
+        bounds = self._bounds(self._witness.rows)
         self._warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:

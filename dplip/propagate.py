@@ -21,9 +21,12 @@ from dplip.rules.registry import SUMMATIONS, Call, Summation, module_rule, refus
 from dplip.trace import (
     BATCH,
     FOLDABLE,
+    PublicRows,
     Root,
     Step,
+    agree,
     attribute,
+    bare,
     check_modules,
     check_rules,
     describe,
@@ -31,7 +34,6 @@ from dplip.trace import (
     probe,
     target_of,
     trace,
-    uncompiled,
 )
 
 ModelPullback = Callable[[Norms], tuple[Norms, dict[str, Norms]]]
@@ -84,13 +86,15 @@ class Walk:
 
     def _trace(self) -> None:
         check_modules(self.model)
-        with uncompiled(self._root):
+        with bare(self._root):
             self._graph = trace(self._root)
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
         check_rules(self._graph, self._modules)
-        with uncompiled(self._root):
+        with bare(self._root):
             self._probe = probe(self._root, self._graph, self.input_shape)
+        self._module = fx.GraphModule(self._root, self._graph)
+        self._rows = PublicRows(self._root, self.input_shape)
 
     def without_weights(self) -> Walk:
         """The same walk over weights and buffers that have shapes and no values.
@@ -133,10 +137,16 @@ class Walk:
                 "Use nn.Dropout, or F.dropout(x, p, self.training), which do nothing then.",
             )
 
-    def current(self) -> bool:
-        """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
+    def current(self, rows: list[Tensor] | None = None) -> bool:
+        """Whether the model still is what was traced, and made these public rows, if given; refuses hooks added since."""
         check_modules(self.model)
-        return fingerprint(self.model) == self.fingerprint
+        if fingerprint(self.model) != self.fingerprint:
+            return False
+        return self.explains(self._rows.of_model() if rows is None else rows)
+
+    def explains(self, made: list[Tensor]) -> bool:
+        """Whether the trace makes of the public rows, with the present weights, what the model made of them."""
+        return agree(made, self._rows.of_trace(self._module))
 
     def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:
         """Walk forward with the present weights; see :func:`propagate`."""
@@ -259,8 +269,8 @@ class Walk:
             return output
 
         values = self.run(x, apply)
-        if self._probe.mixes:  # whatever the rules say; last, since a rule that refuses knows the place
-            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
+        if self._probe.fault:  # whatever the rules say; last, since a rule that refuses knows the place
+            refuse("the model", *self._probe.fault)
         return values, pullbacks
 
     def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -13,8 +13,9 @@ from dplip.errors import ConfigurationError
 from dplip.fingerprint import Same, fingerprint
 from dplip.losses import Loss
 from dplip.nn.bounded import SUMMED, summed
+from dplip.norms import Norms
 from dplip.precision import require_full_precision
-from dplip.trace import Observer
+from dplip.trace import Observer, PublicRows, Root, agree
 
 PASSES = 4
 """So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.apart`)."""
@@ -34,6 +35,7 @@ class Witness(Observer):
     Attributes:
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
+        rows: what the model made of the public rows, as it was in the forward pass; None without one.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Witness(Observer):
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
+        self._public = PublicRows(Root(model), input_shape)
         self._inside = self._rounded = False
         self.reset()
         for module in model.modules():
@@ -54,7 +57,7 @@ class Witness(Observer):
             if type(module).forward in SUMMED:
                 module.register_forward_hook(_Hook(summed))
         model.register_forward_pre_hook(_Hook(self._entered))
-        model.register_forward_hook(_Hook(self._left), always_call=True)
+        model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
         loss.witness = self
 
     def reset(self) -> None:
@@ -63,6 +66,8 @@ class Witness(Observer):
         self.problem: str | None = None
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
+        self.rows: list[Tensor] | None = None
+        self._norms: Norms | None = None  # that the loss held its gradient to
         self._gradients: Any = None  # as the last backward pass left them
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
@@ -70,7 +75,9 @@ class Witness(Observer):
     def check(self) -> None:
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
         if self._state != self._present_state():
-            self._report(_CHANGED)
+            self._report(CHANGED)
+        if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):
+            self._report(CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
 
@@ -89,7 +96,11 @@ class Witness(Observer):
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != fingerprint(self._loss):
-            self._report(_CHANGED)
+            self._report(CHANGED)
+        norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
+        if self._norms not in (None, norms):
+            self._report(CHANGED)
+        self._norms = norms
         if self._rounds(gradient):
             self._report(_ROUNDED)
         self._check_precision()
@@ -112,13 +123,20 @@ class Witness(Observer):
         self._inside, self._rounded = True, False
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside = False
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
         shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
         if self._rounded or self._rounds(output):
             self._unfit = _ROUNDED
+            return
+        if len(args) != 1 or kwargs:
+            self._unfit = (
+                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds are "
+                "those of model(x), with every other argument as it is by default. Call model(x); make what is to vary "
+                "an attribute of the model."
+            )
             return
         if shapes != [self._shape]:
             self._unfit = (
@@ -129,8 +147,12 @@ class Witness(Observer):
         self._check_precision()
         state = self._present_state()
         if self._state is not None and self._state != state:
-            self._report(_CHANGED)
+            self._report(CHANGED)
         self._state = state
+        rows = self._public.of_model()
+        if self.rows is not None and not agree(self.rows, rows):
+            self._report(CHANGED)
+        self.rows = rows
         seen = weakref.ref(output)
         self._outputs.append((seen, output._version))
         output.register_hook(lambda gradient: self._arrived(gradient, seen()))
@@ -222,9 +244,9 @@ _SEVERAL = (
     "backward pass and one step() for each batch that the loader hands out; for less memory give the loader "
     "max_physical_batch_size."
 )
-_CHANGED = (
-    "the weights, the mode or an attribute of the model or the loss has changed since its gradient was computed, so "
-    "the bounds are not those of the gradient. Change them after step()."
+CHANGED = (
+    "the weights, the mode, an attribute of the model or the loss, or a global that they read, has changed since the "
+    "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
 )
 _EDITED = (
     "a gradient has changed since the backward pass (gradient clipping, or an assignment to .grad), so the bounds are "

@@ -17,7 +17,7 @@ from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss, require_separate
-from dplip.nn.sums import apart, most_examples
+from dplip.nn.sums import added, apart, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
@@ -178,9 +178,8 @@ class DPLipOptimizer(Optimizer):
         found = {}
         for name, how in self._walk.summations.items():
             dtype = self.model.get_parameter(name).dtype
-            summed_in = torch.float64 if how.exact else dtype
-            last = (self._most + 1) * torch.finfo(dtype).eps
-            found[name] = apart(part, how.terms, how.blocked, how.uses * PASSES, summed_in) + last
+            summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
+            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self._most, 1, dtype)
         return found
 
     @torch.no_grad()

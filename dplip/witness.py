@@ -45,6 +45,7 @@ class Witness(Observer):
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
         self._public = PublicRows(Root(model), input_shape)
+        self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
         self.reset()
         for module in model.modules():
@@ -55,7 +56,7 @@ class Witness(Observer):
             if module is not model and module._parameters:
                 module.register_forward_hook(_Hook(self._part_ran))
             if type(module).forward in SUMMED:
-                module.register_forward_hook(_Hook(summed))
+                self._summed[module] = module.register_forward_hook(_Hook(summed)).id
         model.register_forward_pre_hook(_Hook(self._entered))
         model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
         loss.witness = self
@@ -80,6 +81,9 @@ class Witness(Observer):
             self._report(CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
+        layers = [m for m in self._model.modules() if type(m).forward in SUMMED]
+        if not all(self._summed.get(m) in m._forward_hooks for m in layers):
+            self._report(_REPLACED)
 
     def settle(self) -> None:
         """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
@@ -238,6 +242,10 @@ _ROUNDED = (
     "torch.autocast was on, and propagated bounds do not hold in half precision. Train without it; or make every layer "
     "bound its own gradient, dplip.nn.bound_gradients(model), and say so: half_precision=True (of DPLipTrainer: "
     "autocast=torch.bfloat16)."
+)
+_REPLACED = (
+    "a layer was put in, or its hooks were taken away, since the model was made private, so its gradients are not summed "
+    "as the bounds say. Make the model private again."
 )
 _SEVERAL = (
     f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "

@@ -155,7 +155,7 @@ def float32_sum(terms: np.ndarray, order: str) -> float:
 @pytest.mark.parametrize(("examples", "terms"), [(500, 1), (4000, 1), (60, 50)])
 def test_any_order_of_a_sum_is_covered(order, examples, terms):
     generator = np.random.default_rng(0)
-    bound = 1 + sums.apart(examples, terms, blocked=False, uses=1, dtype=torch.float32)
+    bound = 1 + sums.apart(examples, terms, blocked=False, dtype=torch.float32)
     for kind in range(6):
         total = generator.random(examples * terms) if kind % 2 else np.ones(examples * terms)
         half = len(total) // 2
@@ -174,7 +174,7 @@ def test_the_bound_of_roundings_is_not_idle():
     n = 32_000
     x = np.full(n, np.float32(1 + 0.49 * 2.0**-9))
     off = abs(float32_sum(x, "one by one") - float(x.astype(np.float64).sum()))
-    assert off > 0.1 * sums.apart(n, 1, blocked=False, uses=1, dtype=torch.float32) / 2
+    assert off > 0.1 * sums.apart(n, 1, blocked=False, dtype=torch.float32) / 2
 
 
 def test_blocks_round_by_less_than_is_said_and_give_the_sum():
@@ -182,7 +182,7 @@ def test_blocks_round_by_less_than_is_said_and_give_the_sum():
     for rows in (1, 127, 128, 129, 1024, 1025, 5000):
         v, x = torch.rand(rows, 3, generator=generator), torch.rand(rows, 5, generator=generator)
         v, x = v / v.norm(dim=1, keepdim=True), x / x.norm(dim=1, keepdim=True)
-        allowed = sums.apart(rows, 1, blocked=True, uses=1, dtype=torch.float32) / 2
+        allowed = sums.apart(rows, 1, blocked=True, dtype=torch.float32) / 2
         assert float((sums.of_products(v, x).double() - v.double().mT @ x.double()).norm()) <= allowed
         assert float((sums.of_rows(x).double() - x.double().sum(0)).norm()) <= allowed
 
@@ -329,3 +329,23 @@ def test_a_batch_is_hardly_ever_larger_than_the_most_that_is_reckoned_with(expec
     most = sums.most_examples(expected)
     assert poisson.sf(most, expected) < 2.0**-80
     assert most < 2 * expected + 100
+
+
+def replaced(model: nn.Sequential) -> None:
+    old, new = model[1], nn.Linear(6, 4)
+    new.weight, new.bias = old.weight, old.bias
+    model[1] = new
+
+
+def unhooked(model: nn.Sequential) -> None:
+    model[1]._forward_hooks.clear()
+
+
+@pytest.mark.parametrize("change", [replaced, unhooked])
+def test_a_layer_that_no_longer_sums_in_blocks_is_seen(change):
+    model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(6, 4))
+    run = private(model)
+    change(model)
+    run.backward(torch.randn(10, 6), torch.zeros(10, dtype=torch.int64))
+    with pytest.raises(ConfigurationError, match="Make the model private again"):
+        run.optimizer.step()

@@ -102,29 +102,34 @@ def most_examples(expected: float) -> int:
     return math.ceil(expected + odds / 3 + math.sqrt((odds / 3) ** 2 + 2 * odds * expected))
 
 
-def apart(examples: float, terms: int, blocked: bool, uses: int, dtype: torch.dtype) -> float:
+def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> float:
     """How far two neighbouring sums may round apart, in units of the most that one example adds.
 
     Args:
         examples: the most that are in a sum.
         terms: the most terms that one example adds to an entry.
         blocked: whether the sum is one of this module, or else one whose order is left to the machine.
-        uses: of the parameter in the model, times losses that are passed back one by one; their sums are added up.
         dtype: of the sum.
 
     Proof, with u the rounding of one operation. The terms of one example have magnitudes that add up to at most one
     unit, since the bounds of gradients are bounds in norms, which do not see signs. A sum of N terms, in any order, is
-    off by at most u times the magnitudes of its partial sums and of its terms (for the products): N u times all
-    magnitudes, n units for n examples. With one term an example, k terms are at most k units, and the partial sums come
-    to n (n + 1) / 2 at most, those of a chain: (n + 3) / 2 u times n. In blocks the same holds with the size of a block
-    for that of the batch, and each addition of a chain or level of the tree adds u times n. So does each use, and the
-    last rounding. Computed partial sums exceed the exact ones by what has been rounded: the factor at the end. Both of
-    two neighbours may be off by as much. (Jeannerod and Rump, 2013, for sums without terms of higher order.)
+    off by at most N u times all magnitudes, for n examples n units, products' roundings included (Jeannerod and Rump,
+    2013). With one term an example less is true. A term a_t of entry j is rounded d_j(t) times, once for each partial
+    sum that it is in, and whatever the order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2. So along any
+    direction c of length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2)
+    <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In blocks the same holds
+    with the size of a block for that of the batch, and each addition of a chain or level of the tree adds u times n.
+    Computed partial sums exceed the exact ones by what has been rounded: the factor at the end. Both of two neighbours
+    may be off by as much.
     """
     u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more
     rows = min(BLOCK, n * terms) if blocked else n * terms
-    depth = (rows + 3) / 2 if terms == 1 else rows + 1
+    depth = rows / math.sqrt(3) + 1.5 if terms == 1 else rows
     if blocked:
         depth += CHAIN + math.ceil(math.log2(n * terms / CHAIN + 1))
-    depth += uses + 1
     return 2 * n * depth * u * (1 + 2 * depth * u)
+
+
+def added(examples: float, times: int, dtype: torch.dtype) -> float:
+    """The same for sums that are added or rounded so many times more: each time by at most u of what is in them."""
+    return (examples + 1) * times * torch.finfo(dtype).eps

@@ -264,8 +264,8 @@ STEP = [
     mutant(
         "an order that is left to the machine trusted",
         "nn/sums.py",
-        "else n * terms\n",
-        "else 1\n",
+        "blocked else n * terms\n",
+        "blocked else 1\n",
         "test_sums.py::test_any_order_of_a_sum_is_covered",
     ),
     mutant(

@@ -114,13 +114,13 @@ def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> flo
     Proof, with u the rounding of one operation. The terms of one example have magnitudes that add up to at most one
     unit, since the bounds of gradients are bounds in norms, which do not see signs. A sum of N terms, in any order, is
     off by at most N u times all magnitudes, for n examples n units, products' roundings included (Jeannerod and Rump,
-    2013). With one term an example less is true. A term a_t of entry j is rounded d_j(t) times, once for each partial
-    sum that it is in, and whatever the order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2. So along any
-    direction c of length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2)
-    <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In blocks the same holds
-    with the size of a block for that of the batch, and each addition of a chain or level of the tree adds u times n.
-    Computed partial sums exceed the exact ones by what has been rounded: the factor at the end. Both of two neighbours
-    may be off by as much.
+    2013). With one term an example less is true. A term a_t of entry j is rounded d_j(t) times, once for each
+    partial sum that it is in, and whatever the order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2.
+    So along any direction c of length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2
+    d_j(t)^2)^(1/2) <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In
+    blocks the same holds with the size of a block for that of the batch, and each addition of a chain or level of
+    the tree adds u times n. Computed partial sums exceed the exact ones by what has been rounded: the factor at the
+    end. Both of two neighbours may be off by as much.
     """
     u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more
     rows = min(BLOCK, n * terms) if blocked else n * terms

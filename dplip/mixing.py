@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,13 +34,29 @@ def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] 
             which go by the place in the batch.
     """
 
-    def seeded(*given: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return function(*given)
+    def drawn(*given: Tensor) -> Tensor:
+        with seeded(given[0].device):
+            return function(*given)
 
     few = [t[:ROWS] for t in rows]
-    with torch.random.fork_rng([rows[0].device.index or 0] if rows[0].is_cuda else []):
-        return _values_mix(seeded, rows, alone) or _gradients_mix(seeded, few, weights, alone)
+    with seeded(rows[0].device):
+        return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone)
+
+
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers inside at every call, and leave torch's states as they were."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -111,7 +128,7 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
 
 
 def _changed(rows: Sequence[Tensor], kept: list[int], sizes: Sequence[float]) -> list[Tensor]:
-    """The same rows at the kept places, and others elsewhere, by turns of the given sizes; whole numbers change places."""
+    """Kept rows at their places among others, by turns of the given sizes; whole numbers change places."""
     changed = []
     for t in rows:
         if t.is_floating_point():

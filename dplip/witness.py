@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.fingerprint import Same, fingerprint
+from dplip.fingerprint import Same, fingerprint, sample
 from dplip.losses import Loss
 from dplip.norms import Norms
 from dplip.precision import require_full_precision
 from dplip.trace import Observer, PublicRows, Root, agree
 
-ENTRIES = 64
-"""About so many entries of each tensor are looked at."""
+BACKWARD = 32
+"""In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
 
 
 class Witness(Observer):
@@ -40,7 +40,7 @@ class Witness(Observer):
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
-        self._public = PublicRows(Root(model), input_shape)
+        self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._inside = self._rounded = False
         self.reset()
         for module in model.modules():
@@ -118,9 +118,9 @@ class Witness(Observer):
             return
         if len(args) != 1 or kwargs:
             self._unfit = (
-                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds are "
-                "those of model(x), with every other argument as it is by default. Call model(x); make what is to vary "
-                "an attribute of the model."
+                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds "
+                "are those of model(x), every other argument being as it is by default. Call model(x); what is to vary "
+                "can be an attribute of the model."
             )
             return
         if shapes != [self._shape]:
@@ -134,8 +134,9 @@ class Witness(Observer):
         if self._state is not None and self._state != state:
             self._report(CHANGED)
         self._state = state
-        rows = self._public.of_model()
-        if self.rows is not None and not agree(self.rows, rows):
+        rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
+        self._passes += 1
+        if rows and self.rows and not agree(self.rows, rows):
             self._report(CHANGED)
         self.rows = rows
         seen = weakref.ref(output)
@@ -164,11 +165,11 @@ class Witness(Observer):
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], _sample(tensors)
+        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], sample(tensors)
 
     def _present_gradients(self) -> tuple[Any, ...]:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return [Same.state(g) for g in gradients], _sample(gradients)
+        return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
@@ -183,13 +184,6 @@ class Witness(Observer):
 
     def _report(self, problem: str) -> None:
         self.problem = self.problem or problem
-
-
-@torch.no_grad()
-def _sample(tensors: list[Tensor]) -> list[str]:
-    """The norm of some entries of each tensor: it tells of edits that torch does not count, through .data or numpy."""
-    picked = [t.detach().flatten()[:: 1 + t.numel() // ENTRIES] for t in tensors if t.numel() and t.is_floating_point()]
-    return [float(norm).hex() for norm in torch._foreach_norm(picked)] if picked else []
 
 
 class _Hook(Observer):
@@ -225,7 +219,7 @@ _ROUNDED = (
     "autocast=torch.bfloat16)."
 )
 CHANGED = (
-    "the weights, the mode, an attribute of the model or the loss, or a global that they read, has changed since the "
+    "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "
     "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
 )
 _EDITED = (

@@ -276,7 +276,7 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
                     (v for k, v in REMEDIES.items() if what.startswith(k)),
                     ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
                 )
-                if _shadows_rule(module):
+                if module_rule(module) is None and _shadows_rule(module):
                     reason = "changes a layer that has a rule, so that the rule may no longer hold."
                 refuse(_path(node), what, reason, remedy)
         elif node.op in ("call_function", "call_method"):
@@ -348,7 +348,8 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     ) from None
                 draws = draws or _random_states() != before
             if not isinstance(results[0], Tensor):
-                given = f"returns a {type(results[0]).__name__} and not one tensor."
+                kind = type(results[0]).__name__.removeprefix("immutable_")  # as torch.fx has it
+                given = f"returns a {kind} and not one tensor."
                 refuse("the model", "its forward", given, "Return the scores alone.")
             if not (isinstance(results[1], Tensor) and close(results[0], results[1], AGREED)):
                 refuse("the model", *_DISAGREEMENT)

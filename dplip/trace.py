@@ -328,7 +328,8 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
     module = fx.GraphModule(root, graph)
     records = []
     draws = False
-    with _undisturbed(), torch.inference_mode(False), torch.enable_grad():
+    plain = torch.inference_mode(False), torch.autocast(_rows(root, 1, input_shape).device.type, enabled=False)
+    with _undisturbed(), plain[0], plain[1], torch.enable_grad():
         for batch in (2, 3):
             recorder = _Recorder(module)
             x = _rows(root, batch, input_shape)

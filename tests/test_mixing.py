@@ -49,6 +49,11 @@ MIXING = {
 
 
 @pytest.mark.parametrize("how", MIXING)
+def test_values_alone_show_that_any_row_mixes(how):
+    assert mixes(lambda x: MIXING[how](x, False).detach(), [torch.randn(7, 6, generator=torch.Generator())])
+
+
+@pytest.mark.parametrize("how", MIXING)
 def test_a_front_end_without_gradients_that_mixes_examples_is_refused(how):
     model = nn.Sequential(dn.Frozen(Front(MIXING[how])), dn.BallProjection(1.0), nn.Linear(6, 3))
     with pytest.raises(UnboundedOperationError, match="depend on another"):

@@ -183,14 +183,13 @@ def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
     except Exception as wrong:
         raise ConfigurationError(
             f"loss={what}: it does not run on targets of type {targets.dtype} and shape {tuple(targets.shape)} "
-            f"({type(wrong).__name__}: {first_line(wrong)}), so that nothing shows whether it mixes examples. Define its "
+            f"({type(wrong).__name__}: {first_line(wrong)}), so nothing shows whether it mixes examples. Define its "
             "sample_targets(outputs): some targets that it takes."
         ) from None
     if not separate:
         raise ConfigurationError(
-            f"loss={what}: the value or the gradient of one example depends on the other examples of the batch, so that "
-            "one example moves more than its own. Let per_example treat each by itself and give one value for each, "
-            "shape (batch,)."
+            f"loss={what}: the value or the gradient of one example depends on the others of its batch, so that one "
+            "example moves more than its own. Let per_example treat each by itself, and give one value for each."
         )
 
 

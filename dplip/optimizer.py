@@ -22,7 +22,7 @@ from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
 from dplip.propagate import Walk
-from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
+from dplip.sensitivity import Sensitivities, constant_sensitivity, require_loss, sensitivity_of
 from dplip.witness import CHANGED, PASSES, Witness
 
 ROUNDING = 0.2
@@ -156,10 +156,11 @@ class DPLipOptimizer(Optimizer):
             self._walk, self._constant = Walk(self.model, self._input_shape), None
             if rows is not None and not self._walk.explains(rows):
                 raise ConfigurationError(f"step(): {CHANGED}")
+        require_loss(self.loss)
         shape = self._walk.shape(self._walk.output())
         state = fingerprint(self.loss), self.loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
-            require_separate(self.loss, shape, next(self.model.parameters()))
+            require_separate(self.loss, shape, next(p for p in self.model.parameters() if p.requires_grad))
             constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)
             self._constant = state, constant
         bounds = self._constant[1]

@@ -138,15 +138,15 @@ class Walk:
             )
 
     def current(self, rows: list[Tensor] | None = None) -> bool:
-        """Whether the model still is what was traced, and made these public rows, if given; refuses hooks added since."""
+        """Whether the model still is what was traced, and made the public rows that are given; refuses new hooks."""
         check_modules(self.model)
         if fingerprint(self.model) != self.fingerprint:
             return False
         return self.explains(self._rows.of_model() if rows is None else rows)
 
-    def explains(self, made: list[Tensor]) -> bool:
+    def explains(self, made: list[Tensor] | None) -> bool:
         """Whether the trace makes of the public rows, with the present weights, what the model made of them."""
-        return agree(made, self._rows.of_trace(self._module))
+        return made is None or agree(made, self._rows.of_trace(self._module, gradients=len(made) > 1))
 
     def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:
         """Walk forward with the present weights; see :func:`propagate`."""

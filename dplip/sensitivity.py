@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import nn
 
 from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
-from dplip.losses import Loss
+from dplip.losses import Loss, require_separate
 from dplip.norms import Norms, largest
 from dplip.propagate import Walk
 
@@ -59,13 +60,18 @@ def sensitivity(
         input_norms: bounds of the input that hold outside the model; None: nothing is known.
 
     Raises:
+        ConfigurationError: the loss was seen to mix the examples of a batch.
         UnboundedOperationError: something in the model has no rule.
         UnboundedInputError: a parameter's gradient grows with an input that nothing bounds.
 
     Guarantee: for every example whatsoever (within ``input_norms``) and every target, the l2 norm of the gradient of
     ``loss(model(x), y)`` with respect to each trainable parameter is at most its entry.
     """
-    return sensitivity_of(Walk(model, input_shape), loss, input_norms)
+    require_loss(loss)
+    walk = Walk(model, input_shape)
+    bounds = sensitivity_of(walk, loss, input_norms)
+    require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
+    return bounds
 
 
 def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:

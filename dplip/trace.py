@@ -19,14 +19,16 @@ from torch.nn.utils import parametrize
 
 import dplip.rules  # noqa: F401  (registers the rules)
 from dplip.errors import ConfigurationError, DPLipError, first_line
-from dplip.mixing import ROWS, close, mixes
+from dplip.fingerprint import has_foreign_code
+from dplip.mixing import ROWS, close, mixes, seeded
 from dplip.norms import FLOATS, is_real
 from dplip.rules.registry import module_rule, refuse, rule_of
 
 REMEDIES = {
     "BatchNorm": (
         "mixes the examples of a batch.",
-        "Use dplip.nn.Center, or GroupNorm without affine, instead.",
+        "Use dplip.nn.Center, or GroupNorm without affine, instead; one with statistics of public data may stay in "
+        "eval() mode, its weights frozen.",
     ),
     "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
     "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
@@ -268,13 +270,13 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
-            if module_rule(module) is None:
+            if module_rule(module) is None or _takes_statistics(module):
                 what = type(module).__name__
                 reason, remedy = next(
                     (v for k, v in REMEDIES.items() if what.startswith(k)),
                     ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
                 )
-                if _shadows_rule(module):
+                if module_rule(module) is None and _shadows_rule(module):
                     reason = "changes a layer that has a rule, so that the rule may no longer hold."
                 refuse(_path(node), what, reason, remedy)
         elif node.op in ("call_function", "call_method"):
@@ -290,6 +292,11 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
                     else "has no rule that bounds it."
                 )
                 refuse(_path(node), name, reason, "Use another operation, or write a rule: @dplip.rule(...).")
+
+
+def _takes_statistics(module: nn.Module) -> bool:
+    """Whether a module normalises by what its batch holds; refused before it is run, since it would keep count."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
 
 
 _SHAPE_READERS = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, operator.floordiv, operator.mod}
@@ -321,7 +328,8 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
     module = fx.GraphModule(root, graph)
     records = []
     draws = False
-    with _undisturbed(), torch.inference_mode(False), torch.enable_grad():
+    plain = torch.inference_mode(False), torch.autocast(_rows(root, 1, input_shape).device.type, enabled=False)
+    with _undisturbed(), plain[0], plain[1], torch.enable_grad():
         for batch in (2, 3):
             recorder = _Recorder(module)
             x = _rows(root, batch, input_shape)
@@ -341,9 +349,10 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     ) from None
                 draws = draws or _random_states() != before
             if not isinstance(results[0], Tensor):
-                given = f"returns a {type(results[0]).__name__} and not one tensor."
+                kind = type(results[0]).__name__.removeprefix("immutable_")  # as torch.fx has it
+                given = f"returns a {kind} and not one tensor."
                 refuse("the model", "its forward", given, "Return the scores alone.")
-            if not (isinstance(results[1], Tensor) and close(*results, AGREED)):
+            if not (isinstance(results[1], Tensor) and close(results[0], results[1], AGREED)):
                 refuse("the model", *_DISAGREEMENT)
             same = _own_functions(results[0]) == _own_functions(results[1])
             if not same or not _alike(*(_sent_back(result, x, root) for result in results)):
@@ -425,8 +434,9 @@ def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]
     def agree(count: int, scale: float) -> bool:
         results = []
         for run in (module, root):
-            torch.manual_seed(count)
-            results.append(run(_rows(root, count, input_shape, scale).detach()))
+            x = _rows(root, count, input_shape, scale).detach()
+            with seeded(x.device):
+                results.append(run(x))
         return close(results[0], results[1], AGREED)
 
     with torch.no_grad():
@@ -472,49 +482,30 @@ class PublicRows:
     def __init__(self, root: Root, input_shape: tuple[int, ...]) -> None:
         self._root, self._x = root, _rows(root, 2, input_shape)
 
-    def of_model(self) -> list[Tensor]:
-        """The model's output for them, and the gradients that go back from there."""
-        return self._through(self._root)
+    def of_model(self, gradients: bool = True) -> list[Tensor] | None:
+        """The model's output for them, and the gradients that go back from there; None where no code may read more
+        than attributes, and there is nothing to look at."""
+        return self._through(self._root, gradients) if has_foreign_code(self._root) else None
 
-    def of_trace(self, graph: nn.Module) -> list[Tensor]:
+    def of_trace(self, graph: nn.Module, gradients: bool = True) -> list[Tensor]:
         """The same of its trace."""
-        return self._through(graph)
+        return self._through(graph, gradients)
 
-    def _through(self, run: Callable[[Tensor], Any]) -> list[Tensor]:
+    def _through(self, run: Callable[[Tensor], Any], gradients: bool) -> list[Tensor]:
         like = next((t for t in (*self._root.parameters(), *self._root.buffers()) if t.dtype in FLOATS), self._x)
         if (like.dtype, like.device) != (self._x.dtype, self._x.device):
             self._x = self._x.detach().to(like).requires_grad_()
-        kind = self._x.device.type
-        with (
-            bare(self._root),
-            _seeded(self._x.device),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(kind, enabled=False),
-        ):
+        modes = torch.inference_mode(False), torch.autocast(self._x.device.type, enabled=False)
+        with bare(self._root), seeded(self._x.device), modes[0], modes[1], torch.set_grad_enabled(gradients):
             result = run(self._x.clone())  # a clone may be changed in place
-            return [result, *_sent_back(result, self._x, self._root)] if isinstance(result, Tensor) else []
+            if not isinstance(result, Tensor):
+                return []
+            return [result, *_sent_back(result, self._x, self._root)] if gradients else [result]
 
 
 def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether a model and its trace made the same of the public rows."""
-    return bool(ours) and _alike(ours, theirs)
-
-
-@contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers inside at every call, and leave torch's states as they were."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(0)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    """Whether the same was made of the public rows, as far as both tell."""
+    return len(ours) > 0 < len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=False))
 
 
 def _own_functions(result: Tensor) -> Counter[str]:

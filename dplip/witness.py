@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.fingerprint import Same, fingerprint
+from dplip.fingerprint import Same, fingerprint, sample
 from dplip.losses import Loss
 from dplip.nn.bounded import SUMMED, summed
 from dplip.norms import Norms
@@ -18,10 +18,10 @@ from dplip.precision import require_full_precision
 from dplip.trace import Observer, PublicRows, Root, agree
 
 PASSES = 4
-"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.apart`)."""
+"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.added`)."""
 
-ENTRIES = 64
-"""About so many entries of each tensor are looked at."""
+BACKWARD = 32
+"""In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
 
 
 class Witness(Observer):
@@ -44,7 +44,7 @@ class Witness(Observer):
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
-        self._public = PublicRows(Root(model), input_shape)
+        self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
         self.reset()
@@ -63,7 +63,7 @@ class Witness(Observer):
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = self._passes = 0
+        self.examples = self._losses = 0
         self.problem: str | None = None
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
@@ -89,7 +89,7 @@ class Witness(Observer):
         """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
-        self._gradients, self._passes = None, 0
+        self._gradients, self._losses = None, 0
 
     # What the loss reports (dplip.losses.Witness).
 
@@ -109,8 +109,8 @@ class Witness(Observer):
             self._report(_ROUNDED)
         self._check_precision()
         self.examples += len(gradient)
-        self._passes += 1
-        if self._passes > PASSES:
+        self._losses += 1
+        if self._losses > PASSES:
             self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))
         if not genuine:
@@ -137,9 +137,9 @@ class Witness(Observer):
             return
         if len(args) != 1 or kwargs:
             self._unfit = (
-                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds are "
-                "those of model(x), with every other argument as it is by default. Call model(x); make what is to vary "
-                "an attribute of the model."
+                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds "
+                "are those of model(x), every other argument being as it is by default. Call model(x); what is to vary "
+                "can be an attribute of the model."
             )
             return
         if shapes != [self._shape]:
@@ -153,8 +153,9 @@ class Witness(Observer):
         if self._state is not None and self._state != state:
             self._report(CHANGED)
         self._state = state
-        rows = self._public.of_model()
-        if self.rows is not None and not agree(self.rows, rows):
+        rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
+        self._passes += 1
+        if rows and self.rows and not agree(self.rows, rows):
             self._report(CHANGED)
         self.rows = rows
         seen = weakref.ref(output)
@@ -183,11 +184,11 @@ class Witness(Observer):
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], _sample(tensors)
+        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], sample(tensors)
 
     def _present_gradients(self) -> tuple[Any, ...]:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return [Same.state(g) for g in gradients], _sample(gradients)
+        return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
@@ -202,13 +203,6 @@ class Witness(Observer):
 
     def _report(self, problem: str) -> None:
         self.problem = self.problem or problem
-
-
-@torch.no_grad()
-def _sample(tensors: list[Tensor]) -> list[str]:
-    """The norm of some entries of each tensor: it tells of edits that torch does not count, through .data or numpy."""
-    picked = [t.detach().flatten()[:: 1 + t.numel() // ENTRIES] for t in tensors if t.numel() and t.is_floating_point()]
-    return [float(norm).hex() for norm in torch._foreach_norm(picked)] if picked else []
 
 
 class _Hook(Observer):
@@ -244,8 +238,8 @@ _ROUNDED = (
     "autocast=torch.bfloat16)."
 )
 _REPLACED = (
-    "a layer was put in, or its hooks were taken away, since the model was made private, so its gradients are not summed "
-    "as the bounds say. Make the model private again."
+    "a layer was put in, or its hooks were taken away, since the model was made private, so its gradients are not "
+    "summed as the bounds say. Make the model private again."
 )
 _SEVERAL = (
     f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "
@@ -253,7 +247,7 @@ _SEVERAL = (
     "max_physical_batch_size."
 )
 CHANGED = (
-    "the weights, the mode, an attribute of the model or the loss, or a global that they read, has changed since the "
+    "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "
     "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
 )
 _EDITED = (

@@ -83,6 +83,7 @@ class PoissonLoader(SampledLoader):
             raise ConfigurationError(
                 f"data_loader={type(data_loader).__name__}: give a DataLoader, or its data to a PoissonLoader"
             )
+        length(data_loader.dataset)
         batch_size, sampler = data_loader.batch_size, data_loader.sampler
         if batch_size is None or type(data_loader.batch_sampler) is not BatchSampler:
             raise ConfigurationError(
@@ -176,7 +177,7 @@ class FixedSizeLoader(SampledLoader):
         return FixedSizeEvent(noise_multiplier, self.public_size, self.public_size)
 
     def _draw(self) -> np.ndarray[Any, Any]:
-        return np.sort(self._generator.choice(self._size, self._batch_size, replace=False, shuffle=False))
+        return np.sort(self._generator.subset(self._size, self._batch_size))
 
 
 SAMPLING: Mapping[str, type[PoissonLoader] | type[FixedSizeLoader]] = {

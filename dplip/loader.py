@@ -63,7 +63,7 @@ class SampledLoader(ABC):
         self.max_physical_batch_size = max_physical_batch_size
         if max_physical_batch_size is not None:
             positive("max_physical_batch_size", max_physical_batch_size)
-        self._generator, self._chance = Secret(seed), Secret(seed, 1)
+        self._secret, self._chance = Secret(seed), Secret(seed, 1)
         self.collate_fn = collate_fn
         self._size = length(dataset)
         self._collate = default_collate if collate_fn is None else collate_fn
@@ -103,7 +103,11 @@ class SampledLoader(ABC):
     @property
     def seeded(self) -> bool:
         """Whether the draws were fixed by a seed; a report must say so."""
-        return self._generator.seeded
+        return self._secret.seeded
+
+    @property
+    def _generator(self) -> np.random.Generator:
+        return self._secret.numbers
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -116,7 +120,7 @@ class SampledLoader(ABC):
 
     def restart(self, seed: int | None) -> None:
         """Draw from a new stream from now on: of this seed, or of fresh entropy."""
-        self._generator.restart(seed)
+        self._secret.restart(seed)
         self._chance.restart(seed)
 
     def take(self) -> int:

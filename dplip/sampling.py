@@ -177,7 +177,7 @@ class FixedSizeLoader(SampledLoader):
         return FixedSizeEvent(noise_multiplier, self.public_size, self.public_size)
 
     def _draw(self) -> np.ndarray[Any, Any]:
-        return np.sort(self._generator.subset(self._size, self._batch_size))
+        return np.sort(self._generator.choice(self._size, self._batch_size, replace=False, shuffle=False))
 
 
 SAMPLING: Mapping[str, type[PoissonLoader] | type[FixedSizeLoader]] = {

@@ -1,4 +1,4 @@
-"""Randomness that nobody else knows: sources that belong to one process, and are lent to what draws from global ones."""
+"""Randomness that nobody else knows: sources that belong to one process, lent to what draws from global ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.overrides import TorchFunctionMode
 
 from dplip.errors import ConfigurationError
@@ -58,13 +59,10 @@ class Secret:
             self._start()
         return self._bits
 
-    def random(self, size: int) -> np.ndarray[Any, Any]:
-        """So many numbers, uniform in [0, 1)."""
-        return np.random.Generator(self.bits).random(size)
-
-    def subset(self, size: int, count: int) -> np.ndarray[Any, Any]:
-        """``count`` different numbers below ``size``, each such set as likely as any other."""
-        return np.random.Generator(self.bits).choice(size, count, replace=False, shuffle=False)
+    @property
+    def numbers(self) -> np.random.Generator:
+        """Numbers made of them."""
+        return np.random.Generator(self.bits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.seeded:
@@ -145,7 +143,8 @@ class _Dropout(TorchFunctionMode):
         self._bits = bits
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _AXES:
+        # Compiled code has masks of its own, of 64 bits. What is to be computed again has to draw from torch's state.
+        if func in _AXES and not torch.compiler.is_compiling() and _top_saved_tensors_default_hooks(True) is None:
             return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -118,8 +118,7 @@ class Witness(Observer):
         self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
         if torch.is_grad_enabled():  # a global state may be known to an adversary, and would give masks by place
-            compiled = any(m._compiled_call_impl is not None for m in module.modules())
-            self._lent.enter_context(lent(self._masks, dropout=self.draws and not compiled))
+            self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -131,7 +131,6 @@ def test_a_group_that_comes_up_later_is_seen(tmp_path):
             return str(wrong), len(run.charged)
         return "no error", len(run.charged)
 
-    reading, writing = os.pipe()
     other = os.fork()
     if other == 0:
         try:

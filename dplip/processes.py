@@ -41,8 +41,8 @@ class OwnProcess:
             )
         if self._alone and (others := _others()):
             raise ConfigurationError(
-                f"{others}: each process would train a model of its own on all of the data, and spend the whole budget; "
-                "an average of the models, or the best of them, costs up to as many times what each reports. Train in "
+                f"{others}: each process would train a model of its own on all of the data and spend the whole "
+                "budget; an average of the models, or the best of them, costs up to as many times that. Train in "
                 f"one process; or, if each process's model is a release of its own, pass distributed={INDEPENDENT!r}."
             )
 

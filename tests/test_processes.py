@@ -4,12 +4,12 @@ import os
 
 import pytest
 import torch
+from small_runs import examples, private
+from test_secret import forks, in_a_fork
 from torch import nn
 
 import dplip
 from dplip.errors import ConfigurationError
-from small_runs import examples, private
-from test_secret import forks, in_a_fork
 
 LAUNCHERS = ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import examples, private
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -19,7 +20,6 @@ from dplip.errors import ConfigurationError, DPLipError
 from dplip.noise import GaussianNoise
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.secret import Secret, lent
-from small_runs import examples, private
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

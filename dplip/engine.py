@@ -62,6 +62,7 @@ class PrivacyEngine:
         seed: int | None = None,
         budget: Budget | None = None,
         half_precision: bool = False,
+        distributed: str | None = None,
         **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
@@ -79,6 +80,8 @@ class PrivacyEngine:
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
+            distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its
+                own; None: refuse.
 
         Raises:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
@@ -118,6 +121,7 @@ class PrivacyEngine:
             neighboring=neighboring,
             charge=lambda event: self.charge(event, budget),
             half_precision=half_precision,
+            distributed=distributed,
             noise=secure_noise(noise_multiplier, module)
             if self.secure_mode
             else GaussianNoise(None if seed is None else seed + 1),

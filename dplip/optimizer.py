@@ -21,6 +21,7 @@ from dplip.nn.sums import added, apart, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
+from dplip.processes import OwnProcess
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, require_loss, sensitivity_of
 from dplip.witness import CHANGED, PASSES, Witness
@@ -80,6 +81,7 @@ class DPLipOptimizer(Optimizer):
             sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
         half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
             layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
+        distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -103,7 +105,9 @@ class DPLipOptimizer(Optimizer):
         drift: float = 0.01,
         project_every: int = 1,
         half_precision: bool = False,
+        distributed: str | None = None,
     ) -> None:
+        self._process = OwnProcess(distributed)
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses what is none
@@ -126,7 +130,8 @@ class DPLipOptimizer(Optimizer):
         self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
-        self._witness = Witness(model, loss, self._walk.input_shape, half_precision)
+        self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
+        self._witness.draws = self._walk.draws
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups, state and hooks.
         self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
@@ -195,6 +200,7 @@ class DPLipOptimizer(Optimizer):
         """
         if closure is not None:
             raise ConfigurationError("closure: a private step uses one gradient. Call backward() first, then step().")
+        self._process.require()
         if self._accumulating != self.batches.number:
             self._sums = {}  # of a batch that was abandoned
         if not self.batches.complete:
@@ -207,6 +213,7 @@ class DPLipOptimizer(Optimizer):
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
         bounds = self._bounds(self._witness.rows)
+        self._witness.draws = self._walk.draws
         self._warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:

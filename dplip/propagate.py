@@ -137,6 +137,11 @@ class Walk:
                 "Use nn.Dropout, or F.dropout(x, p, self.training), which do nothing then.",
             )
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw random numbers in training: a trace in evaluation mode need not tell."""
+        return self._probe.draws or not self.model.training
+
     def current(self, rows: list[Tensor] | None = None) -> bool:
         """Whether the model still is what was traced, and made the public rows that are given; refuses new hooks."""
         check_modules(self.model)

@@ -347,7 +347,11 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                         f"of {x.dtype} ({type(wrong).__name__}: {first_line(wrong)}). Give the shape of one example, "
                         "without the batch."
                     ) from None
-                draws = draws or _random_states() != before
+                after = _random_states()
+                if after[1:] != before[1:]:
+                    known = "draws from numpy's or Python's global generator, whose state others may know."
+                    refuse("the model", "its forward", known, "Draw with torch.")
+                draws = draws or after != before
             if not isinstance(results[0], Tensor):
                 kind = type(results[0]).__name__.removeprefix("immutable_")  # as torch.fx has it
                 given = f"returns a {kind} and not one tensor."

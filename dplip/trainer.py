@@ -37,6 +37,7 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.plan import Plan
 from dplip.precision import full_precision
+from dplip.processes import OwnProcess
 from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
@@ -91,6 +92,8 @@ class DPLipTrainer:
         device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.
+        distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
+            release of its own, as the report then says; None: refuse.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -130,7 +133,9 @@ class DPLipTrainer:
         precompute: bool = False,
         device: str | torch.device = "auto",
         autocast: torch.dtype | None = None,
+        distributed: str | None = None,
     ) -> None:
+        self._process, self._distributed = OwnProcess(distributed), distributed
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigurationError(
                 f"target_epsilon={target_epsilon}, noise_multiplier={noise_multiplier}: give one of the two."
@@ -201,6 +206,7 @@ class DPLipTrainer:
             charge=self._charge,
             project_every=project_every,
             half_precision=autocast is not None,
+            distributed=distributed,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
@@ -270,6 +276,7 @@ class DPLipTrainer:
                 before it stand, and :meth:`get_epsilon` counts them.
             LedgerError, CheckpointError: with ``resume``, what is in the folder is damaged or of another plan.
         """
+        self._process.require()
         if self._done >= self.steps:
             raise BudgetExceededError(
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
@@ -375,6 +382,7 @@ class DPLipTrainer:
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
                 "secure": self.secure,
+                "distributed": self._distributed,
                 "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
@@ -439,7 +447,7 @@ class DPLipTrainer:
         if self.seed is not None:
             stream = another_stream(self.seed, folder.ledger.steps)
             self.loader.restart(stream)
-            self.optimizer.noise = GaussianNoise(stream + 1)
+            self.optimizer.noise.restart(stream + 1)
         if self.scheduler is not None:
             advance(self.scheduler, done)
         if checkpoint is not None:

@@ -1,9 +1,10 @@
-"""Whose gradient a step holds: hooks that look at the model and its loss and change nothing."""
+"""Whose gradient a step holds: hooks that look at the model and its loss, and lend the model secret random numbers."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dplip.losses import Loss
 from dplip.nn.bounded import SUMMED, summed
 from dplip.norms import Norms
 from dplip.precision import require_full_precision
+from dplip.secret import Secret, lent
 from dplip.trace import Observer, PublicRows, Root, agree
 
 PASSES = 4
@@ -31,15 +33,22 @@ class Witness(Observer):
         model, loss: what is watched; an earlier witness of the same model is dismissed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.half_precision`).
+        masks: what the model draws from while its gradients are recorded (see :func:`dplip.secret.lent`).
 
     Attributes:
+        draws: whether the model may draw random numbers.
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
         rows: what the model made of the public rows, as it was in the forward pass; None without one.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...], half_precision: bool = False
+        self,
+        model: nn.Module,
+        loss: Loss,
+        input_shape: tuple[int, ...],
+        half_precision: bool = False,
+        masks: Secret | None = None,
     ) -> None:
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
@@ -47,6 +56,7 @@ class Witness(Observer):
         self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
+        self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):
@@ -124,11 +134,15 @@ class Witness(Observer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _entered(self, module: nn.Module, args: Any) -> None:
+        self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
+        if torch.is_grad_enabled():  # a global state may be known to an adversary, and would give masks by place
+            self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside = False
+        self._lent.close()
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
         shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]

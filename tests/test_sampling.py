@@ -88,10 +88,13 @@ def test_the_full_batch_is_everything_every_time():
     assert logical_batches(loader) == [list(range(7))] * 3
 
 
-def test_a_small_rate_is_not_rounded_up():
+def test_a_small_rate_is_not_rounded_up(monkeypatch):
     loader = PoissonLoader(numbered(4), sample_rate=1e-6, steps_per_epoch=1)
     # In float32 the first three coins would count as below the rate.
-    loader._generator = SimpleNamespace(random=lambda size: 1e-6 * (1 + np.array([0, 1e-9, 1e-8, -1e-9])[:size]))
+    coins = SimpleNamespace(
+        random=lambda size, dtype=float: (1e-6 * (1 + np.array([0, 1e-9, 1e-8, -1e-9]))).astype(dtype)
+    )
+    monkeypatch.setattr(PoissonLoader, "_generator", coins)
     assert logical_batches(loader) == [[3]]
 
 

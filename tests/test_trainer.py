@@ -546,6 +546,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "neighboring": "add_remove",
         "seeded": False,
         "secure": False,
+        "distributed": None,
         "autocast": None,
         "public_size": 80,
         "tuning": "not accounted",

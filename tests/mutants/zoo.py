@@ -79,15 +79,15 @@ NOISE = [
     ),
     mutant(
         "noise fixed by torch.manual_seed",
-        "noise.py",
-        "np.random.SFC64(self._seed)",
-        "np.random.SFC64(torch.initial_seed())",
+        "secret.py",
+        "np.random.SeedSequence(self._seed, spawn_key=self._key)",
+        "np.random.SeedSequence(torch.initial_seed())",
         "test_noise.py::test_global_seeds_do_not_touch_it",
     ),
     mutant(
         "noise repeated by a forked process",
-        "noise.py",
-        "if self._process != os.getpid() and not self.seeded:",
+        "secret.py",
+        "if self._process != os.getpid():",
         "if False:",
         "test_noise.py::test_a_forked_process_never_repeats_the_draws",
     ),
@@ -271,7 +271,7 @@ STEP = [
     mutant(
         "parts of a batch by place, so that one more example moves them all",
         "loader.py",
-        "part = torch.from_numpy(self._dealer.integers(self._part_count, size=len(chosen)))",
+        "part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))",
         "part = torch.arange(len(chosen)) * self._part_count // max(1, len(chosen))",
         "test_sums.py::test_one_more_example_changes_its_own_part_alone",
     ),
@@ -1030,6 +1030,122 @@ THE_TRACE_IS_THE_MODEL = [
     ),
 ]
 
+SECRETS = "test_secret.py::test_"
+RANDOMNESS = [
+    mutant(
+        "masks that go by place, from a state that others may know",
+        "witness.py",
+        "if torch.is_grad_enabled():  # a global",
+        "if False:  # a global",
+        f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
+    ),
+    mutant(
+        "masks of a seed of 32 bits",
+        "secret.py",
+        "torch.default_generator.set_state(_state(bits))",
+        "torch.default_generator.manual_seed(int(bits.random_raw()))",
+        f"{SECRETS}the_whole_state_of_torchs_generator_is_secret",
+    ),
+    mutant(
+        "masks of dropout by the processor's generator of 31 bits",
+        "secret.py",
+        "if func in _AXES and",
+        "if False and",
+        f"{SECRETS}dropout_does_not_go_by_torchs_generator",
+    ),
+    mutant(
+        "other masks where activations are computed again",
+        "secret.py",
+        " and _top_saved_tensors_default_hooks(True) is None:",
+        ":",
+        f"{SECRETS}what_is_computed_again_has_the_mask_that_it_had",
+    ),
+    mutant(
+        "a secret state left behind for all to read",
+        "secret.py",
+        "            generator.set_state(state)\n",
+        "            pass\n",
+        f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
+    ),
+    mutant(
+        "a secret state left behind by a pass that failed",
+        "witness.py",
+        "with_kwargs=True, always_call=True",
+        "with_kwargs=True",
+        f"{SECRETS}a_pass_that_fails_gives_the_global_state_back",
+    ),
+    mutant(
+        "augmentation that goes by place, from a state that others may know",
+        "loader.py",
+        "with lent_to_readers(self._chance):",
+        "if True:",
+        f"{SECRETS}augmentation_follows_no_known_seed",
+    ),
+    mutant(
+        "a model that draws from numpy's generator",
+        "trace.py",
+        "if after[1:] != before[1:]:",
+        "if False:",
+        f"{SECRETS}a_model_that_draws_from_other_generators_is_refused",
+    ),
+    mutant(
+        "a copied loader with the same batches to come",
+        "secret.py",
+        "return (type(self), (None, *self._key))",
+        "return __import__('copyreg')._reduce_ex(self, 1)",
+        f"{SECRETS}a_copied_loader_draws_other_batches",
+    ),
+    mutant(
+        "a copied loader of one seed",
+        "secret.py",
+        "        if self.seeded:\n            raise",
+        "        if False:\n            raise",
+        f"{SECRETS}a_seeded_loader_is_not_copied",
+    ),
+    mutant(
+        "a forked process with the same batches and masks to come",
+        "secret.py",
+        "if self._process != os.getpid():",
+        "if False:",
+        f"{SECRETS}a_forked_process_draws_other_batches",
+    ),
+    mutant(
+        "one batch that two processes go on with",
+        "loader.py",
+        "if process != os.getpid():",
+        "if False:",
+        f"{SECRETS}an_iteration_that_had_begun_does_not_go_on_in_a_fork",
+    ),
+    mutant(
+        "several processes, as the launcher says, unseen",
+        "processes.py",
+        "if count.isdigit() and int(count) > 1:",
+        "if False:",
+        "test_processes.py::test_one_of_several_processes_is_refused",
+    ),
+    mutant(
+        "a process group that comes up later unseen",
+        "processes.py",
+        "        if size > 1:",
+        "        if False:",
+        "test_processes.py::test_a_group_that_comes_up_later_is_seen",
+    ),
+    mutant(
+        "processes looked at only at first",
+        "optimizer.py",
+        "        self._process.require()\n",
+        "",
+        "test_processes.py::test_a_step_is_refused_once_there_are_other_processes",
+    ),
+    mutant(
+        "a forked optimizer whose steps no budget counts",
+        "processes.py",
+        "if self._process != os.getpid():",
+        "if False:",
+        "test_processes.py::test_a_fork_of_what_was_made_takes_no_step",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1042,4 +1158,5 @@ MUTANTS = [
     *CERTIFICATES,
     *MEAN,
     *THE_TRACE_IS_THE_MODEL,
+    *RANDOMNESS,
 ]

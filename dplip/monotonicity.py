@@ -295,7 +295,9 @@ def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
     def within(distance: Tensor) -> Tensor:
         """What is left of the margins, one distance for each example."""
         moved = Norms((x.shape[1],), *[torch.nan_to_num(distance, nan=math.inf, posinf=math.inf)] * 3)
-        return score[:, 0, 0].abs() - rounding.of_scores(rounding.errors(sizes, moved), torch.zeros(len(x)).long())[:, 0]
+        return (
+            score[:, 0, 0].abs() - rounding.of_scores(rounding.errors(sizes, moved), torch.zeros(len(x)).long())[:, 0]
+        )
 
     still = within(torch.zeros(len(x), dtype=torch.float64))
     distances = score.abs() / steep

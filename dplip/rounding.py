@@ -683,7 +683,7 @@ def spline(module: Any, x: Norms) -> Roundings:
 def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
     # The factor is off by the inward slack (4e-6), by the norm's allowance for n squares, and by their own roundings;
     # where the largest of the batch's own norms is inside even so, it is one.
-    slack = 1.5 * x.size + 128 + math.sqrt(x.size) * 2.0**-62 / (module.radius * 2.0**-24)
+    slack = 1.5 * x.size + 84 + math.sqrt(x.size) * 2.0**-62 / (module.radius * 2.0**-24)
     inside = module.radius * (1 - 2 * slack * 2.0**-24)
     if isinstance(x.l2, Tensor):
         output: Bound = torch.where(x.l2 <= inside, 0.0, torch.where(x.l2 < 1e18, slack, math.inf))
@@ -728,4 +728,3 @@ def tabular_input(module: dn.TabularInput, x: Norms) -> Roundings:
     # and is left as it is up to 1e-6 beyond the simplex, here and in what it is compared with.
     group = max([0, *module.groups])
     return Roundings(8.0, 8.0, Norms(x.shape, linf=8.0 + 2.0 * group**2), back=4.0 * group + 32, apart=2e-6, held=True)
-

@@ -171,6 +171,8 @@ def _smallest(gaps: Tensor, slopes: Tensor, top: Tensor) -> Tensor:
 def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> Tensor:
     """Entry (y, j): a bound of the dual norm of the gradient of ``z_y - z_j``, shape (classes, classes), float64.
 
+    Slopes alone: a radius also takes the roundings off the margin, see :class:`Certifier`.
+
     With a single output, the bound of that score's gradient, shape (1, 1).
     """
     dual = dual_of(norm)

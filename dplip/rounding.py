@@ -45,6 +45,7 @@ class Roundings:
         diagonal: J is diagonal (or a permutation), so that |J| has the norms of J.
         held: what the rule says of the output holds for the rounded output.
         summed: the rule counts the roundings of its parameters' gradients.
+        one_hot: J has few entries in a row, so that norms in l1 say more than in l2.
     """
 
     terms: float = 0.0
@@ -55,6 +56,7 @@ class Roundings:
     diagonal: bool = False
     held: bool = False
     summed: bool = False
+    one_hot: bool = False
 
     @property
     def none(self) -> bool:
@@ -109,10 +111,7 @@ def unit_of(walk: Walk) -> float:
 def _roundings(walk: Walk, step: Step, args: Any, kwargs: Any) -> Roundings | None:
     subject, function = walk.subject(step)
     rule = _ROUNDINGS.get(function)
-    if rule is None:
-        return None
-    bound = inspect.signature(rule).bind(subject, *args, **kwargs)
-    return rule(*bound.args, **bound.kwargs)
+    return None if rule is None else rule(subject, *args, **kwargs)
 
 
 def _jacobians(back: Callable[[Norms], list[Norms]], shape: tuple[int, ...]) -> list[OperatorNorms]:
@@ -362,45 +361,52 @@ class Rounded(Walk):
         self.unit = unit_of(walk)
 
     def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        output, inner = super()._apply(step, args, kwargs)
-        kind = _roundings(self, step, args, kwargs) or EXACT
-        unit, named_by_rule = self.unit, kind.summed
-        forward = not kind.none and not kind.held
-        if not isinstance(output, Norms):
-            return output, inner
-        values: list[Norms] = []
-        magnitudes: list[OperatorNorms] = []
-        if (kind.terms and forward) or kind.back:
-            subject, function = self.subject(step)
-            bound = inspect.signature(cast(Any, rule_of(function))).bind(subject, *args, **kwargs)
-            values = [a for a in flat(bound.arguments) if isinstance(a, Norms)]
-            jacobians = _jacobians(lambda v: _listed(inner(v)[1]), output.shape)
-            magnitudes = [_magnitude(j, kind, min(output.size, n.size)) for j, n in zip(jacobians, values, strict=True)]
-        exact = output
-        if forward:
-            error = Norms(output.shape, linf=TINY * (1 + kind.terms) + kind.apart)
-            if kind.terms:  # |f(0)| is at most |f(x)| + |J| |x|
-                for n, size in zip(values, magnitudes, strict=True):
-                    error = error + size(n, output.shape) * (2 * kind.terms * unit)
-            error = error + exact * (times(kind.output, unit) + kind.terms * unit)
-            output = exact + error if kind.more is None else exact + error + kind.more * unit
+        exact, inner = super()._apply(step, args, kwargs)
+        kind, unit = _roundings(self, step, args, kwargs) or EXACT, self.unit
+        if not isinstance(exact, Norms):  # parts of a value, moved
+            return exact, inner
+        output, magnitudes = exact, self._magnitudes(step, args, kwargs, kind, exact, inner)
+        if not kind.none and not kind.held:
+            read: Bound = 0.0  # |f(0)| is at most |f(x)| + |J| |x|
+            for size, n in magnitudes if kind.terms else ():
+                read = read + times(size.two_two, n.l2) * (2 * kind.terms * unit)
+            lost = math.sqrt(exact.size) * (TINY * (1 + kind.terms) + kind.apart)
+            output = exact * (1 + times(kind.output, unit) + kind.terms * unit) + Norms(exact.shape, l2=read + lost)
+            output = output if kind.more is None else output + kind.more * unit
 
         def pullback(cotangent: Any) -> tuple[Any, Any, Any]:
             sources, inputs, named = inner(cotangent)
             if kind.back:
                 inputs = tuple(
                     v + size.T(cotangent, v.shape) * (kind.back * unit)
-                    for v, size in zip(_listed(inputs), magnitudes, strict=True)
+                    for v, (size, _) in zip(_listed(inputs), magnitudes, strict=True)
                 )
-            if named and not named_by_rule:
+            if named and not kind.summed:
                 # An entry of a parameter collects one term for each entry of the output that it is used for.
-                size = exact.size
-                named = {
-                    k: n * (1 + (2 * size / max(1, n.shape[0] if n.shape else 1) + 16) * unit) for k, n in named.items()
-                }
+                named = {k: n * (1 + (2 * exact.size / _rows_of(n) + 16) * unit) for k, n in named.items()}
             return sources, inputs, named
 
         return output, pullback
+
+    def _magnitudes(
+        self, step: Step, args: Any, kwargs: Any, kind: Roundings, output: Norms, inner: Any
+    ) -> list[tuple[OperatorNorms, Norms]]:
+        """The norms of |J| in each input, and those of the input; in l2 alone, where that says enough."""
+        if not kind.back and (kind.held or not kind.terms):
+            return []
+        subject, function = self.subject(step)
+        bound = inspect.signature(cast(Any, rule_of(function))).bind(subject, *args, **kwargs)
+        values = [a for a in flat(bound.arguments) if isinstance(a, Norms)]  # in the order of the rule's answer
+        if kind.one_hot:
+            jacobians = _jacobians(lambda v: _listed(inner(v)[1]), output.shape)
+        else:
+            back = _listed(inner(Norms(output.shape, l2=1.0))[1])
+            jacobians = [OperatorNorms(two_two=largest(n.l2), one_two=largest(n.linf)) for n in back]
+        return [(_magnitude(j, kind, min(output.size, n.size)), n) for j, n in zip(jacobians, values, strict=True)]
+
+
+def _rows_of(parameter: Norms) -> int:
+    return max(1, parameter.shape[0]) if parameter.shape else 1
 
 
 # ------------------------------------------------------------------------------------------------ linear operations
@@ -719,7 +725,7 @@ def distances(module: Any, x: Norms) -> Roundings:
     depth = 4.0 if math.isinf(module.p) else 4.0 * features + 64
     ranks = float(getattr(module, "top", 0))
     windows = getattr(module, "kernel_size", 1) ** 2
-    return Roundings(depth + ranks, 4.0, back=points * windows + depth + ranks)
+    return Roundings(depth + ranks, 4.0, back=points * windows + depth + ranks, one_hot=True)
 
 
 @rounding(dn.TabularInput)

@@ -14,7 +14,7 @@ from dplip.propagate import Walk
 from dplip.rounding import Rounded
 
 SLACK = 1e-5
-"""Relative slack for what :class:`dplip.rounding.Rounded` leaves out: some hundred roundings of a gradient's products."""
+"""Relative slack for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a gradient's products."""
 
 
 class Sensitivities(Mapping[str, float]):

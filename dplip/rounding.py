@@ -125,7 +125,7 @@ def _jacobians(back: Callable[[Norms], list[Norms]], shape: tuple[int, ...]) -> 
 
 def _magnitude(jacobian: OperatorNorms, kind: Roundings, size: int) -> OperatorNorms:
     """The norms of |J|: those of J but for the one in l2, which is at most sqrt(rank) times larger (Frobenius)."""
-    return jacobian if kind.diagonal else replace(jacobian, two_two=times(math.sqrt(size), jacobian.two_two))
+    return jacobian if kind.diagonal else replace(jacobian, two_two=float(times(math.sqrt(size), jacobian.two_two)))
 
 
 def _listed(inputs: Any) -> list[Norms]:
@@ -545,8 +545,10 @@ def _copies(call: Any, *values: Any) -> float:
 
 @rounding(operator.add, torch.add, T.add, operator.sub, torch.sub, torch.subtract, T.sub)
 def add(call: Any, input: Any, other: Any, alpha: float = 1.0) -> Roundings:
-    return Roundings(terms=0.0 if alpha == 1.0 and all(isinstance(v, (Norms, Tensor)) for v in (input, other)) else 2.0,
-                     output=1.0, back=2 + _copies(call, input, other))  # fmt: skip
+    plain = alpha == 1.0 and all(isinstance(v, (Norms, Tensor)) for v in (input, other))  # no number is rounded
+    return Roundings(
+        terms=0.0 if plain else 2.0, output=1.0, back=_copies(call, input, other) - 1 + (0.0 if alpha == 1.0 else 2.0)
+    )
 
 
 @rounding(operator.mul, torch.mul, torch.multiply, T.mul, operator.truediv, torch.div, torch.divide)

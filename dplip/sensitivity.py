@@ -14,7 +14,8 @@ from dplip.propagate import Walk
 from dplip.rounding import Rounded
 
 SLACK = 1e-5
-"""Relative slack for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a gradient's products."""
+"""Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
+gradient's products, and one for each further use of a value, whose cotangents add up."""
 
 
 class Sensitivities(Mapping[str, float]):

@@ -259,7 +259,7 @@ def test_no_grey_image_of_another_class_lies_within_a_radius_of_a_wide_layer(fea
     greys = torch.linspace(0.5, 0.999, 60 if features > 4000 else 300)
     x = greys[:, None].expand(-1, features).contiguous()
     for weight in (0.7, 0.813, 0.21):
-        for difference in (3e-7, 1e-6, 3e-6):
+        for difference in (3e-7, 1e-6, 3e-6, 1e-5, 3e-5):
             model = grey_classifier(features, weight, difference)
             with torch.no_grad():
                 found = [
@@ -347,13 +347,13 @@ def test_the_rounding_of_an_input_further_out_is_larger():
     _, sizes = certifier.rounding.at(torch.full((2, 512), 0.5))
     moved = dplip.Norms((512,), l2=torch.tensor([0.0, 100.0]).double())
     still, far = certifier.rounding.of_scores(certifier.rounding.errors(sizes, moved), torch.zeros(2).long())[:, 1]
-    assert float(far) > 5 * float(still) > 0
-    # of either of two branches
-    two = Branched(512)
-    certifier = Certifier(two, (512,))
+    assert float(far) > 8 * float(still) > 0
+    # that either of two branches moves what follows them
+    certifier = Certifier(Branched(512), (512,))
     _, sizes = certifier.rounding.at(torch.full((2, 512), 0.5))
-    still, far = certifier.rounding.of_scores(certifier.rounding.errors(sizes, moved), torch.zeros(2).long())[:, 1]
-    assert float(far) > 5 * float(still) > 0
+    behind = {n: e for n, e in certifier.rounding.errors(sizes, moved).items() if "head" in str(n.target)}
+    still, far = certifier.rounding.of_scores(behind, torch.zeros(2).long())[:, 1]
+    assert len(behind) == 1 and float(far) > 5 * float(still) > 0
     # and a rounding on the way counts as often as the scores change with it
     steep = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Linear(512, 2, bias=False))
     torch.manual_seed(0)

@@ -690,13 +690,14 @@ def spline(module: Any, x: Norms) -> Roundings:
 @rounding(dn.BallProjection)
 def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
     # The factor is off by the inward slack (4e-6), by the norm's allowance for n squares, and by their own roundings;
-    # where the largest of the batch's own norms is inside even so, it is one.
+    # where the norm is inside even so, it is one, or next to it.
     slack = 1.5 * x.size + 84 + math.sqrt(x.size) * 2.0**-62 / (module.radius * 2.0**-24)
     inside = module.radius * (1 - 2 * slack * 2.0**-24)
     if isinstance(x.l2, Tensor):
-        output: Bound = torch.where(x.l2 <= inside, 0.0, torch.where(x.l2 < 1e18, slack, math.inf))
+        outside = torch.where(x.l2 < 1e18, torch.full_like(x.l2, slack), math.inf)
+        output: Bound = torch.where(x.l2 <= inside, torch.full_like(x.l2, 4.0), outside)
     else:
-        output = 0.0 if x.l2 <= inside else slack if x.l2 < 1e18 else math.inf
+        output = 4.0 if x.l2 <= inside else slack if x.l2 < 1e18 else math.inf
     return Roundings(output=output, back=4.0 * x.size + 128, held=True)
 
 

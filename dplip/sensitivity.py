@@ -12,9 +12,11 @@ from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, Un
 from dplip.losses import Loss, require_separate
 from dplip.norms import Norms, largest
 from dplip.propagate import Walk
+from dplip.rounding import Rounded
 
 SLACK = 1e-5
-"""Relative slack for the float32 rounding of one example's forward and backward pass."""
+"""Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
+gradient's products, and one for each further use of a value, whose cotangents add up."""
 
 
 class Sensitivities(Mapping[str, float]):
@@ -65,7 +67,8 @@ def sensitivity(
         UnboundedInputError: a parameter's gradient grows with an input that nothing bounds.
 
     Guarantee: for every example whatsoever (within ``input_norms``) and every target, the l2 norm of the gradient of
-    ``loss(model(x), y)`` with respect to each trainable parameter is at most its entry.
+    ``loss(model(x), y)`` with respect to each trainable parameter, as it is computed in floating point, is at most its
+    entry. Each value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
     """
     require_loss(loss)
     walk = Walk(model, input_shape)
@@ -89,8 +92,11 @@ def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
 def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:
     """:func:`sensitivity` of a model that has been traced before."""
     require_loss(loss)
-    output, pullback = walk(input_norms)
-    _, bounds = pullback(loss.gradient_norms(output.shape))
+    rounded = Rounded(walk)
+    output, pullback = rounded(input_norms)
+    # The loss's own sums are over the scores of one example.
+    sent = loss.gradient_norms(output.shape) * (1 + (output.size + 16) * rounded.unit)
+    _, bounds = pullback(sent)
     return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 

@@ -158,8 +158,8 @@ STEP = [
     mutant(
         "bounds of the first weights for ever",
         "optimizer.py",
-        "bounds = self.sensitivities()\n        self._warn",
-        "self._first = bounds = getattr(self, '_first', None) or self.sensitivities()\n        self._warn",
+        "bounds = self._bounds(self._witness.rows)\n",
+        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._witness.rows)\n",
         "test_optimizer.py::test_the_noise_follows_every_change_of_the_model_between_steps",
     ),
     mutant(
@@ -763,8 +763,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "gradients edited after the backward pass",
         "witness.py",
-        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n\n",
-        "\n",
+        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n        layers",
+        "        layers",
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
     mutant(
@@ -1146,6 +1146,79 @@ RANDOMNESS = [
     ),
 ]
 
+ROUNDINGS = [
+    mutant(
+        "one slack for sums of every width",
+        "rounding.py",
+        "half = n / 2 / (1 - min(n * 2.0**-24, 0.5)) if n < 2.0**23 else math.inf",
+        "half = 8.0",
+        "test_certify.py::test_no_grey_image_of_another_class_lies_within_a_radius_of_a_wide_layer",
+    ),
+    mutant(
+        "a rounding on the way counted once",
+        "rounding.py",
+        "[times(s[top], n) for s, n",
+        "[times(torch.ones_like(s[top]), n) for s, n",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "the rounding of the input itself taken for that within the radius",
+        "rounding.py",
+        "inputs = {n: sizes[n] + apart[n] for n in call.sources}",
+        "inputs = {n: sizes[n] for n in call.sources}",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "one of two branches taken to stay where it is",
+        "rounding.py",
+        "for n, jacobian in zip(call.sources, call.jacobians, strict=True):",
+        "for n, jacobian in [*zip(call.sources, call.jacobians, strict=True)][:1]:",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "scores in float64 taken to be exact where the model is in it",
+        "rounding.py",
+        "return 2.0 if self._exact is None",
+        "return 1.0 if self._exact is None",
+        "test_certify.py::test_the_roundings_that_are_allowed_for_cover_those_that_are_seen",
+    ),
+    mutant(
+        "an operation that is not known to round taken to be exact",
+        "rounding.py",
+        "            if found is None:\n                refuse(",
+        "            if found is None:\n                return EXACT\n                refuse(",
+        "test_certify.py::test_an_operation_that_is_not_known_to_round_is_refused_by_name_until_it_is_said_how",
+    ),
+    mutant(
+        "certificates under autocast",
+        "certify.py",
+        "if torch.is_autocast_enabled(kind):",
+        "if False:",
+        "test_certify.py::test_a_certificate_is_the_same_within_autocast_and_every_other_setting",
+    ),
+    mutant(
+        "roundings left out of the margin",
+        "certify.py",
+        "certified = _smallest(gaps - errors(every, farthest), self.slopes, top)",
+        "certified = _smallest(gaps, self.slopes, top)",
+        "test_certify.py::test_no_grey_image_of_another_class_lies_within_a_radius_of_a_wide_layer",
+    ),
+    mutant(
+        "wide sums taken to be exact going forward",
+        "rounding.py",
+        "if not kind.none and not kind.held:",
+        "if False:",
+        "test_sensitivity.py::test_the_rounding_of_a_wide_sum_is_within_the_sensitivity_of_what_follows",
+    ),
+    mutant(
+        "wide sums taken to be exact on the way back",
+        "rounding.py",
+        "            if kind.back:\n                inputs",
+        "            if False:\n                inputs",
+        "test_sensitivity.py::test_the_rounding_of_a_wide_sum_on_the_way_back_is_within_the_sensitivity_of_what_precedes",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1159,4 +1232,5 @@ MUTANTS = [
     *MEAN,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
+    *ROUNDINGS,
 ]

@@ -155,7 +155,7 @@ STEP = [
     mutant(
         "bounds of the first weights for ever",
         "optimizer.py",
-        "bounds = self.sensitivities()\n        self._warn",
+        "bounds = self._bounds(self._witness.rows)\n        self._warn",
         "self._first = bounds = getattr(self, '_first', None) or self.sensitivities()\n        self._warn",
         "test_optimizer.py::test_the_noise_follows_every_change_of_the_model_between_steps",
     ),

@@ -182,7 +182,8 @@ def check_modules(model: nn.Module) -> None:
                 f"is of type {parameter.dtype}, whose rounding the bounds do not cover.",
                 "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
             )
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        hooks = [*(parameter._backward_hooks or {}).values()]
+        if not all(isinstance(h, Observer) for h in hooks) or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
     held = torch.nn.modules.module
     if any(getattr(held, f"_global{t}") for t in tables):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.arrivals import Arrivals
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import Same, fingerprint
 from dplip.losses import Loss
@@ -39,6 +40,7 @@ class Witness(Observer):
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
         self._inside = self._rounded = False
+        self._arrivals = Arrivals(model, self._report)
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):
@@ -58,6 +60,7 @@ class Witness(Observer):
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
         self._gradients: Any = None  # as the last backward pass left them
+        self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
 
@@ -119,6 +122,7 @@ class Witness(Observer):
         seen = weakref.ref(output)
         self._outputs.append((seen, output._version))
         output.register_hook(lambda gradient: self._arrived(gradient, seen()))
+        self._arrivals.follow(output)
 
     def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
@@ -137,6 +141,7 @@ class Witness(Observer):
             self._report(_HOOKED)
 
     def _finished(self) -> None:
+        self._arrivals.finish()
         self._gradients = self._present_gradients()
 
     def _present_state(self) -> tuple[Any, ...]:

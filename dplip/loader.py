@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from dplip.accounting import Event
+from dplip.distinct import require_distinct
 from dplip.errors import ConfigurationError
 
 
@@ -65,6 +66,7 @@ class SampledLoader(ABC):
         self.seeded = seed is not None
         self.collate_fn = collate_fn
         self._size = length(dataset)
+        require_distinct(dataset, self._size)
         collate = default_collate if collate_fn is None else collate_fn
         self._fetch = _fetcher(dataset, collate)
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer, optimizer as hooked_by_all
+from torch.optim import Optimizer
+from torch.optim import optimizer as hooked_by_all
 
 from dplip.errors import ConfigurationError
 from dplip.trace import Observer

@@ -5,6 +5,7 @@ import torch
 from small_models import built, plain
 from small_runs import examples, private
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from dplip import DPLipTrainer, PoissonLoader
@@ -53,7 +54,7 @@ def test_a_gradient_beside_the_models_output_is_refused(order):
     (value if order in ("before", "after") else value + penalty).backward()
     if order == "after":
         penalty.backward()
-    with pytest.raises(ConfigurationError, match="otherwise than through|has changed since|not what"):
+    with pytest.raises(ConfigurationError, match=r"otherwise than through|has changed since|not what"):
         run.optimizer.step()
     assert not run.charged
 
@@ -86,13 +87,13 @@ def test_what_is_hooked_into_the_step_later_is_refused(which):
     elif which == "post":
         inner.register_step_post_hook(lambda *_: None)
     elif which == "global":
-        handle = torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: None)
+        handle = register_optimizer_step_pre_hook(lambda *_: None)
     elif which == "step":
         inner.step = lambda: None
     else:
         inner._init_group = lambda *_: None
     try:
-        with pytest.raises(ConfigurationError, match="hooks run around|not torch's own"):
+        with pytest.raises(ConfigurationError, match=r"hooks run around|not torch's own"):
             run.optimizer.step()
     finally:
         if handle is not None:
@@ -175,7 +176,7 @@ def test_a_schedule_that_is_too_short_is_refused_before_anything_is_spent():
         if good:
             trainer(model, optimizer=inner, scheduler=schedule).fit()
         else:
-            with pytest.raises(ConfigurationError, match="fails after step 3 of the 8|fails after step 2 of the 8"):
+            with pytest.raises(ConfigurationError, match=r"fails after step 3 of the 8|fails after step 2 of the 8"):
                 trainer(model, optimizer=inner, scheduler=schedule)
 
 

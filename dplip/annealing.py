@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, first_line
 
 
 class Annealing(CosineAnnealingLR):
@@ -23,6 +29,12 @@ class Annealing(CosineAnnealingLR):
     def __init__(self, optimizer: Optimizer, steps: int, also: Callable[[float], None]) -> None:
         self._steps, self._also = steps, also
         super().__init__(optimizer, steps)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Annealing:
+        """A copy sets its own learning rates, and nothing else."""
+        twin = copy.copy(self)
+        twin.optimizer, twin._also = copy.deepcopy(self.optimizer, memo), lambda _: None
+        return twin
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
@@ -44,3 +56,35 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
         )
     if scheduler.optimizer is not optimizer:
         raise ConfigurationError("scheduler: it is of another optimizer. Build it over the one that you give.")
+
+
+def rehearse(scheduler: LRScheduler | None, steps: int) -> None:
+    """Run a copy of a schedule through so many steps, before anything is spent on the first.
+
+    Raises:
+        ConfigurationError: it fails, or sets a learning rate that is none, at one of them.
+    """
+    if scheduler is None:
+        return
+    optimizer = scheduler.optimizer
+    memo: dict[int, Any] = {id(optimizer.state): defaultdict(dict)}
+    memo |= {id(p): nn.Parameter(torch.zeros(1)) for group in optimizer.param_groups for p in group["params"]}
+    name, twin = type(scheduler).__name__, copy.deepcopy(scheduler, memo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no step of an optimizer comes before
+        for step in range(1, steps + 1):
+            try:
+                twin.step()
+                rates = [float(group["lr"]) for group in twin.optimizer.param_groups]
+            except Exception as wrong:
+                raise ConfigurationError(
+                    f"scheduler={name}: it fails after step {step} of the {steps} that the run takes "
+                    f"({first_line(wrong)}). Build it for {steps} steps: it is stepped after every private step, not "
+                    "after every epoch."
+                ) from None
+            for rate in rates:
+                if not 0 <= rate < math.inf:
+                    raise ConfigurationError(
+                        f"scheduler={name}: it sets lr={rate} after step {step} of {steps}; a learning rate is a "
+                        "finite number >= 0. Build it for all steps of the run."
+                    )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from dplip.accounting import Event
+from dplip.distinct import require_distinct
 from dplip.errors import ConfigurationError
 from dplip.secret import Secret, lent_to_readers
 
@@ -70,6 +71,7 @@ class SampledLoader(ABC):
         self._size = length(dataset)
         self._collate = default_collate if collate_fn is None else collate_fn
         self._rows = _row_reader(dataset) if self._collate is default_collate else None
+        require_distinct(dataset, self._size)
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
         self._blank = _blank(self._collate([dataset[0]]))
         self._iteration = 0

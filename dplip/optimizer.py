@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from dplip.processes import OwnProcess
 from dplip.propagate import Walk
 from dplip.sensitivity import Sensitivities, constant_sensitivity, require_loss, sensitivity_of
 from dplip.witness import CHANGED, PASSES, Witness
+from dplip.wrapped import Group, OnlyPrivately, check_groups, check_wrapped, keep_gradients_of, same_settings, settings
 
 ROUNDING = 0.2
 """More noise than this share, for the rounding of sums over a batch, is worth a warning."""
@@ -82,6 +84,8 @@ class DPLipOptimizer(Optimizer):
         half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
             layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
         distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
+        trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
+            if it keeps gradients of its own, what it releases has no noise. Reports name it.
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -106,16 +110,19 @@ class DPLipOptimizer(Optimizer):
         project_every: int = 1,
         half_precision: bool = False,
         distributed: str | None = None,
+        trust_optimizer: bool = False,
     ) -> None:
         self._process = OwnProcess(distributed)
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses what is none
         require_relation(event, neighboring)
-        _check_parameters(optimizer, model)
+        self._trusted = trust_optimizer
+        _check_optimizer(optimizer, model, trust_optimizer)
         self._noise_multiplier = noise_multiplier
         self.original, self.model, self.loss = optimizer, model, loss
         self.batches, self.neighboring = batches, neighboring
+        self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
         self._input_shape, self._charge = input_shape, charge
         self._cache, self._steps = NormCache(drift), 0
@@ -132,10 +139,44 @@ class DPLipOptimizer(Optimizer):
             p.grad = None  # whatever is there did not come through the loss
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
         self._witness.draws = self._walk.draws
-        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups, state and hooks.
-        self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
+        self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
+        self._only = OnlyPrivately(self)
+        self._only.put(optimizer)
+        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are
+        # its own, and run around the whole of a private step.
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
-            setattr(self, table, getattr(optimizer, table))
+            setattr(self, table, OrderedDict() if "_step_" in table else getattr(optimizer, table))
+        self._patch_step_function()
+        self._watch_groups()
+
+    _FIXED = frozenset({"original", "model", "loss", "batches", "neighboring"})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._FIXED and name in vars(self):
+            raise ConfigurationError(
+                f"{name}: what a step is charged for, or its noise, depends on it, so it stays what it was when the "
+                "private optimizer was made. Make another one."
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Those of the wrapped optimizer."""
+        return self.original.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """That of the wrapped optimizer."""
+        return self.original.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.original.defaults
+
+    @property
+    def trusted(self) -> str | None:
+        """The wrapped optimizer's class, if nothing but the user's word speaks for it."""
+        return type(self.original).__name__ if self._trusted else None
 
     @property
     def noise_multiplier(self) -> float:
@@ -199,8 +240,12 @@ class DPLipOptimizer(Optimizer):
             BudgetExceededError: the step would exceed the budget. Nothing is spent or changed.
         """
         if closure is not None:
-            raise ConfigurationError("closure: a private step uses one gradient. Call backward() first, then step().")
+            raise ConfigurationError(
+                "closure: a private step uses one gradient, and would not run it. Call backward() first, then step() "
+                "without a closure; in Lightning, set automatic_optimization = False, and do both in training_step()."
+            )
         self._process.require()
+        self._check_settings()
         if self._accumulating != self.batches.number:
             self._sums = {}  # of a batch that was abandoned
         if not self.batches.complete:
@@ -208,7 +253,8 @@ class DPLipOptimizer(Optimizer):
             self._witness.settle()
             self._collect()
             return
-        _check_parameters(self.original, self.model)
+        _check_optimizer(self.original, self.model, self._trusted)
+        self._check_constants()
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
@@ -230,7 +276,13 @@ class DPLipOptimizer(Optimizer):
                 p.grad = torch.zeros_like(p)
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
-        self.original.step()
+        keep_gradients_of(list(parameters.values()), self.original)
+        self._settings, self._only.open = None, True
+        try:
+            self.original.step()
+        finally:
+            self._only.open = False
+        self._witness.reset()  # what is in the gradients now is released
         self._steps += 1
         if self._steps % self._project_every == 0:
             with self._cache:
@@ -254,8 +306,10 @@ class DPLipOptimizer(Optimizer):
         return self.original.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._settings is not None:
+            raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
         self.original.load_state_dict(state_dict)
-        self.param_groups, self.state = self.original.param_groups, self.original.state
+        self._watch_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise ConfigurationError("add_param_group: build the optimizer over all trainable parameters of the model.")
@@ -288,6 +342,39 @@ class DPLipOptimizer(Optimizer):
                 "the weights grow. Use dplip.nn.bound_gradients(model), whose bounds do not depend on them, orthogonal "
                 "layers (dplip.nn.OrthogonalLinear), or a lower learning rate.",
                 stacklevel=3,
+            )
+
+    def _watch_groups(self) -> None:
+        """Have the groups refuse to be set while a batch is incomplete, wherever they come from."""
+        for index, group in enumerate(self.original.param_groups):
+            if not isinstance(group, Group):
+                self.original.param_groups[index] = group = Group(group)
+            group.incomplete = self._incomplete
+
+    def _incomplete(self) -> bool:
+        return self._settings is not None and self._accumulating == self.batches.number
+
+    def _check_settings(self) -> None:
+        """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
+        self._watch_groups()
+        present = settings(self.original)
+        if self._accumulating != self.batches.number:
+            self._settings = None
+        if self._settings is not None and not same_settings(self._settings, present):
+            raise ConfigurationError(
+                "step(): a learning rate, or another setting of the optimizer, has changed between the parts of one "
+                "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
+                "if loader.complete."
+            )
+        if not self.batches.complete:
+            self._settings = present
+
+    def _check_constants(self) -> None:
+        present = self.event, self.expected_batch_size
+        if present != self._constants:
+            raise ConfigurationError(
+                f"step(): the loader's batches are {present} now, and were {self._constants} when this optimizer was "
+                "made, so a charge would not be for what was drawn. Make another loader and another private optimizer."
             )
 
     def _check_gradients(self, parameters: list[Tensor]) -> None:
@@ -328,34 +415,8 @@ class DPLipOptimizer(Optimizer):
             )
 
 
-def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
+def _check_optimizer(optimizer: Optimizer, model: nn.Module, trusted: bool) -> None:
     if isinstance(optimizer, DPLipOptimizer):
         raise ConfigurationError("optimizer: it is already private. Give the plain torch optimizer.")
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigurationError(f"optimizer={optimizer!r}: give a torch optimizer over the model's parameters.")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigurationError(
-            "optimizer: LBFGS evaluates the loss several times a step, and a private step has one gradient. Use SGD or "
-            "Adam."
-        )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {id(p) for p in parameters}
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigurationError("model: no parameter of it is trainable, so there is nothing to train. Thaw some.")
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    if missing:
-        raise ConfigurationError(
-            f"optimizer: it lacks the trainable parameter {missing[0]!r}. Build it over model.parameters(), or freeze "
-            "that parameter with requires_grad_(False)."
-        )
-    for group in optimizer.param_groups:
-        if not 0 <= float(group.get("lr", 0.0)) < math.inf:
-            raise ConfigurationError(f"lr={group['lr']}: a learning rate is a finite number >= 0.")
-    own = {id(p) for p in model.parameters()}
-    # Without a gradient an optimizer leaves a parameter alone, as those of a frozen front end.
-    foreign = {id(p) for p in parameters if p.requires_grad or p.grad is not None} - own
-    if foreign:
-        raise ConfigurationError(
-            f"optimizer: it holds {len(foreign)} parameters that are not the model's, which would be trained "
-            "without noise. Build it over model.parameters()."
-        )
+    check_wrapped(optimizer, trusted)
+    check_groups(optimizer, model)

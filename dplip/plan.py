@@ -26,6 +26,8 @@ class Plan:
     event: Event
     releases: Sequence[Event] = ()
     """What is spent before the first step."""
+    trusted_optimizer: str | None = None
+    """The optimizer that is not torch's own and that the user vouches for."""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -33,6 +35,7 @@ class Plan:
                 f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
                 f"noise multiplier  {self.noise_multiplier:.4f}",
                 f"steps             {self.steps}",
+                *([f"trusted, unchecked {self.trusted_optimizer}"] if self.trusted_optimizer else []),
                 *(f"before them       the inputs' mean, with noise {r.noise_multiplier:g}" for r in self.releases),
                 f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
                 "",

@@ -80,6 +80,10 @@ class RunFolder:
         self._ledger = Ledger(self._ledger_path, run=self._run, resume=self.going_on, **header)
         return from_disk
 
+    @property
+    def is_open(self) -> bool:
+        return self._ledger is not None
+
     def append(self, event: Event) -> None:
         """Put a step on disk, before its noise is drawn; nothing before a run has begun.
 

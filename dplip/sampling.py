@@ -99,7 +99,7 @@ class PoissonLoader(SampledLoader):
         if not plain or getattr(sampler, "data_source", None) is not data_loader.dataset:
             raise ConfigurationError(
                 f"sampler={type(sampler).__name__}: a private step includes every example with the same "
-                "probability; use shuffle=True or no sampler, and weigh or select examples in the data set"
+                "probability; use shuffle=True or no sampler. Leave examples out by a Subset that names no index twice"
             )
         return cls(
             data_loader.dataset,

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dplip import front
 from dplip.accounting import NEIGHBORING, Event, create_accountant
-from dplip.annealing import check_scheduler
+from dplip.annealing import check_scheduler, rehearse
 from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, dual_of, evaluation, predictions
@@ -94,6 +94,7 @@ class DPLipTrainer:
             whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.
         distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
             release of its own, as the report then says; None: refuse.
+        trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -134,6 +135,7 @@ class DPLipTrainer:
         device: str | torch.device = "auto",
         autocast: torch.dtype | None = None,
         distributed: str | None = None,
+        trust_optimizer: bool = False,
     ) -> None:
         self._process, self._distributed = OwnProcess(distributed), distributed
         if (target_epsilon is None) == (noise_multiplier is None):
@@ -203,14 +205,16 @@ class DPLipTrainer:
             noise_multiplier=noise_multiplier,
             batches=self.loader,
             neighboring=neighboring,
-            charge=self._charge,
+            charge=self._charge_step,
             project_every=project_every,
             half_precision=autocast is not None,
             distributed=distributed,
+            trust_optimizer=trust_optimizer,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
         )
+        rehearse(scheduler, self.steps)
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else Path(output_dir)
@@ -257,6 +261,7 @@ class DPLipTrainer:
             sensitivities=self.optimizer.sensitivities(),
             event=event,
             releases=self._releases,
+            trusted_optimizer=self.optimizer.trusted,
         )
         if self.progress:
             tqdm.write(str(plan))
@@ -383,6 +388,7 @@ class DPLipTrainer:
                 "seeded": self.seed is not None,
                 "secure": self.secure,
                 "distributed": self._distributed,
+                "trusted_optimizer": self.optimizer.trusted,
                 "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
@@ -408,6 +414,23 @@ class DPLipTrainer:
         validate_report(report)
         write_report(self.output_dir / "report.json", report)
         return self.output_dir / "report.json"
+
+    def _charge_step(self, event: Event) -> None:
+        """Of a step by hand too: its line is on the ledger before its noise is drawn."""
+        if self._mean is not None and self.accountant.num_steps == 0:
+            raise ConfigurationError(
+                "step(): the mean of PrivateMean is not released yet, and fit() releases it before its first step. "
+                "Call fit() first."
+            )
+        if self._folder is None or self._folder.is_open:
+            self._charge(event)
+            return
+        self.budget.require(self.accountant, event)  # before a file is made
+        self._open_ledger(resume=False)
+        try:
+            self._charge(event)
+        finally:
+            self._close_ledger()
 
     def _charge(self, event: Event) -> None:
         self.budget.require(self.accountant, event)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.arrivals import Arrivals
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import Same, fingerprint, sample
 from dplip.losses import Loss
@@ -57,6 +58,7 @@ class Witness(Observer):
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
         self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
+        self._arrivals = Arrivals(model, self._report)
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):
@@ -80,6 +82,7 @@ class Witness(Observer):
         self.rows: list[Tensor] | None = None
         self._norms: Norms | None = None  # that the loss held its gradient to
         self._gradients: Any = None  # as the last backward pass left them
+        self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
 
@@ -175,6 +178,7 @@ class Witness(Observer):
         seen = weakref.ref(output)
         self._outputs.append((seen, output._version))
         output.register_hook(lambda gradient: self._arrived(gradient, seen()))
+        self._arrivals.follow(output)
 
     def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
@@ -193,6 +197,7 @@ class Witness(Observer):
             self._report(_HOOKED)
 
     def _finished(self) -> None:
+        self._arrivals.finish()
         self._gradients = self._present_gradients()
 
     def _present_state(self) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ All of it reads the weights alone, so that it costs no privacy where it comes af
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dplip.errors import ConfigurationError
 from dplip.nn.spline import Spline
+from dplip.wrapped import PublicHook
 
 ROUNDING = 1e-5
 """Changes of slope that the float32 rounding of coefficients may leave behind."""
@@ -55,7 +56,17 @@ def penalize_variation(optimizer: Optimizer, model: nn.Module, weight: float) ->
             if p.grad is not None and g is not None:
                 p.grad.add_(g)
 
-    return getattr(optimizer, "original", optimizer).register_step_pre_hook(add)
+    return getattr(optimizer, "original", optimizer).register_step_pre_hook(_Penalty(add))
+
+
+class _Penalty(PublicHook):
+    """The hook of a penalty on the weights, which are public."""
+
+    def __init__(self, add: Callable[..., None]) -> None:
+        self._add = add
+
+    def __call__(self, *arguments: Any) -> None:
+        self._add(*arguments)
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ STEP = [
     Mutant(
         "a step charged after its noise",
         "optimizer.py",
-        ((CHARGE, ""), ("        self.original.step()\n", CHARGE + "        self.original.step()\n")),
+        ((CHARGE, ""), ("        keep_gradients_of(", CHARGE + "        keep_gradients_of(")),
         "test_optimizer.py::test_a_step_is_charged_before_its_noise_is_drawn",
     ),
     mutant(
@@ -226,9 +226,9 @@ STEP = [
     ),
     mutant(
         "a frozen model trained without noise",
-        "optimizer.py",
-        "    if foreign:\n",
-        "    if False:\n",
+        "wrapped.py",
+        '    if foreign:\n        raise ConfigurationError(\n            f"optimizer: it holds',
+        '    if False:\n        raise ConfigurationError(\n            f"optimizer: it holds',
         "test_optimizer.py::test_an_optimizer_over_other_parameters_than_the_models_is_refused",
     ),
     mutant(
@@ -818,8 +818,8 @@ MEAN = [
     mutant(
         "the mean released again after a crash",
         "trainer.py",
-        "if self._mean is not None and self.accountant.num_steps == 0:",
-        "if self._mean is not None and self._done == 0:",
+        "if self._mean is not None and self.accountant.num_steps == 0:\n                self._release",
+        "if self._mean is not None and self._done == 0:\n                self._release",
         "test_release.py::test_a_crash_between_the_ledger_and_the_release_leaves_it_spent",
     ),
     mutant(
@@ -1219,6 +1219,72 @@ ROUNDINGS = [
     ),
 ]
 
+WEIGHTS_MOVED = [
+    mutant(
+        "a hook on an accumulator not seen",
+        "arrivals.py",
+        "if any(bool(torch.stack(found).any()) for found in by_device.values()):",
+        "if False:",
+        "test_wrapped.py::test_a_hook_on_what_accumulates_a_gradient_is_seen",
+    ),
+    mutant(
+        "a gradient beside the model's output not seen",
+        "arrivals.py",
+        "elif sent is not gradient:",
+        "elif False:",
+        "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
+    ),
+    mutant(
+        "any optimizer is trusted",
+        "wrapped.py",
+        "    if trusted:\n",
+        "    if True:\n",
+        "test_wrapped.py::test_an_optimizer_with_a_step_of_its_own_is_taken_by_an_explicit_word_alone",
+    ),
+    mutant(
+        "hooks on a step not seen",
+        "wrapped.py",
+        '    if foreign:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
+        '    if False:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
+        "test_wrapped.py::test_what_is_hooked_into_the_step_later_is_refused",
+    ),
+    mutant(
+        "stale gradients move frozen weights",
+        "wrapped.py",
+        "if id(p) not in noisy:",
+        "if False:",
+        "test_wrapped.py::test_a_stale_gradient_of_a_frozen_layer_moves_nothing",
+    ),
+    mutant(
+        "a schedule sees the parts of a batch",
+        "wrapped.py",
+        "if incomplete is not None and incomplete():",
+        "if False:",
+        "test_wrapped.py::test_a_schedule_cannot_be_stepped_between_the_parts_of_a_batch",
+    ),
+    mutant(
+        "a schedule is not tried out",
+        "trainer.py",
+        "        rehearse(scheduler, self.steps)\n",
+        "",
+        "test_wrapped.py::test_a_schedule_that_is_too_short_is_refused_before_anything_is_spent",
+    ),
+    mutant(
+        "repeated examples",
+        "distinct.py",
+        "        if copies:\n",
+        "        if False:\n",
+        "test_wrapped.py::test_an_example_that_is_in_the_data_twice_is_refused",
+    ),
+    mutant(
+        "steps by hand are not on the ledger",
+        "trainer.py",
+        "if self._folder is None or self._folder.is_open:",
+        "if True:",
+        "test_wrapped.py::test_steps_by_hand_are_on_the_ledger",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1233,4 +1299,5 @@ MUTANTS = [
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
     *ROUNDINGS,
+    *WEIGHTS_MOVED,
 ]

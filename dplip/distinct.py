@@ -1,0 +1,53 @@
+"""That no example is in a data set twice: each copy would count as an example of its own, and only one is paid for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from dplip.errors import ConfigurationError
+
+Places = np.ndarray[Any, Any]
+
+
+def require_distinct(dataset: Dataset[Any], size: int) -> None:
+    """Refuse repeated indices of subsets, data sets that are joined to themselves, and rows that share their memory.
+
+    Raises:
+        ConfigurationError: an example was seen to be in the data more than once.
+    """
+    found: dict[Hashable, list[Places]] = defaultdict(list)
+    for key, places in _places(dataset, np.arange(size)):
+        found[key].append(places)
+    for parts in found.values():
+        places = np.concatenate(parts)
+        copies = len(places) - len(np.unique(places))
+        if copies:
+            raise ConfigurationError(
+                f"dataset={type(dataset).__name__}: {copies} of its {size} entries are examples that are in it already "
+                "(an index twice in a Subset, a data set joined to itself, rows that share their memory), and whoever "
+                "owns one is charged for one. Keep every example once."
+            )
+
+
+def _places(dataset: Any, positions: Places) -> Iterator[tuple[Hashable, Places]]:
+    """Where the examples at these positions come from: a source, and numbers that tell its examples apart."""
+    if isinstance(dataset, Subset):
+        indices = np.asarray(dataset.indices, dtype=np.int64)
+        indices = np.where(indices < 0, indices + len(dataset.dataset), indices)  # type: ignore[arg-type]
+        yield from _places(dataset.dataset, indices[positions])
+    elif isinstance(dataset, ConcatDataset):
+        ends = np.asarray(dataset.cumulative_sizes)
+        part = np.searchsorted(ends, positions, side="right")
+        for index, inner in enumerate(dataset.datasets):
+            start = ends[index - 1] if index else 0
+            yield from _places(inner, positions[part == index] - start)
+    elif isinstance(dataset, TensorDataset) and dataset.tensors[0][:1].numel():
+        rows = dataset.tensors[0]
+        yield ("memory", rows.device), rows.data_ptr() + positions * rows.stride(0) * rows.element_size()
+    else:
+        yield id(dataset), positions

@@ -703,6 +703,11 @@ def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
     return Roundings(output=output, back=4.0 * x.size + 128, held=True)
 
 
+@rounding(dn.Frozen)
+def frozen(module: dn.Frozen, x: Norms) -> Roundings:
+    return Roundings(output=math.inf, held=True)  # nothing is known of what is inside
+
+
 def _normalised(module: Any, x: Norms) -> Roundings:
     """(x - mean) / sqrt(variance + eps), of groups of at most all n entries, with the variance from squares.
 

@@ -723,6 +723,18 @@ def _normalised(module: Any, x: Norms) -> Roundings:
 rounding(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)(_normalised)
 
 
+@rounding(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: Any, x: Norms) -> Roundings:
+    # a x + b with a = weight / sqrt(variance + eps), and b = bias - mean a, of two terms that may cancel: some eight
+    # operations, in the one order or in that of (x - mean) a + bias.
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    offset = module.bias.detach().double() if module.affine else torch.zeros_like(scale)
+    scale = scale * module.weight.detach() if module.affine else scale
+    parts = offset.abs() + (module.running_mean * scale).abs()
+    more = Norms.of(parts.reshape(-1, *[1] * (len(x.shape) - 1))).repeat(x.shape) * 16.0
+    return Roundings(16.0, 4.0, more, back=16.0, diagonal=True)
+
+
 @rounding(dn.ScaledL2NormPool2d)
 def l2_pool(module: dn.ScaledL2NormPool2d, x: Norms) -> Roundings:
     return Roundings(output=module.kernel_size**2 + 16.0, back=module.kernel_size**2 + 16.0)

@@ -200,7 +200,7 @@ def test_neighbouring_sums_at_batch_65536_lie_within_the_sensitivity(kind):
     for without in (0, 20_000, batch - 1):
         moved = {name: length(whole[name] - total) for name, total in summed(without).items()}
         assert all(moved[name] <= declared[name] for name in declared)
-        assert max(moved[name] / declared[name] for name in declared) > 0.55  # the rest is for rounding
+        assert max(moved[name] / declared[name] for name in declared) > 0.54  # the rest is for rounding
 
 
 def test_a_bound_that_is_propagated_is_not_used():

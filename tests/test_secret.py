@@ -247,7 +247,7 @@ class Smoothed(dplip.losses.CrossEntropy):
 
 
 def test_a_loss_that_draws_by_place_is_refused():
-    with pytest.raises(ConfigurationError, match="depends on the other examples"):
+    with pytest.raises(ConfigurationError, match="depends on the others"):
         private(nn.Sequential(dplip.nn.BallProjection(1.0), nn.Linear(6, 4)), loss=Smoothed())
 
 

@@ -547,6 +547,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "seeded": False,
         "secure": False,
         "distributed": None,
+        "trusted_optimizer": None,
         "autocast": None,
         "public_size": 80,
         "tuning": "not accounted",

@@ -202,11 +202,10 @@ class _Convolution(torch.autograd.Function):
 
 def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     """A hook for the layers of torch: the same output, whose backward pass sums over the batch in blocks."""
-    kind = SUMMED.get(type(module).forward)
-    alone = kind is None or (module.training and hasattr(module, "radius"))  # there is nothing to do, or it is done
-    if alone or not (isinstance(output, Tensor) and output.requires_grad and module.weight.requires_grad):
+    done = isinstance(module, BoundedLinear | BoundedConv2d) and module.training
+    if done or not (isinstance(output, Tensor) and output.requires_grad and module.weight.requires_grad):
         return None
-    if kind is _Linear:
+    if isinstance(module, nn.Linear):
         return _Linear.apply(args[0], module.weight, module.bias, output.detach(), None)
     x, padding = args[0], module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
@@ -216,11 +215,11 @@ def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     return _Convolution.apply(x, module.weight, module.bias, output.detach(), None, 1.0, settings)
 
 
-SUMMED: dict[Any, Any] = {
-    **dict.fromkeys((nn.Linear.forward, BoundedLinear.forward), _Linear),
-    **dict.fromkeys((nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward), _Convolution),
+SUMMED = {
+    *(nn.Linear.forward, BoundedLinear.forward),
+    *(nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward),
 }
-"""The layers that :func:`summed` is for, by the ``forward`` that runs."""
+"""The ``forward`` of the layers that :func:`summed` is for."""
 
 
 def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:

@@ -217,11 +217,13 @@ STEP = [
         "if False:",
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
-    mutant(
+    Mutant(
         "two batches in one step",
         "optimizer.py",
-        "if self.batches.logical_batches != 1:",
-        "if False:",
+        (
+            ("if self.batches.logical_batches != 1:", "if False:"),
+            ("if handed > self._most:", "if False:"),
+        ),
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
     mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from dplip.device import device_of
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.intervals import Boxes, enlarged
 from dplip.norms import Norms, largest
+from dplip.operators import NormCache
 from dplip.precision import full_precision
 from dplip.propagate import Walk
+from dplip.rounding import Rounding, rows_of
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
-ROUNDING = 4e-6
-"""Error of a float32 score, relative to the bound on the example's scores, that margins are reduced by."""
+NAMES = {1: "l1", 2: "l2", math.inf: "linf"}
+KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "maia", "xla")
+"""The devices that torch.autocast knows."""
 
 
 def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> float:
@@ -37,8 +41,7 @@ def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) 
     walk = Walk(module, input_shape)
     walk.refuse_surrogates()
     output, pullback = walk()
-    names = {1: "l1", 2: "l2", math.inf: "linf"}
-    return largest(pullback(Norms(output.shape, **{names[dual]: 1.0}))[0].norm(dual))
+    return largest(pullback(Norms(output.shape, **{NAMES[dual]: 1.0}))[0].norm(dual))
 
 
 def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048) -> Tensor:
@@ -52,51 +55,84 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
     Returns:
         A float64 tensor of shape (batch,), 0 where the prediction is tied or not finite.
 
-    Guarantee: no input strictly within the radius has another prediction. With L_j the certified bound of the dual
-    norm of the gradient of z_y - z_j, the smallest ``(z_y - z_j) / L_j`` is such a radius; L_j is taken through the
-    actual rows of the last linear layer where there is one. Evaluation mode. Margins are reduced by the rounding of a
-    score, relative to the bound that the norms of this very input give for it, which counts what cancels inside.
+    Raises:
+        ConfigurationError: x or the weights are not float32 or float64, both of one type.
+        UnboundedOperationError: an operation has no rule, or is not known to round in any way.
+
+    Guarantee: no input strictly within the radius has another prediction, as the model computes it in floating point,
+    without autocast and in full precision. With L_j the certified bound of the dual norm of the gradient of z_y - z_j,
+    and E_j what the roundings of all operations make of it anywhere within the radius
+    (:class:`dplip.rounding.Rounding`), the smallest ``(z_y - z_j - E_j) / L_j`` is such a radius; L_j is taken through
+    the actual rows of the last linear layer where there is one. Evaluation mode.
     For norm = inf the radius is the larger of this one and the largest one that interval bounds verify (see
     :mod:`dplip.intervals`), where every operation of the model has an interval rule.
     """
-    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.ndim < 1 or x.dtype not in (torch.float32, torch.float64):
         found = f"of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-        raise ConfigurationError(f"x {found}: give a batch of inputs, a tensor of floats (batch, ...).")
+        raise ConfigurationError(f"x {found}: give a batch of inputs, a tensor of float32 or float64 (batch, ...).")
     weight = next((p for p in model.parameters() if p.is_floating_point()), x)
     if weight.dtype != x.dtype:
         raise ConfigurationError(f"x of {x.dtype}, weights of {weight.dtype}: bring both to one type.")
     with evaluation(model), torch.no_grad():
         certifier = Certifier(model, tuple(x.shape[1:]), norm)
-        parts = [certifier.radii(part, model(part)) for part in x.split(batch_size)] if len(x) else []
+        parts = [certifier(part) for part in x.split(batch_size)] if len(x) else []
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 class Certifier:
-    """The radii of many inputs of one model in evaluation mode, with its slopes computed once."""
+    """:func:`certify` for many batches: ``certifier(x)`` gives their radii, and the slopes are computed once.
+
+    Args:
+        model: a classifier; its weights stay as they are for as long as this is in use.
+        input_shape: shape of one example.
+        norm: 1, 2 or inf.
+    """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> None:
-        self.walk = Walk(model, input_shape)
-        self.slopes = pairwise(model, input_shape, norm)
-        self.boxes: Boxes | None = None
-        if norm == math.inf:
-            try:
-                self.boxes = Boxes(self.walk)
-            except UnboundedOperationError:  # an operation without an interval rule: the margin alone certifies
-                self.boxes = None
-        self.cuts = Cuts(self.walk, seeds(self.walk), len(self.slopes)) if self.boxes and len(self.slopes) > 1 else None
+        self.model, self.norm = model, norm
+        with evaluation(model), torch.no_grad(), NormCache():
+            self.slopes = pairwise(model, input_shape, norm)
+            self.walk = Walk(model, input_shape)
+            self.rounding = Rounding(self.walk, seeds(self.walk), len(self.slopes))
+            self.boxes: Boxes | None = None
+            if norm == math.inf:
+                try:
+                    self.boxes = Boxes(self.walk)
+                except UnboundedOperationError:  # an operation without an interval rule: the margin alone certifies
+                    self.boxes = None
+            cuts = self.boxes is not None and len(self.slopes) > 1
+            self.cuts = Cuts(self.walk, seeds(self.walk), len(self.slopes)) if cuts else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The radius of each input."""
+        with evaluation(self.model), torch.no_grad():
+            return self.radii(x, self.model(x))
 
     def radii(self, x: Tensor, scores: Tensor) -> Tensor:
-        """The radius of each input, from its scores."""
-        flat = torch.where(x.isfinite(), x, torch.zeros_like(x)).double().flatten(1)
-        size = [torch.linalg.vector_norm(flat, p, 1).cpu() for p in (1, 2, math.inf)]
-        bound = self.walk(Norms(tuple(x.shape[1:]), *size))[0].linf
-        error = ROUNDING * torch.as_tensor(bound, dtype=torch.float64).expand(len(x))
-        finite = x.flatten(1).isfinite().all(1).to(scores.device)
-        certified = torch.where(finite, radii(scores, self.slopes, error), 0.0)
+        """The radius of each input, from its scores.
+
+        Proof: let r be the smallest ``(z_y - z_j) / L_j`` of the exact scores at x, and E_j the bound of the roundings
+        for inputs within r of x, at least that for inputs within less. Within ``(z_y - z_j - E_j) / L_j``, which is at
+        most r, the computed z_y stays above the computed z_j.
+        """
+        finite = x.flatten(1).isfinite().all(1).cpu()
+        exact, sizes = self.rounding.at(torch.where(x.isfinite(), x, torch.zeros_like(x)))
+        z = _rows(exact)
+        gaps, top = margins(z)
+        known = finite & _rows(scores).isfinite().all(1) & z.isfinite().all(1)
+        known &= predictions(_rows(scores)) == predictions(z)
+
+        def errors(rows: Tensor, radius: Tensor) -> Tensor:
+            moved = Norms(tuple(x.shape[1:]), **{NAMES[self.norm]: radius.cpu()})
+            return self.rounding.of_scores(self.rounding.errors(rows_of(sizes, rows), moved), top[rows])
+
+        every = torch.arange(len(x))
+        farthest = _smallest(gaps, self.slopes, top)
+        certified = _smallest(gaps - errors(every, farthest), self.slopes, top)
+        certified = torch.where(known, torch.nan_to_num(certified, nan=0.0, posinf=math.inf), 0.0)
         boxes, cuts = self.boxes, self.cuts
         if boxes is None:
             return certified
-        gaps, top = margins(*_sound(scores.cpu(), error)[1:]) if cuts else (error, error)
 
         def verified(rows: Tensor, radius: Tensor) -> Tensor:
             part = x[rows.to(x.device)]
@@ -104,43 +140,38 @@ class Certifier:
             proved = boxes.settled(moved).cpu()
             if cuts:
                 rows, still = rows.cpu(), boxes.values(part, part)
-                proved |= cuts.hold(moved, still, gaps[rows], top[rows])
+                proved |= cuts.hold(moved, still, gaps[rows] - errors(rows, radius), top[rows])
             return proved
 
-        return enlarged(verified, finite, certified)
+        return enlarged(verified, known, certified)
 
 
-def radii(scores: Tensor, slopes: Tensor, error: Tensor | None = None) -> Tensor:
-    """The radii of given scores, from the slopes of :func:`pairwise` and the rounding error of each example."""
-    sound, z, slack = _sound(scores, error)
-    slopes = slopes.to(z.device)
+def _rows(scores: Tensor) -> Tensor:
+    """Scores in float64, shape (batch, classes)."""
+    z = scores.detach().double().cpu()
+    return z.flatten(1) if z.ndim > 1 else z[:, None]
+
+
+def margins(z: Tensor) -> tuple[Tensor, Tensor]:
+    """``z_y - z_j``, shape (batch, classes), and the predicted class y, (batch,); of a single score, its size and 0."""
     if z.shape[1] == 1:
-        return torch.where(sound, ((z.abs() - slack) / slopes).clamp_min(0)[:, 0], 0.0)
-    gaps, top = margins(z, slack)
-    ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
-    ratios.scatter_(1, top[:, None], math.inf)
-    return torch.where(sound, ratios.min(1).values, 0.0)
-
-
-def _sound(scores: Tensor, error: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows of scores are finite, the scores in float64 with zeros in the other rows, and their rounding."""
-    z = scores.detach().double().flatten(1) if scores.ndim > 1 else scores.detach().double()[:, None]
-    sound = z.isfinite().all(1)
-    z = torch.where(sound[:, None], z, torch.zeros_like(z))
-    slack = ROUNDING * z.abs().amax(1, keepdim=True)
-    if error is not None:
-        slack = torch.maximum(slack, error.to(z.device)[:, None])
-    return sound, z, slack
-
-
-def margins(z: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """``z_y - z_j`` less the rounding of both scores, shape (batch, classes), and the predicted class y, (batch,)."""
+        return z.abs(), torch.zeros(len(z), dtype=torch.int64)
     top = z.argmax(1)
-    return z.gather(1, top[:, None]) - z - 2 * slack, top
+    return z.gather(1, top[:, None]) - z, top
+
+
+def _smallest(gaps: Tensor, slopes: Tensor, top: Tensor) -> Tensor:
+    """The smallest distance at which a margin may be used up, 0 where one is."""
+    ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
+    if gaps.shape[1] > 1:
+        ratios.scatter_(1, top[:, None], math.inf)
+    return ratios.min(1).values
 
 
 def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> Tensor:
     """Entry (y, j): a bound of the dual norm of the gradient of ``z_y - z_j``, shape (classes, classes), float64.
+
+    Slopes alone: a radius also takes the roundings off the margin, see :class:`Certifier`.
 
     With a single output, the bound of that score's gradient, shape (1, 1).
     """
@@ -182,8 +213,9 @@ def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_s
         for x, y in DataLoader(data, batch_size):
             if certifier is None:
                 certifier = Certifier(model, tuple(x.shape[1:]), norm)
-            scores = model(x.to(device)).cpu()
-            right = predictions(scores) == y.reshape(len(y))
+            x = x.to(device)
+            scores = model(x)
+            right = predictions(scores.cpu()) == y.reshape(len(y))
             found.append(torch.where(right, certifier.radii(x, scores), -1.0))
     if not found:
         raise ConfigurationError("The data set is empty: give at least one example.")
@@ -222,17 +254,22 @@ def dual_of(norm: float) -> float:
 
 
 class evaluation:
-    """Evaluation mode and full precision inside the block, and each module's own mode again after it."""
+    """Evaluation mode, full precision and no autocast inside the block, and each module's own mode again after it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.precision = model, full_precision()
+        self.model = model
 
     def __enter__(self) -> None:
-        self.precision.__enter__()
         self.modes = [(m, m.training) for m in self.model.modules()]
+        with ExitStack() as settings:
+            settings.enter_context(full_precision())
+            for kind in KINDS:
+                if torch.is_autocast_enabled(kind):
+                    settings.enter_context(torch.autocast(kind, enabled=False))
+            self.settings = settings.pop_all()
         self.model.eval()
 
     def __exit__(self, *_: object) -> None:
         for module, mode in self.modes:
             module.training = mode
-        self.precision.__exit__(None, None, None)
+        self.settings.close()

@@ -63,6 +63,7 @@ class PrivacyEngine:
         budget: Budget | None = None,
         half_precision: bool = False,
         trust_optimizer: bool = False,
+        distributed: str | None = None,
         **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
@@ -81,6 +82,8 @@ class PrivacyEngine:
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
             trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
+            distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its
+                own; None: refuse.
 
         Raises:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
@@ -121,6 +124,7 @@ class PrivacyEngine:
             charge=lambda event: self.charge(event, budget),
             half_precision=half_precision,
             trust_optimizer=trust_optimizer,
+            distributed=distributed,
             noise=secure_noise(noise_multiplier, module)
             if self.secure_mode
             else GaussianNoise(None if seed is None else seed + 1),

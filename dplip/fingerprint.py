@@ -6,7 +6,11 @@ import functools
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+ENTRIES = 64
+"""About so many entries of each tensor are looked at."""
 
 _INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
@@ -15,11 +19,16 @@ _PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """What a trace depends on: the modules at their places, their modes and plain attributes, and what is trained."""
     modules = tuple(
-        (name, Same(m), Same(type(m)), _class_constants(type(m)), _attributes(m))
+        (name, Same(m), Same(type(m)), Same(type(m).forward), _class_constants(type(m)), _attributes(m))
         for name, m in model.named_modules(remove_duplicate=False)
     )
     parameters = model.named_parameters(remove_duplicate=False)
     return modules, tuple((name, Same(p), p.requires_grad) for name, p in parameters)
+
+
+def has_foreign_code(model: nn.Module) -> bool:
+    """Whether some module runs code that is neither torch's nor ours, and so may read what is no attribute of it."""
+    return any(not c.__module__.startswith(("torch.nn.", "dplip.")) for c in {type(m) for m in model.modules()})
 
 
 class Same:
@@ -46,7 +55,7 @@ def _constant(value: Any, depth: int = 3) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return Same.state(value)
+        return Same.state(value), sample([value])
     if isinstance(value, np.generic):
         return value.tobytes()
     if isinstance(value, np.ndarray):
@@ -76,3 +85,11 @@ def _class_constants(cls: type) -> tuple[Any, ...]:
     """Plain data that a class holds for all its instances."""
     held = ((k, v) for c in _outside(cls) for k, v in vars(c).items() if not k.startswith("__"))
     return tuple((k, _constant(v, 0)) for k, v in held if isinstance(v, (*_PLAIN, list, tuple, dict, np.generic)))
+
+
+@torch.no_grad()
+def sample(tensors: list[Tensor]) -> list[str]:
+    """The norm of some entries of each tensor: it tells of edits that torch does not count, through .data or numpy."""
+    real = [t.detach() for t in tensors if t.numel() and not t.is_meta and t.layout == torch.strided]
+    picked = [t.flatten()[:: 1 + t.numel() // ENTRIES] for t in real if t.is_floating_point() or t.is_complex()]
+    return [float(norm).hex() for norm in torch._foreach_norm(picked)] if picked else []

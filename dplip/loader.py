@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, de
 from dplip.accounting import Event
 from dplip.distinct import require_distinct
 from dplip.errors import ConfigurationError
+from dplip.secret import Secret, lent_to_readers
 
 
 class SampledLoader(ABC):
@@ -61,18 +65,15 @@ class SampledLoader(ABC):
         self.max_physical_batch_size = max_physical_batch_size
         if max_physical_batch_size is not None:
             positive("max_physical_batch_size", max_physical_batch_size)
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise ConfigurationError(f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None")
-        self.seeded = seed is not None
+        self._part_count = _part_count(self.expected_batch_size, max_physical_batch_size)
+        self._secret, self._dealer, self._chance = (Secret(seed, *key) for key in ((), (2,), (1,)))
         self.collate_fn = collate_fn
         self._size = length(dataset)
         require_distinct(dataset, self._size)
-        collate = default_collate if collate_fn is None else collate_fn
-        self._fetch = _fetcher(dataset, collate)
+        self._collate = default_collate if collate_fn is None else collate_fn
+        self._rows = _row_reader(dataset) if self._collate is default_collate else None
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
-        self._blank = _blank(collate([dataset[0]]))
-        # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
-        self._generator = np.random.Generator(np.random.SFC64(seed))
+        self._blank = _blank(self._collate([dataset[0]]))
         self._iteration = 0
         self.number = 0
         self._reset()
@@ -103,6 +104,15 @@ class SampledLoader(ABC):
     def expected_batch_size(self) -> float:
         return self._expected_batch_size
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the draws were fixed by a seed; a report must say so."""
+        return self._secret.seeded
+
+    @property
+    def _generator(self) -> np.random.Generator:
+        return self._secret.numbers
+
     def __len__(self) -> int:
         return self.steps_per_epoch
 
@@ -114,32 +124,68 @@ class SampledLoader(ABC):
 
     def restart(self, seed: int | None) -> None:
         """Draw from a new stream from now on: of this seed, or of fresh entropy."""
-        self._generator = np.random.Generator(np.random.SFC64(seed))
+        self._secret.restart(seed)
+        self._chance.restart(seed)
+        self._dealer.restart(seed)
 
     def take(self) -> int:
         """The number of examples handed out since the last call; starts the count anew."""
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0
         return handed_out
 
+    @property
+    def expected_part_size(self) -> float:
+        """How many examples of a batch are expected in a part, of which each takes one by a coin of its own.
+
+        So another example changes its own part alone, and moves the rounding of no other part's sum.
+        """
+        return self._expected_batch_size / self._part_count
+
+    def _parts(self, chosen: Tensor) -> list[Tensor]:
+        """A batch in parts that fit into memory, at least one, and none empty but that of an empty batch."""
+        if self.max_physical_batch_size is None:
+            return [chosen]
+        part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))
+        dealt = chosen[part.argsort(stable=True)].split(part.bincount(minlength=self._part_count).tolist())
+        return [fit for p in dealt if len(p) for fit in p.split(self.max_physical_batch_size)] or [chosen]
+
     def _reset(self) -> None:
         self.handed_out, self.logical_batches, self.complete = 0, 0, True
 
     def _epoch(self, iteration: int) -> Iterator[Any]:
+        process = os.getpid()
         for _ in range(self.steps_per_epoch):
-            chosen = torch.from_numpy(self._draw())
-            parts = torch.split(chosen, self.max_physical_batch_size or max(1, len(chosen)))
+            parts = self._parts(torch.from_numpy(self._draw()))
             for number, part in enumerate(parts, start=1):
                 if iteration != self._iteration:
                     raise ConfigurationError(
                         f"iterations={self._iteration - iteration + 1} over one {type(self).__name__} at a time: "
                         "their batches would mix in one step; finish one before the next, or make two loaders"
                     )
-                batch = self._fetch(part) if len(part) else self._blank
+                if process != os.getpid():
+                    raise ConfigurationError(
+                        f"os.getpid()={os.getpid()}: this iteration began in process {process}, which goes on with it, "
+                        "and one batch would be in two releases; begin another here: iter(loader)"
+                    )
+                batch = self._read(part) if len(part) else self._blank
                 self.handed_out += len(part)
                 self.logical_batches += number == 1
                 self.number += number == 1
                 self.complete = number == len(parts)
                 yield batch
+
+    def _read(self, part: Tensor) -> Any:
+        if self._rows is not None:
+            return self._rows(part)
+        with lent_to_readers(self._chance):  # a row's augmentation must owe nothing to the rows before it
+            return self._collate([self.dataset[index] for index in part.tolist()])
+
+
+def _part_count(expected: float, most: int | None) -> int:
+    """Parts that a batch is dealt into, so few that each is a little smaller than what fits, and seldom larger."""
+    if most is None:
+        return 1
+    return max(1, math.ceil(expected / max(most / 2, most - 2 * math.sqrt(most))))
 
 
 def length(dataset: Dataset[Any]) -> int:
@@ -160,23 +206,23 @@ def positive(name: str, value: int) -> int:
     return operator.index(value)
 
 
-def _fetcher(dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Callable[[Tensor], Any]:
-    """A function from indices to a batch."""
-    rows = _row_reader(dataset) if collate is default_collate else None
-    return rows or (lambda indices: collate([dataset[index] for index in indices.tolist()]))
-
-
 def _row_reader(dataset: Dataset[Any]) -> Callable[[Tensor], list[Tensor]] | None:
     """Indexing of the tensors behind a data set, if it is a plain TensorDataset or a Subset of one."""
     if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
-        tensors = dataset.tensors
-        return lambda indices: [tensor[indices.to(tensor.device)] for tensor in tensors]
+        return partial(_rows, dataset.tensors)
     if isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__:
         rows = _row_reader(dataset.dataset)
         if rows is not None:
-            positions, whole = torch.as_tensor(dataset.indices, dtype=torch.int64), rows
-            return lambda indices: whole(positions[indices])
+            return partial(_rows_of_subset, rows, torch.as_tensor(dataset.indices, dtype=torch.int64))
     return None
+
+
+def _rows(tensors: tuple[Tensor, ...], indices: Tensor) -> list[Tensor]:
+    return [tensor[indices.to(tensor.device)] for tensor in tensors]
+
+
+def _rows_of_subset(whole: Callable[[Tensor], list[Tensor]], positions: Tensor, indices: Tensor) -> list[Tensor]:
+    return whole(positions[indices])
 
 
 def _blank(batch: Any) -> Any:

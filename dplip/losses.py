@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, first_line
+from dplip.mixing import mixes
 from dplip.norms import Norms, largest
 
 FLOOR = 0.05
@@ -21,6 +22,10 @@ FLOOR = 0.05
 
 INSIDE = 1 - 1e-6
 """Rescaled gradients end this far inside their bound, so that float32 rounding does not take them out."""
+
+
+PROBED = 7
+"""Examples with which a loss is probed for mixing."""
 
 
 class Witness(Protocol):
@@ -71,6 +76,13 @@ class Loss(nn.Module):
     def classes(self, outputs: int) -> int | None:
         """The number of classes that targets tell apart, for a model of so many outputs; None: a regression."""
         return max(2, outputs)
+
+    def sample_targets(self, outputs: Tensor) -> Tensor:
+        """Some targets that the loss takes for these outputs, to probe it with: class numbers, or numbers like them."""
+        classes = self.classes(outputs[0].numel())
+        if classes is None:
+            return torch.randn_like(outputs)
+        return torch.arange(len(outputs), device=outputs.device) % classes
 
     def gradient_norms(self, shape: tuple[int, ...]) -> Norms:
         """Bounds on the gradient that one example sends back into its output of this shape."""
@@ -149,6 +161,36 @@ def bounded(gradient: Tensor, loss: Loss) -> Tensor:
         bound = largest(norms.norm(p))
         excess = torch.maximum(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
     return (rows / excess).reshape(gradient.shape)
+
+
+def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
+    """Refuse a loss that was seen to make of one example's outputs, of a shape, something that depends on the others.
+
+    Args:
+        like: of the type and on the device of the outputs.
+
+    Raises:
+        ConfigurationError: it was, or it does not run on such outputs.
+    """
+    what = type(loss).__name__
+    generator = torch.Generator().manual_seed(0)
+    outputs = 3 * torch.randn((PROBED, *shape), generator=generator, dtype=like.dtype).to(like.device)
+    targets = loss.sample_targets(outputs)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(outputs.device.type, enabled=False):
+            values = loss.per_example(outputs, targets)
+            separate = values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])
+    except Exception as wrong:
+        raise ConfigurationError(
+            f"loss={what}: it does not run on targets of type {targets.dtype} and shape {tuple(targets.shape)} "
+            f"({type(wrong).__name__}: {first_line(wrong)}), so nothing shows whether it mixes examples. Define its "
+            "sample_targets(outputs): some targets that it takes."
+        ) from None
+    if not separate:
+        raise ConfigurationError(
+            f"loss={what}: the value or the gradient of one example depends on the others of its batch, so that one "
+            "example moves more than its own. Let per_example treat each by itself, and give one value for each."
+        )
 
 
 def _check_labels(outputs: Tensor, targets: Tensor) -> None:

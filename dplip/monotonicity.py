@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from dplip.certify import ROUNDING, evaluation
+from dplip.certify import evaluation
 from dplip.errors import ConfigurationError
 from dplip.nn.monotonic import Directions
 from dplip.norms import Norms, largest
 from dplip.propagate import Walk, _depends
+from dplip.rounding import Rounding
 from dplip.rules.registry import Call, module_rule
 from dplip.trace import target_of
 
@@ -274,20 +275,33 @@ def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
         infinite in the direction in which a monotone score cannot move towards its threshold; 0 for a tie.
 
     Proof: a score m > 0 whose slope in feature i lies in [l, u] is at least ``m + t min(l, 0)`` after a rise by t, and
-    at least ``m - t max(u, 0)`` after a fall; for m < 0 the signs change. m is reduced by its rounding, as
-    :func:`dplip.certify` does.
+    at least ``m - t max(u, 0)`` after a fall; for m < 0 the signs change. m is reduced by the roundings within the
+    distance that is left without them, as :func:`dplip.certify` does; an infinite distance, within which they have no
+    bound but behind one of the input, by those at x itself: beyond x it is a statement of exact arithmetic.
     """
     lower, upper = slopes(model, x.shape[1])
     if len(lower) != 1:
         raise ConfigurationError(f"outputs={len(lower)}: the radius of one feature is that of a single score.")
     with evaluation(model), torch.no_grad():
-        flat = x.double()
-        size = [torch.linalg.vector_norm(flat, p, 1).cpu() for p in (1, 2, math.inf)]
-        bound = torch.as_tensor(Walk(model, (x.shape[1],))(Norms((x.shape[1],), *size))[0].linf, dtype=torch.float64)
-        score = model(x).double().reshape(len(x), 1).cpu()
-    margin = (score.abs() - ROUNDING * torch.maximum(score.abs(), bound.expand(len(x))[:, None])).clamp_min(0)
+        rounding = Rounding(Walk(model, (x.shape[1],)), {}, 1)
+        found, sizes = rounding.at(x)
+        score = found.double().reshape(len(x), 1, 1).cpu()
+        agree = (model(x).reshape(len(x), 1, 1) > 0).cpu() == (score > 0)
     # How fast the score comes nearer to its threshold as a feature rises, and as it falls.
-    rise = torch.where(score > 0, -lower, upper).clamp_min(0)
-    fall = torch.where(score > 0, upper, -lower).clamp_min(0)
-    steep = torch.stack([rise, fall], dim=2).abs()  # no -0, by which a margin would be -inf
-    return torch.where(margin[:, :, None] > 0, margin[:, :, None] / steep, 0.0)
+    rise = torch.where(score > 0, -lower[..., None], upper[..., None]).clamp_min(0)
+    fall = torch.where(score > 0, upper[..., None], -lower[..., None]).clamp_min(0)
+    steep = torch.cat([rise, fall], dim=2).abs()  # no -0, by which a margin would be -inf
+
+    def within(distance: Tensor) -> Tensor:
+        """What is left of the margins, one distance for each example."""
+        moved = Norms((x.shape[1],), *[torch.nan_to_num(distance, nan=math.inf, posinf=math.inf)] * 3)
+        return (
+            score[:, 0, 0].abs() - rounding.of_scores(rounding.errors(sizes, moved), torch.zeros(len(x)).long())[:, 0]
+        )
+
+    still = within(torch.zeros(len(x), dtype=torch.float64))
+    distances = score.abs() / steep
+    parts = [within(d) for d in distances.flatten(1).unbind(1)]
+    left = torch.stack(parts, 1).reshape(distances.shape)
+    left = torch.where(distances.isinf(), still[:, None, None], left)
+    return torch.where(agree & (left > 0), left / steep, 0.0)

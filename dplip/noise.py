@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dplip.errors import ConfigurationError
+from dplip.secret import Secret
 
 _PAIRS = 1 << 16  # pairs drawn at a time on CPU: they and what they are made of stay in the cache
 _PAIRS_ELSEWHERE = 1 << 17
@@ -59,7 +59,7 @@ def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_mu
     return {name: scale * math.sqrt(value / math.sqrt(sizes[name])) for name, value in sensitivities.items()}
 
 
-class GaussianNoise:
+class GaussianNoise(Secret):
     """A source of Gaussian noise of its own, seeded from the operating system.
 
     Neither ``torch.manual_seed`` nor ``numpy.random.seed`` touches it. A copy, an unpickled object and a
@@ -67,7 +67,10 @@ class GaussianNoise:
 
     Args:
         seed: Fixes the draws, for tests and demonstrations: whoever knows it can subtract the noise. A seeded
-            source cannot be copied, as the copy would repeat its draws.
+            source cannot be copied or used after a fork, as that would repeat its draws.
+
+    Attributes:
+        masks: another source of the same kind, for what a model draws in a private step.
 
     Guarantee: every draw is used once. On CPU they come from SFC64 with 128 bits of seed, where PyTorch's own
     generator has 32, and reach 7.5 standard deviations, where PyTorch's float32 normal ends at 5.8. The
@@ -77,17 +80,12 @@ class GaussianNoise:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise ConfigurationError(
-                f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None for a secret one"
-            )
-        self._seed = seed
-        self._start()
+        self.masks = Secret(seed, 1)
+        super().__init__(seed)
 
-    @property
-    def seeded(self) -> bool:
-        """Whether the draws were fixed by a seed; a report must say so."""
-        return self._seed is not None
+    def restart(self, seed: int | None) -> None:
+        self.masks.restart(seed)
+        super().restart(seed)
 
     @torch.no_grad()
     def add_(self, tensor: Tensor, std: float) -> Tensor:
@@ -108,14 +106,13 @@ class GaussianNoise:
         if not tensor.is_contiguous():
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             return tensor.add_(self.add_(zeros, std))
-        if self._process != os.getpid() and not self.seeded:  # a fork inherits the state: never draw it twice
-            self._start()
+        bits = self.bits  # in a forked process those of a fresh start, and no block from before it
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         if dtype == torch.float32:
             std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
         key = (tensor.device, dtype)
         if key not in self._pools:
-            self._pools[key] = self._pool(tensor.device, dtype)
+            self._pools[key] = self._pool(bits, tensor.device, dtype)
         flat, start = tensor.view(-1), 0
         while start < flat.numel():
             draws = self._pools[key].take(flat.numel() - start)
@@ -124,20 +121,16 @@ class GaussianNoise:
         return tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.seeded:
-            raise ConfigurationError(
-                f"seed={self._seed}: a copy would repeat this seeded source's draws; make one with another"
-            )
+        super().__reduce__()  # refuses a seeded one
         return (GaussianNoise, ())
 
-    def _pool(self, device: torch.device, dtype: torch.dtype) -> _Pool:
+    def _pool(self, bits: np.random.SFC64, device: torch.device, dtype: torch.dtype) -> _Pool:
         if device.type == "cpu":
-            return _OnCpu(self._bits, dtype, made_ahead=not self.seeded)
-        return _Elsewhere(self._bits, device, dtype)
+            return _OnCpu(bits, dtype, made_ahead=not self.seeded)
+        return _Elsewhere(bits, device, dtype)
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._bits = np.random.SFC64(self._seed)  # None: 128 bits of entropy from the operating system
+        super()._start()
         self._pools: dict[tuple[torch.device, torch.dtype], _Pool] = {}
 
 
@@ -166,7 +159,7 @@ class _OnCpu(_Pool):
     """Blocks made by numpy, in memory that is used again and again: fresh memory costs as much as the draws.
 
     Those of a secret source are made ahead, by a thread that works while the model does. A seeded source makes them
-    where they are taken, so that a forked process can go on with its draws.
+    where they are taken.
     """
 
     def __init__(self, bits: np.random.SFC64, dtype: torch.dtype, made_ahead: bool) -> None:

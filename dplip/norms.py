@@ -9,13 +9,31 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, UnboundedOperationError
 
 Bound = float | Tensor
 """A bound: one number for every example, or a float64 tensor of one entry per example."""
 
 ROUNDING = 1e-6
 """Relative slack that covers float64 reductions over float32 data."""
+
+
+FLOATS = torch.float32, torch.float64
+_WHOLE = torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether the bounds are for a tensor's arithmetic: dense, of whole numbers or of floats of four bytes or eight."""
+    return tensor.dtype in (*FLOATS, *_WHOLE) and tensor.layout == torch.strided and not tensor.is_nested
+
+
+def require_real(tensor: Tensor) -> None:
+    """Refuse a constant whose norms would be those of something else, such as the real part of a complex one."""
+    if not is_real(tensor):
+        raise UnboundedOperationError(
+            f"A constant of the model is of type {tensor.dtype}, {tensor.layout}, and norms are those of dense real "
+            "numbers. Keep it in float32: module.float(), or real and imaginary parts apart."
+        )
 
 
 def least(first: Bound, *others: Bound) -> Bound:
@@ -107,6 +125,7 @@ class Norms:
     @classmethod
     def of(cls, value: Tensor) -> Norms:
         """The norms of a constant (a weight, a buffer), with float slack; nothing is known of one without values."""
+        require_real(value)
         if value.is_meta:
             return cls(tuple(value.shape))
         v = value.detach() if value.is_floating_point() else value.double()

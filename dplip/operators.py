@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dplip.errors import ConfigurationError
-from dplip.norms import OperatorNorms
+from dplip.norms import OperatorNorms, require_real
 
 SLACK = 4e-6
 """Relative slack on a float64 eigenvalue: its own rounding, and that of a weight stored in float32 afterwards."""
@@ -139,7 +139,7 @@ def _greatest_root(squares: Tensor, dim: int) -> float:
     return math.sqrt(_greatest(squares, dim) + tiny)
 
 
-_FIXED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_FIXED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # to a copy of the values, and their norms
 
 
 def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> OperatorNorms:
@@ -149,12 +149,10 @@ def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> Operat
     """
     if tensor.is_meta:
         return OperatorNorms()
-    if tensor.is_inference():  # its changes are not counted
-        return norms(tensor)
-    version, found = _FIXED.get(tensor, (None, None))
-    if found is None or version != tensor._version:
+    values, found = _FIXED.get(tensor, (None, None))
+    if found is None or not torch.equal(values, tensor):  # not every edit is counted by torch: one through .data is not
         found = norms(tensor)
-        _FIXED[tensor] = tensor._version, found
+        _FIXED[tensor] = tensor.detach().clone(), found
     return found
 
 
@@ -164,6 +162,7 @@ def matrix(weight: Tensor) -> OperatorNorms:
     Sums of rows and columns are exact: ``||W||_{1->p}`` is the largest lp norm of a column and ``||W||_{p->inf}``
     the largest dual norm of a row.
     """
+    require_real(weight)
     w = weight.detach()
     if not w.numel():
         return OperatorNorms.diagonal(0.0)
@@ -248,6 +247,7 @@ def convolution(
     u, v the function Re(e^{i phi} u* K v) is, after a shift, a real trigonometric polynomial of degree (k - 1) / 2,
     which by Riesz's lemma stays above ``||T|| cos(d x)`` at distance x from a maximum.
     """
+    require_real(weight)
     w = weight.detach()
     if w.is_meta:
         return OperatorNorms()

@@ -17,21 +17,19 @@ from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
-from dplip.losses import Loss
+from dplip.losses import Loss, require_separate
+from dplip.nn.sums import added, apart, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
+from dplip.processes import OwnProcess
 from dplip.propagate import Walk
-from dplip.sensitivity import Sensitivities, constant_sensitivity, sensitivity_of
-from dplip.witness import Witness
+from dplip.sensitivity import Sensitivities, constant_sensitivity, require_loss, sensitivity_of
+from dplip.witness import CHANGED, PASSES, Witness
 from dplip.wrapped import Group, OnlyPrivately, check_groups, check_wrapped, keep_gradients_of, same_settings, settings
 
-_SUMMED = 4 * 2.0**-24
-"""Slack for each expected example, for two float32 sums over a batch that round apart. Measured, with room, and not
-proved: searches moved two sums by up to 1.5 * 2^-24 for each example (tests/test_numerics.py), and what any order of
-summation could do at worst grows with the square of the batch. In float64 that worst case is within the slack: see
-docs/guarantees.md."""
-
+ROUNDING = 0.2
+"""More noise than this share, for the rounding of sums over a batch, is worth a warning."""
 
 GROWTH = 10.0
 """A sensitivity that has grown by this factor since the start is worth a warning."""
@@ -87,6 +85,7 @@ class DPLipOptimizer(Optimizer):
             layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**: if
             it keeps gradients of its own, what it releases has no noise. Reports name it.
+        distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -111,7 +110,9 @@ class DPLipOptimizer(Optimizer):
         project_every: int = 1,
         half_precision: bool = False,
         trust_optimizer: bool = False,
+        distributed: str | None = None,
     ) -> None:
+        self._process = OwnProcess(distributed)
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses what is none
@@ -127,18 +128,22 @@ class DPLipOptimizer(Optimizer):
         self._cache, self._steps = NormCache(drift), 0
         self._project_every = whole("project_every", project_every, least=1)
         self._walk, self._half = Walk(model, input_shape), half_precision
+        self._most = most_examples(self.expected_batch_size)
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
         self._warned = False
-        self._accumulating: int | None = None  # the logical batch of which a part is in the gradients
+        self._warn_of_rounding()
+        self._accumulating: int | None = None  # the logical batch of which parts are summed up
+        self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
-        self._witness = Witness(model, loss, self._walk.input_shape, half_precision)
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are its
         # own, and run around the whole of a private step.
+        self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
+        self._witness.draws = self._walk.draws
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
             setattr(self, table, OrderedDict() if "_step_" in table else getattr(optimizer, table))
         self._patch_step_function()
@@ -189,19 +194,40 @@ class DPLipOptimizer(Optimizer):
 
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
-        if not self._walk.current():
+        return self._bounds(None)
+
+    def _bounds(self, rows: list[Tensor] | None) -> Sensitivities:
+        """:meth:`sensitivities` of the model that made these public rows; None: of the present one."""
+        if not self._walk.current(rows):
             self._walk, self._constant = Walk(self.model, self._input_shape), None
-        state = None if self._half else fingerprint(self.loss)  # what layers enforce is for every loss
+            if rows is not None and not self._walk.explains(rows):
+                raise ConfigurationError(f"step(): {CHANGED}")
+        require_loss(self.loss)
+        shape = self._walk.shape(self._walk.output())
+        state = fingerprint(self.loss), self.loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
+            require_separate(self.loss, shape, next(p for p in self.model.parameters() if p.requires_grad))
             constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)
             self._constant = state, constant
         bounds = self._constant[1]
         if bounds is None:
             with self._cache:
                 bounds = sensitivity_of(self._walk, self.loss)
-        # Rounding of the float32 sums over the batch, relative to their largest possible value; see _SUMMED.
-        factor = NEIGHBORING[self.neighboring] * (1 + self.expected_batch_size * _SUMMED)
-        return Sensitivities({name: bound * factor for name, bound in bounds.items()})
+        factor, rounding = NEIGHBORING[self.neighboring], self._rounding()
+        return Sensitivities({name: bound * factor * (1 + rounding[name]) for name, bound in bounds.items()})
+
+    def _rounding(self) -> dict[str, float]:
+        """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
+
+        The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
+        """
+        part = most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
+        found = {}
+        for name, how in self._walk.summations.items():
+            dtype = self.model.get_parameter(name).dtype
+            summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
+            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self._most, 1, dtype)
+        return found
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -218,28 +244,36 @@ class DPLipOptimizer(Optimizer):
                 "closure: a private step uses one gradient, and would not run it. Call backward() first, then step() without "
                 "a closure; in Lightning, set automatic_optimization = False, and do both in training_step()."
             )
+        self._process.require()
         self._check_settings()
+        if self._accumulating != self.batches.number:
+            self._sums = {}  # of a batch that was abandoned
         if not self.batches.complete:
             self._accumulating = self.batches.number
+            self._witness.settle()
+            self._collect()
             return
         _check_optimizer(self.original, self.model, self._trusted)
         self._check_constants()
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._check_gradients(list(parameters.values()))
-        bounds = self.sensitivities()
+        bounds = self._bounds(self._witness.rows)
+        self._witness.draws = self._walk.draws
         self._warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:
             self._charge(self.event)
         empty = self.batches.take() == 0
         self._witness.reset()
-        self._accumulating = None
+        if self._sums:
+            self._collect()
+        sums, self._sums, self._accumulating = self._sums, {}, None
         for name, p in parameters.items():
-            if p.grad is None:
+            if name in sums:
+                p.grad = sums[name].to(p.dtype)
+            elif p.grad is None or empty:
                 p.grad = torch.zeros_like(p)
-            elif empty:
-                p.grad.zero_()
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
         keep_gradients_of(list(parameters.values()), self.original)
@@ -253,6 +287,13 @@ class DPLipOptimizer(Optimizer):
         if self._steps % self._project_every == 0:
             with self._cache:
                 project(self.model)
+
+    def _collect(self) -> None:
+        """Add the gradients of a physical batch to those of the others, and clear them."""
+        for name, p in self.model.named_parameters():
+            if p.grad is not None:
+                self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
+                p.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
@@ -281,6 +322,16 @@ class DPLipOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
+
+    def _warn_of_rounding(self) -> None:
+        name, most = max(self._rounding().items(), key=lambda item: item[1])
+        if most > ROUNDING:
+            warnings.warn(
+                f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "
+                "adds, and the noise is larger by as much. Give a smaller max_physical_batch_size (512, say), which "
+                "changes neither the batch nor what is spent.",
+                stacklevel=3,
+            )
 
     def _warn_of_growth(self, total: float) -> None:
         """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
@@ -344,6 +395,12 @@ class DPLipOptimizer(Optimizer):
         self._witness.check()
         if self._witness.problem:
             raise ConfigurationError(f"step(): {self._witness.problem}")
+        if handed > self._most:
+            raise ConfigurationError(
+                f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
+                "no chance explains, so the rounding of their sum is not covered. Give the public_size that the data "
+                "have, and take one step for each batch."
+            )
         if seen != handed:
             raise ConfigurationError(
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,13 +17,16 @@ from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
 from dplip.fingerprint import fingerprint
 from dplip.norms import Norms
 from dplip.rules.linear import AFFINE
-from dplip.rules.registry import Call, module_rule, refuse, rule_of
+from dplip.rules.registry import SUMMATIONS, Call, Summation, module_rule, refuse, rule_of
 from dplip.trace import (
     BATCH,
     FOLDABLE,
+    PublicRows,
     Root,
     Step,
+    agree,
     attribute,
+    bare,
     check_modules,
     check_rules,
     describe,
@@ -29,7 +34,6 @@ from dplip.trace import (
     probe,
     target_of,
     trace,
-    uncompiled,
 )
 
 ModelPullback = Callable[[Norms], tuple[Norms, dict[str, Norms]]]
@@ -82,13 +86,15 @@ class Walk:
 
     def _trace(self) -> None:
         check_modules(self.model)
-        with uncompiled(self._root):
+        with bare(self._root):
             self._graph = trace(self._root)
         self._modules = dict(self._root.named_modules(remove_duplicate=False))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
         check_rules(self._graph, self._modules)
-        with uncompiled(self._root):
+        with bare(self._root):
             self._probe = probe(self._root, self._graph, self.input_shape)
+        self._module = fx.GraphModule(self._root, self._graph)
+        self._rows = PublicRows(self._root, self.input_shape)
 
     def without_weights(self) -> Walk:
         """The same walk over weights and buffers that have shapes and no values.
@@ -131,10 +137,21 @@ class Walk:
                 "Use nn.Dropout, or F.dropout(x, p, self.training), which do nothing then.",
             )
 
-    def current(self) -> bool:
-        """Whether the model still has the modules and modes that were traced; refuses hooks added since."""
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw random numbers in training: a trace in evaluation mode need not tell."""
+        return self._probe.draws or not self.model.training
+
+    def current(self, rows: list[Tensor] | None = None) -> bool:
+        """Whether the model still is what was traced, and made the public rows that are given; refuses new hooks."""
         check_modules(self.model)
-        return fingerprint(self.model) == self.fingerprint
+        if fingerprint(self.model) != self.fingerprint:
+            return False
+        return self.explains(self._rows.of_model() if rows is None else rows)
+
+    def explains(self, made: list[Tensor] | None) -> bool:
+        """Whether the trace makes of the public rows, with the present weights, what the model made of them."""
+        return made is None or agree(made, self._rows.of_trace(self._module, gradients=len(made) > 1))
 
     def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:
         """Walk forward with the present weights; see :func:`propagate`."""
@@ -208,6 +225,23 @@ class Walk:
         """The steps that depend on the input, in order, but for the input itself."""
         return [s for n, s in self._probe.steps.items() if s.shape is not None and n.op.startswith("call_")]
 
+    @functools.cached_property
+    def summations(self) -> dict[str, Summation]:
+        """How the gradient of each trainable parameter is summed over a batch."""
+        found: dict[str, Summation] = {}
+        for step in self.calls():
+            module = self.module(step.node)
+            read = [attribute(self._root, str(n.target)) for n in step.node.all_input_nodes if n.op == "get_attr"]
+            function = rule_of(target_of(step.node)) if module is None else module_rule(module)
+            outputs = [s for s in flat([step.shape]) if isinstance(s, int)]
+            for p in read if module is None else module.parameters():
+                name = self._names.get(id(p))
+                if name is not None and p.requires_grad:
+                    known = None if function is None else SUMMATIONS.get(function)
+                    use = known(tuple(p.shape), step.shape) if known else Summation(math.prod(outputs))
+                    found[name] = found[name] + use if name in found else use
+        return found
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
         return self._modules[str(node.target)] if node.op == "call_module" else None
@@ -240,8 +274,8 @@ class Walk:
             return output
 
         values = self.run(x, apply)
-        if self._probe.mixes:  # whatever the rules say; last, since a rule that refuses knows the place
-            refuse("the model", "its forward", "makes one example's output depend on another.", "Treat each by itself.")
+        if self._probe.fault:  # whatever the rules say; last, since a rule that refuses knows the place
+            refuse("the model", *self._probe.fault)
         return values, pullbacks
 
     def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:

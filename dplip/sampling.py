@@ -83,6 +83,7 @@ class PoissonLoader(SampledLoader):
             raise ConfigurationError(
                 f"data_loader={type(data_loader).__name__}: give a DataLoader, or its data to a PoissonLoader"
             )
+        length(data_loader.dataset)
         batch_size, sampler = data_loader.batch_size, data_loader.sampler
         if batch_size is None or type(data_loader.batch_sampler) is not BatchSampler:
             raise ConfigurationError(

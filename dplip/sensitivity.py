@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import nn
 
 from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
-from dplip.losses import Loss
+from dplip.losses import Loss, require_separate
 from dplip.norms import Norms, largest
 from dplip.propagate import Walk
+from dplip.rounding import Rounded
 
 SLACK = 1e-5
-"""Relative slack for the float32 rounding of one example's forward and backward pass."""
+"""Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
+gradient's products, and one for each further use of a value, whose cotangents add up."""
 
 
 class Sensitivities(Mapping[str, float]):
@@ -59,13 +62,19 @@ def sensitivity(
         input_norms: bounds of the input that hold outside the model; None: nothing is known.
 
     Raises:
+        ConfigurationError: the loss was seen to mix the examples of a batch.
         UnboundedOperationError: something in the model has no rule.
         UnboundedInputError: a parameter's gradient grows with an input that nothing bounds.
 
     Guarantee: for every example whatsoever (within ``input_norms``) and every target, the l2 norm of the gradient of
-    ``loss(model(x), y)`` with respect to each trainable parameter is at most its entry.
+    ``loss(model(x), y)`` with respect to each trainable parameter, as it is computed in floating point, is at most its
+    entry. Each value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
     """
-    return sensitivity_of(Walk(model, input_shape), loss, input_norms)
+    require_loss(loss)
+    walk = Walk(model, input_shape)
+    bounds = sensitivity_of(walk, loss, input_norms)
+    require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
+    return bounds
 
 
 def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
@@ -83,8 +92,11 @@ def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
 def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:
     """:func:`sensitivity` of a model that has been traced before."""
     require_loss(loss)
-    output, pullback = walk(input_norms)
-    _, bounds = pullback(loss.gradient_norms(output.shape))
+    rounded = Rounded(walk)
+    output, pullback = rounded(input_norms)
+    # The loss's own sums are over the scores of one example.
+    sent = loss.gradient_norms(output.shape) * (1 + (output.size + 16) * rounded.unit)
+    _, bounds = pullback(sent)
     return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import random
 from collections import Counter
@@ -18,12 +19,16 @@ from torch.nn.utils import parametrize
 
 import dplip.rules  # noqa: F401  (registers the rules)
 from dplip.errors import ConfigurationError, DPLipError, first_line
+from dplip.fingerprint import has_foreign_code
+from dplip.mixing import ROWS, close, mixes, seeded
+from dplip.norms import FLOATS, is_real
 from dplip.rules.registry import module_rule, refuse, rule_of
 
 REMEDIES = {
     "BatchNorm": (
         "mixes the examples of a batch.",
-        "Use dplip.nn.Center, or GroupNorm without affine, instead.",
+        "Use dplip.nn.Center, or GroupNorm without affine, instead; one with statistics of public data may stay in "
+        "eval() mode, its weights frozen.",
     ),
     "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
     "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
@@ -175,32 +180,37 @@ def check_modules(model: nn.Module) -> None:
             remedy = "Make it a module with a rule; to compile a model, call model.compile()."
             refuse(path, what, "has had its forward replaced on the instance.", remedy)
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
+        if not is_real(parameter):
             refuse(
                 name,
                 "a parameter",
-                f"is of type {parameter.dtype}, whose rounding the bounds do not cover.",
+                f"is of type {parameter.dtype}, {parameter.layout}, whose arithmetic the bounds do not cover.",
                 "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
             )
-        hooks = [*(parameter._backward_hooks or {}).values()]
-        if not all(isinstance(h, Observer) for h in hooks) or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
     held = torch.nn.modules.module
     if any(getattr(held, f"_global{t}") for t in tables):
         refuse("torch", "a global hook", "is registered, which may do anything.", "Remove it.")
 
 
+BESIDE = "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"
+"""What else a call of a module runs: what ``module.compile()`` made of its code, which fx cannot trace, and hooks, of
+which :func:`check_modules` allows only those that look and change nothing."""
+
+
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run the modules' own Python code inside, and not what ``module.compile()`` made of it, which fx cannot trace."""
-    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
-    for module, _ in compiled:
-        module._compiled_call_impl = None
+def bare(model: nn.Module) -> Iterator[None]:
+    """Run the modules' own Python code inside, and nothing besides."""
+    dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
+    dressed = [(held, beside) for held, beside in dressed if beside]
+    for held, beside in dressed:
+        held.update({k: None if k == BESIDE[0] else {} for k in beside})
     try:
         yield
     finally:
-        for module, call in compiled:
-            module._compiled_call_impl = call
+        for held, beside in dressed:
+            held.update(beside)
 
 
 class Observer:
@@ -260,13 +270,13 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
-            if module_rule(module) is None:
+            if module_rule(module) is None or _takes_statistics(module):
                 what = type(module).__name__
                 reason, remedy = next(
                     (v for k, v in REMEDIES.items() if what.startswith(k)),
                     ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
                 )
-                if _shadows_rule(module):
+                if module_rule(module) is None and _shadows_rule(module):
                     reason = "changes a layer that has a rule, so that the rule may no longer hold."
                 refuse(_path(node), what, reason, remedy)
         elif node.op in ("call_function", "call_method"):
@@ -284,6 +294,11 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
                 refuse(_path(node), name, reason, "Use another operation, or write a rule: @dplip.rule(...).")
 
 
+def _takes_statistics(module: nn.Module) -> bool:
+    """Whether a module normalises by what its batch holds; refused before it is run, since it would keep count."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+
+
 _SHAPE_READERS = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, operator.floordiv, operator.mod}
 
 
@@ -298,28 +313,26 @@ class Probe:
     Attributes:
         values: the nodes' values that are numbers.
         steps: the nodes, with the shape of one example's value.
-        mixes: whether some example's output was seen to depend on another's input.
+        fault: what else the model was seen to do that no rule tells: mix examples, or differ from its trace elsewhere.
         draws: whether random numbers were drawn.
     """
 
     values: dict[fx.Node, Any]
     steps: dict[fx.Node, Step]
-    mixes: bool
+    fault: tuple[str, str, str] | None
     draws: bool
 
 
 def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
-    """Run the traced graph on two batch sizes, and compare with the model itself: shapes, numbers, and agreement."""
-    parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
-    dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
+    """Run the traced graph on several batches, and compare with the model itself: shapes, numbers, and agreement."""
     module = fx.GraphModule(root, graph)
     records = []
-    mixes = draws = False
-    with _undisturbed(), torch.enable_grad():
+    draws = False
+    plain = torch.inference_mode(False), torch.autocast(_rows(root, 1, input_shape).device.type, enabled=False)
+    with _undisturbed(), plain[0], plain[1], torch.enable_grad():
         for batch in (2, 3):
-            torch.manual_seed(batch)
-            x = torch.randn((batch, *input_shape), dtype=dtype, device=device, requires_grad=True)
             recorder = _Recorder(module)
+            x = _rows(root, batch, input_shape)
             results = []
             for run in (recorder.run, root):
                 torch.manual_seed(10 + batch)
@@ -330,21 +343,23 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     raise
                 except Exception as wrong:
                     raise ConfigurationError(
-                        f"input_shape={input_shape}: the model does not run on a batch of such examples "
-                        f"({type(wrong).__name__}: {first_line(wrong)}). Give the shape of one example, "
+                        f"input_shape={input_shape}: the model does not run on a batch of such examples, in numbers "
+                        f"of {x.dtype} ({type(wrong).__name__}: {first_line(wrong)}). Give the shape of one example, "
                         "without the batch."
                     ) from None
-                draws = draws or _random_states() != before
-            if not _alike(*results):
-                refuse(
-                    "the model",
-                    "its forward",
-                    "gives other results than its trace (state, randomness or side effects).",
-                    "Make it a pure function of its input that returns one tensor.",
-                )
-            mixes = mixes or _mixes(results[0], x)
+                after = _random_states()
+                if after[1:] != before[1:]:
+                    known = "draws from numpy's or Python's global generator, whose state others may know."
+                    refuse("the model", "its forward", known, "Draw with torch.")
+                draws = draws or after != before
+            if not isinstance(results[0], Tensor):
+                kind = type(results[0]).__name__.removeprefix("immutable_")  # as torch.fx has it
+                given = f"returns a {kind} and not one tensor."
+                refuse("the model", "its forward", given, "Return the scores alone.")
+            if not (isinstance(results[1], Tensor) and close(results[0], results[1], AGREED)):
+                refuse("the model", *_DISAGREEMENT)
             same = _own_functions(results[0]) == _own_functions(results[1])
-            if not same or not _alike(*(_gradients(result, x, root) for result in results)):
+            if not same or not _alike(*(_sent_back(result, x, root) for result in results)):
                 refuse(
                     "the model",
                     "its backward",
@@ -352,13 +367,25 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     "Put that in a module, and write a rule for it: @dplip.rule(...).",
                 )
             records.append(recorder.seen)
+        steps, values = _steps(graph, *records)
+        try:
+            disagrees = None if _agree_elsewhere(module, root, input_shape) else _DISAGREEMENT
+            fault = disagrees or (_MIXING if _examples_mix(root, input_shape, alone=not draws) else None)
+        except Exception as wrong:
+            reason = f"runs on 2 and 3 examples and not on others ({type(wrong).__name__}: {first_line(wrong)})."
+            fault = "its forward", reason, "Treat each example by itself."
+    return Probe(values, steps, fault, draws)
+
+
+def _steps(graph: fx.Graph, twos: Mapping[fx.Node, Any], threes: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
+    """The nodes with their shapes, and the values that are numbers, from what two and three examples gave."""
     values: dict[fx.Node, Any] = {}
     steps: dict[fx.Node, Step] = {}
     fed = {n for n in graph.nodes if n.op == "placeholder"}
     for node in graph.nodes:
         if node.op == "output":
             continue
-        two, three = records[0][node], records[1][node]
+        two, three = twos[node], threes[node]
         shape = None
         if not isinstance(two, (Tensor, tuple, list)) or isinstance(two, torch.Size):
             # A number made of the batch size is one whatever it came to here; an entry of a shape need not be.
@@ -368,37 +395,121 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
             fed.add(node)
             shape = _example_shape(node, two, three)
         steps[node] = Step(node, _path(node), shape)
-    return Probe(values, steps, mixes, draws)
+    return steps, values
 
 
-def _alike(traced: Any, real: Any) -> bool:
-    """Whether both are one tensor of the same shape, type and, up to rounding, values."""
-    if not (isinstance(traced, Tensor) and isinstance(real, Tensor)):
-        return False
-    same = (traced.shape, traced.dtype) == (real.shape, real.dtype)
-    return same and torch.allclose(traced, real, rtol=1e-3, atol=1e-5, equal_nan=True)
+_DISAGREEMENT = (
+    "its forward",
+    "gives other results than its trace (state, randomness, side effects, or a number read off a weight or a global).",
+    "Make it a pure function of its input, whose weights and buffers it uses as tensors.",
+)
+
+_MIXING = "its forward", "makes one example's output or gradient depend on another.", "Treat each by itself."
+
+AGREED = 1e-3
+"""The relative difference of a model and its trace that rounding explains: they run the same operations."""
 
 
-def _gradients(result: Tensor, x: Tensor, root: nn.Module) -> Tensor:
-    """The gradients of a fixed combination of the outputs, for the input and all parameters, as one vector."""
+def _rows(root: nn.Module, count: int, input_shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    """Random examples, the same at every call, of the type and on the device of the model."""
+    like = next((t for t in (*root.parameters(), *root.buffers()) if t.dtype in FLOATS), torch.zeros(0))
+    generator = torch.Generator().manual_seed(count)
+    x = torch.randn((count, *input_shape), generator=generator, dtype=like.dtype) * scale
+    return x.to(like.device).requires_grad_()
+
+
+def _sent_back(result: Tensor, x: Tensor, root: nn.Module) -> list[Tensor]:
+    """The gradients of a fixed combination of the outputs, for the input and all parameters."""
     wanted = [x, *(p for p in root.parameters() if p.requires_grad)]
     if not result.requires_grad:
-        return torch.zeros(0)
-    weights = torch.linspace(-1.0, 1.0, result.numel(), dtype=result.dtype, device=result.device)
+        return []
+    weights = torch.linspace(-1.0, 1.5, result.numel(), dtype=result.dtype, device=result.device)
     found = torch.autograd.grad(result, wanted, weights.reshape(result.shape), allow_unused=True)
-    return torch.cat(
-        [torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(wanted, found, strict=True)]
-    )
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
 
 
-def _mixes(result: Tensor, x: Tensor) -> bool:
-    """Whether the first example's output has a gradient in another example: a rule is no proof that it has none."""
-    if not result.requires_grad or result.shape[:1] != x.shape[:1]:
-        return False
-    first = result[0].flatten()
-    combination = first @ torch.linspace(1.0, 2.0, len(first), dtype=first.dtype, device=first.device)
-    (gradient,) = torch.autograd.grad(combination, x, allow_unused=True, retain_graph=True)
-    return gradient is not None and bool(gradient[1:].nan_to_num(0.0).any())
+def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=True))
+
+
+def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]) -> bool:
+    """Whether graph and model also agree without gradients, on other sizes, and with other weights and buffers."""
+
+    def agree(count: int, scale: float) -> bool:
+        results = []
+        for run in (module, root):
+            x = _rows(root, count, input_shape, scale).detach()
+            with seeded(x.device):
+                results.append(run(x))
+        return close(results[0], results[1], AGREED)
+
+    with torch.no_grad():
+        if not (agree(1, 1e-2) and agree(7, 30.0)):
+            return False
+        with torch.inference_mode():
+            if not agree(2, 1.0):
+                return False
+    with other_values(root):
+        return agree(2, 1.0)
+
+
+@contextmanager
+def other_values(root: nn.Module) -> Iterator[None]:
+    """Put other numbers into all weights and buffers inside; the old ones are neither copied nor written to."""
+    held = {id(t): t for t in (*root.parameters(), *root.buffers()) if t.dtype in FLOATS and not t.is_inference()}
+    kept = [(t, t.data) for t in held.values()]
+    try:
+        for t, old in kept:
+            t.data = old * (1 + torch.rand_like(old) / 2) + torch.rand_like(old) / 8
+        yield
+    finally:
+        for t, old in kept:
+            t.data = old
+
+
+def _examples_mix(root: Root, input_shape: tuple[int, ...], alone: bool) -> bool:
+    small = math.prod(input_shape) <= 4096  # a larger batch shows more, and costs more
+    x = _rows(root, 33 if small else ROWS, input_shape).detach()
+    return mixes(root, [x], [p for p in root.parameters() if p.requires_grad], alone)
+
+
+class PublicRows:
+    """Two random examples, fixed once, on which a model and its trace are compared at every step.
+
+    Args:
+        root, input_shape: as for :func:`probe`.
+
+    What a forward reads that is no attribute of its model (a global, a clock, the environment) cannot be listed. What
+    it makes of an example can be looked at, with the present weights, mode and surroundings.
+    """
+
+    def __init__(self, root: Root, input_shape: tuple[int, ...]) -> None:
+        self._root, self._x = root, _rows(root, 2, input_shape)
+
+    def of_model(self, gradients: bool = True) -> list[Tensor] | None:
+        """The model's output for them, and the gradients that go back from there; None where no code may read more
+        than attributes, and there is nothing to look at."""
+        return self._through(self._root, gradients) if has_foreign_code(self._root) else None
+
+    def of_trace(self, graph: nn.Module, gradients: bool = True) -> list[Tensor]:
+        """The same of its trace."""
+        return self._through(graph, gradients)
+
+    def _through(self, run: Callable[[Tensor], Any], gradients: bool) -> list[Tensor]:
+        like = next((t for t in (*self._root.parameters(), *self._root.buffers()) if t.dtype in FLOATS), self._x)
+        if (like.dtype, like.device) != (self._x.dtype, self._x.device):
+            self._x = self._x.detach().to(like).requires_grad_()
+        modes = torch.inference_mode(False), torch.autocast(self._x.device.type, enabled=False)
+        with bare(self._root), seeded(self._x.device), modes[0], modes[1], torch.set_grad_enabled(gradients):
+            result = run(self._x.clone())  # a clone may be changed in place
+            if not isinstance(result, Tensor):
+                return []
+            return [result, *_sent_back(result, self._x, self._root)] if gradients else [result]
+
+
+def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether the same was made of the public rows, as far as both tell."""
+    return len(ours) > 0 < len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=False))
 
 
 def _own_functions(result: Tensor) -> Counter[str]:
@@ -418,6 +529,13 @@ def _own_functions(result: Tensor) -> Counter[str]:
 def _example_shape(node: fx.Node, two: Any, three: Any) -> Any:
     if isinstance(two, (tuple, list)):
         return tuple(_example_shape(node, a, b) for a, b in zip(two, three, strict=True))
+    if not is_real(two):
+        refuse(
+            _path(node),
+            str(node.target),
+            f"gives values of type {two.dtype}, {two.layout}, whose arithmetic the bounds do not cover.",
+            "Compute in float32.",
+        )
     a, b = tuple(two.shape), tuple(three.shape)
     if not a or a[0] != 2 or b[0] != 3 or a[1:] != b[1:]:
         refuse(

@@ -37,11 +37,15 @@ from dplip.noise import GaussianNoise
 from dplip.optimizer import DPLipOptimizer
 from dplip.plan import Plan
 from dplip.precision import full_precision
+from dplip.processes import OwnProcess
 from dplip.release import mean_release
 from dplip.report import validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import SecureNoise, check_secure, secure_noise
+
+PART = 2048
+"""Most examples at once, where nothing else is said."""
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
@@ -69,6 +73,7 @@ class DPLipTrainer:
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
         accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
         max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
+            None: 2,048, which keeps the rounding of sums small, and with it the noise.
         output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
             renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
@@ -88,6 +93,8 @@ class DPLipTrainer:
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.
         trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
+        distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
+            release of its own, as the report then says; None: refuse.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -128,7 +135,9 @@ class DPLipTrainer:
         device: str | torch.device = "auto",
         autocast: torch.dtype | None = None,
         trust_optimizer: bool = False,
+        distributed: str | None = None,
     ) -> None:
+        self._process, self._distributed = OwnProcess(distributed), distributed
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigurationError(
                 f"target_epsilon={target_epsilon}, noise_multiplier={noise_multiplier}: give one of the two."
@@ -168,7 +177,7 @@ class DPLipTrainer:
             train_dataset,
             batch_size=batch_size,
             public_size=public_size,
-            max_physical_batch_size=max_physical_batch_size,
+            max_physical_batch_size=PART if max_physical_batch_size is None else max_physical_batch_size,
             seed=seed,
         )
         if target_delta >= 1 / self.loader.public_size:
@@ -200,6 +209,7 @@ class DPLipTrainer:
             project_every=project_every,
             half_precision=autocast is not None,
             trust_optimizer=trust_optimizer,
+            distributed=distributed,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
@@ -271,6 +281,7 @@ class DPLipTrainer:
                 before it stand, and :meth:`get_epsilon` counts them.
             LedgerError, CheckpointError: with ``resume``, what is in the folder is damaged or of another plan.
         """
+        self._process.require()
         if self._done >= self.steps:
             raise BudgetExceededError(
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
@@ -377,6 +388,7 @@ class DPLipTrainer:
                 "seeded": self.seed is not None,
                 "secure": self.secure,
                 "trusted_optimizer": self.optimizer.trusted,
+                "distributed": self._distributed,
                 "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",
@@ -458,7 +470,7 @@ class DPLipTrainer:
         if self.seed is not None:
             stream = another_stream(self.seed, folder.ledger.steps)
             self.loader.restart(stream)
-            self.optimizer.noise = GaussianNoise(stream + 1)
+            self.optimizer.noise.restart(stream + 1)
         if self.scheduler is not None:
             advance(self.scheduler, done)
         if checkpoint is not None:

@@ -1,9 +1,10 @@
-"""Whose gradient a step holds: hooks that look at the model and its loss and change nothing."""
+"""Whose gradient a step holds: hooks that look at the model and its loss, and lend the model secret random numbers."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,13 +12,19 @@ from torch import Tensor, nn
 
 from dplip.arrivals import Arrivals
 from dplip.errors import ConfigurationError
-from dplip.fingerprint import Same, fingerprint
+from dplip.fingerprint import Same, fingerprint, sample
 from dplip.losses import Loss
+from dplip.nn.bounded import SUMMED, summed
+from dplip.norms import Norms
 from dplip.precision import require_full_precision
-from dplip.trace import Observer
+from dplip.secret import Secret, lent
+from dplip.trace import Observer, PublicRows, Root, agree
 
-ENTRIES = 64
-"""About so many entries of each tensor are looked at."""
+PASSES = 4
+"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.added`)."""
+
+BACKWARD = 32
+"""In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
 
 
 class Witness(Observer):
@@ -27,20 +34,31 @@ class Witness(Observer):
         model, loss: what is watched; an earlier witness of the same model is dismissed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.half_precision`).
+        masks: what the model draws from while its gradients are recorded (see :func:`dplip.secret.lent`).
 
     Attributes:
+        draws: whether the model may draw random numbers.
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
+        rows: what the model made of the public rows, as it was in the forward pass; None without one.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, input_shape: tuple[int, ...], half_precision: bool = False
+        self,
+        model: nn.Module,
+        loss: Loss,
+        input_shape: tuple[int, ...],
+        half_precision: bool = False,
+        masks: Secret | None = None,
     ) -> None:
         self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
+        self._public, self._passes = PublicRows(Root(model), input_shape), 0
+        self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
         self._arrivals = Arrivals(model, self._report)
+        self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):
@@ -49,16 +67,20 @@ class Witness(Observer):
                         del table[key]
             if module is not model and module._parameters:
                 module.register_forward_hook(_Hook(self._part_ran))
+            if type(module).forward in SUMMED:
+                self._summed[module] = module.register_forward_hook(_Hook(summed)).id
         model.register_forward_pre_hook(_Hook(self._entered))
-        model.register_forward_hook(_Hook(self._left), always_call=True)
+        model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
         loss.witness = self
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = 0
+        self.examples = self._losses = 0
         self.problem: str | None = None
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
+        self.rows: list[Tensor] | None = None
+        self._norms: Norms | None = None  # that the loss held its gradient to
         self._gradients: Any = None  # as the last backward pass left them
         self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
@@ -67,9 +89,21 @@ class Witness(Observer):
     def check(self) -> None:
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
         if self._state != self._present_state():
-            self._report(_CHANGED)
+            self._report(CHANGED)
+        if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):
+            self._report(CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
+        layers = [m for m in self._model.modules() if type(m).forward in SUMMED]
+        if not all(self._summed.get(m) in m._forward_hooks for m in layers):
+            self._report(_REPLACED)
+
+    def settle(self) -> None:
+        """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
+        if self._gradients is not None and self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        self._gradients, self._losses = None, 0
+        self._arrivals.settle()
 
     # What the loss reports (dplip.losses.Witness).
 
@@ -80,11 +114,18 @@ class Witness(Observer):
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != fingerprint(self._loss):
-            self._report(_CHANGED)
+            self._report(CHANGED)
+        norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
+        if self._norms not in (None, norms):
+            self._report(CHANGED)
+        self._norms = norms
         if self._rounds(gradient):
             self._report(_ROUNDED)
         self._check_precision()
         self.examples += len(gradient)
+        self._losses += 1
+        if self._losses > PASSES:
+            self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))
         if not genuine:
             self._report(self._unfit or _FOREIGN)
@@ -97,16 +138,27 @@ class Witness(Observer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _entered(self, module: nn.Module, args: Any) -> None:
+        self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
+        if torch.is_grad_enabled():  # a global state may be known to an adversary, and would give masks by place
+            self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside = False
+        self._lent.close()
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
         shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
         if self._rounded or self._rounds(output):
             self._unfit = _ROUNDED
+            return
+        if len(args) != 1 or kwargs:
+            self._unfit = (
+                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds "
+                "are those of model(x), every other argument being as it is by default. Call model(x); what is to vary "
+                "can be an attribute of the model."
+            )
             return
         if shapes != [self._shape]:
             self._unfit = (
@@ -117,8 +169,13 @@ class Witness(Observer):
         self._check_precision()
         state = self._present_state()
         if self._state is not None and self._state != state:
-            self._report(_CHANGED)
+            self._report(CHANGED)
         self._state = state
+        rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
+        self._passes += 1
+        if rows and self.rows and not agree(self.rows, rows):
+            self._report(CHANGED)
+        self.rows = rows
         seen = weakref.ref(output)
         self._outputs.append((seen, output._version))
         output.register_hook(lambda gradient: self._arrived(gradient, seen()))
@@ -147,11 +204,11 @@ class Witness(Observer):
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], _sample(tensors)
+        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], sample(tensors)
 
     def _present_gradients(self) -> tuple[Any, ...]:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return [Same.state(g) for g in gradients], _sample(gradients)
+        return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
@@ -168,21 +225,14 @@ class Witness(Observer):
         self.problem = self.problem or problem
 
 
-@torch.no_grad()
-def _sample(tensors: list[Tensor]) -> list[str]:
-    """The norm of some entries of each tensor: it tells of edits that torch does not count, through .data or numpy."""
-    picked = [t.detach().flatten()[:: 1 + t.numel() // ENTRIES] for t in tensors if t.numel() and t.is_floating_point()]
-    return [float(norm).hex() for norm in torch._foreach_norm(picked)] if picked else []
-
-
 class _Hook(Observer):
     """One hook of a witness; in a copy of the model it watches nothing."""
 
-    def __init__(self, function: Callable[..., None] = lambda *_: None) -> None:
+    def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
         self._function = function
 
-    def __call__(self, *arguments: Any) -> None:
-        self._function(*arguments)
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Hook, ())
@@ -207,9 +257,18 @@ _ROUNDED = (
     "bound its own gradient, dplip.nn.bound_gradients(model), and say so: half_precision=True (of DPLipTrainer: "
     "autocast=torch.bfloat16)."
 )
-_CHANGED = (
-    "the weights, the mode or an attribute of the model or the loss has changed since its gradient was computed, so "
-    "the bounds are not those of the gradient. Change them after step()."
+_REPLACED = (
+    "a layer was put in, or its hooks were taken away, since the model was made private, so its gradients are not "
+    "summed as the bounds say. Make the model private again."
+)
+_SEVERAL = (
+    f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "
+    "backward pass and one step() for each batch that the loader hands out; for less memory give the loader "
+    "max_physical_batch_size."
+)
+CHANGED = (
+    "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "
+    "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
 )
 _EDITED = (
     "a gradient has changed since the backward pass (gradient clipping, or an assignment to .grad), so the bounds are "

@@ -209,6 +209,22 @@ LINEAR = [
 ]
 
 
+BATCH_NORMS = [
+    (nn.BatchNorm1d(6), VECTOR),
+    (nn.BatchNorm1d(3, affine=False), TOKENS),
+    (nn.BatchNorm2d(2, eps=0.1), MAP),
+    (nn.BatchNorm3d(1), (1, 2, 2, 2)),
+]
+
+
+def frozen(m: nn.Module) -> nn.Module:
+    """A batch normalisation with statistics and weights that are not those of a new one, and are not trained."""
+    for t in (*m.parameters(), m.running_mean):
+        t.data = torch.randn_like(t)
+    m.running_var = torch.rand_like(m.running_var) + 0.1
+    return m.requires_grad_(False)
+
+
 def conv(*a: object, tight: tuple[str, ...] = ("bias",), shape: tuple[int, ...] = (2, 5, 5), **k: object) -> Sample:
     layer = nn.Conv2d if len(shape) == 3 else nn.Conv1d
     return Sample(f"{layer(*a, **k)} {shape}", lambda: layer(*a, **k), shape, tight)
@@ -356,6 +372,7 @@ OTHERS = [
     module(nn.LayerNorm((3, 4), eps=0.5, elementwise_affine=False), TOKENS, IN),
     Sample("LayerNorm of tokens", lambda: nn.LayerNorm(4, elementwise_affine=False), TOKENS, (), 30.0),
     module(nn.GroupNorm(2, 4, eps=0.1, affine=False), (4, 2), IN),
+    *(Sample(f"{m} in evaluation", lambda m=m: frozen(m), s, IN) for m, s in BATCH_NORMS),
     module(nn.InstanceNorm1d(2, eps=0.1), (2, 4), IN),
     module(nn.InstanceNorm2d(2, eps=0.1), (2, 2, 2), IN),
     module(dn.BallProjection(2.0)),

@@ -62,7 +62,7 @@ def test_any_public_network_serves_and_only_what_follows_it_is_trained(build, pr
     net = model(public)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     bounds = trainer(net, precompute=precompute, ema_decay=0.5).fit().optimizer.sensitivities()
-    assert list(bounds) == ["2.weight"] and bounds["2.weight"] == pytest.approx(1.0, rel=1e-3)
+    assert list(bounds) == ["2.weight"] and bounds["2.weight"] == pytest.approx(1.0, rel=2e-3)
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"2.weight"}  # running statistics included: they stay as they were
     assert not any(m.training for m in public.modules())

@@ -326,7 +326,7 @@ def test_the_constants_follow_the_loss_and_the_mode() -> None:
     assert run.optimizer.sensitivities()["9.weight"] == pytest.approx(whole * 0.1 / math.sqrt(2))
     run.model[2].radius = 0.05
     before = run.optimizer.sensitivities()["1.weight"]
-    assert before == pytest.approx(3.0 * 0.05, rel=1e-4)
+    assert before == pytest.approx(3.0 * 0.05, rel=1e-3)
     run.model.eval()  # the gradient balls are open now
     for p in run.model.parameters():
         p.data.mul_(100)

@@ -107,7 +107,8 @@ def test_half_precision_is_refused_and_double_has_the_bounds_of_single(name):
     model, shape = built(name)
     single = dplip.sensitivity(model, CrossEntropy(), shape)
     double = dplip.sensitivity(model.double(), CrossEntropy(), shape)
-    assert dict(double) == pytest.approx(dict(single), rel=1e-5)
+    assert dict(double) == pytest.approx(dict(single), rel=5e-5)
+    assert all(double[n] <= single[n] * (1 + 1e-9) for n in single)  # their roundings are fewer
     with pytest.raises(DPLipError):
         dplip.sensitivity(model.bfloat16(), CrossEntropy(), shape)
 

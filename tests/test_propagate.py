@@ -781,6 +781,79 @@ def test_half_precision_is_refused(dtype: torch.dtype) -> None:
         dplip.propagate(nn.Sequential(dn.BallProjection(1.0), nn.Linear(4, 4)).to(dtype), (4,))
 
 
+def complex_weight() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_parameter("phase", nn.Parameter(torch.ones(4, dtype=torch.complex64)))
+    return layer
+
+
+class Constant(nn.Module):
+    """A constant of some type that meets an example."""
+
+    def __init__(self, constant: Tensor, use: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("constant", constant)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(x, self.constant)
+
+
+OTHER_TYPES: dict[str, Callable[[], nn.Module]] = {
+    "complex factor": lambda: Constant(torch.tensor([1 + 100j]), lambda x, c: (x * c).abs()),
+    "complex term": lambda: Constant(torch.tensor([1 + 100j]), lambda x, c: (x + c).abs()),
+    "complex divisor": lambda: Constant(torch.tensor([1e-3j]), lambda x, c: (x / c).abs()),
+    "complex weight": complex_weight,
+    "half factor": lambda: Constant(torch.ones(4).half(), lambda x, c: x * c),
+    "sparse factor": lambda: Constant(torch.eye(4).to_sparse(), lambda x, c: x @ c),
+    "NaN": lambda: Constant(torch.full((4,), float("nan")), lambda x, c: x * c),
+    "infinity": lambda: Constant(torch.full((4,), float("inf")), lambda x, c: x + c),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TYPES)
+def test_constants_and_weights_of_which_the_bounds_say_nothing_are_refused(name: str) -> None:
+    with pytest.raises(DPLipError):
+        dplip.lipschitz(OTHER_TYPES[name](), (4,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float64])
+def test_whole_and_double_constants_are_bounded_by_their_values(dtype: torch.dtype) -> None:
+    model = Constant(torch.tensor([1, 0, 1, 1]).to(dtype), lambda x, c: x * c)
+    assert dplip.lipschitz(model, (4,)) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "function, said",
+    [(lambda x: (x, x), "returns a tuple"), (lambda x: {"y": x}, "returns a dict"), (lambda x: [x], "returns a list")],
+)
+def test_several_outputs_are_named_as_such(function: Callable[[Tensor], object], said: str) -> None:
+    assert said in refused(Calls(function), (4,))
+
+
+def test_batch_normalisation_is_an_affine_map_in_evaluation_mode_and_keeps_no_count_when_refused() -> None:
+    layer = nn.BatchNorm1d(4).requires_grad_(False).eval()
+    layer.running_var.fill_(0.25)
+    layer.running_mean.fill_(3.0)
+    assert dplip.lipschitz(layer, (4,)) == pytest.approx(2.0, rel=1e-3)
+    assert "mixes the examples" in refused(layer.train(), (4,))
+    assert float(layer.running_mean[0]) == 3.0 and int(layer.num_batches_tracked) == 0
+    assert "mixes the examples" in refused(nn.BatchNorm1d(4, track_running_stats=False).eval(), (4,))
+    with pytest.raises(UnboundedOperationError, match="'weight'"):
+        dplip.sensitivity(
+            nn.Sequential(dn.BallProjection(1.0), nn.BatchNorm1d(4).eval()), dplip.losses.CrossEntropy(), (4,)
+        )
+
+
+def test_walking_puts_back_every_weight_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).requires_grad_(False)).eval()
+    places = {k: (v.data_ptr(), v._version, v.clone()) for k, v in model.state_dict(keep_vars=True).items()}
+    dplip.propagate(model, (4,))
+    for k, v in model.state_dict(keep_vars=True).items():
+        place, version, values = places[k]
+        assert (v.data_ptr(), v._version) == (place, version) and torch.equal(v, values)
+
+
 def test_a_jump_hidden_in_a_leaf_is_found_by_its_class() -> None:
     """ZeroPad2d and ConstantPad2d share one forward; the rule of the first says nothing about the second."""
     padded, _ = dplip.propagate(nn.ZeroPad2d(1), (1, 3, 3), Norms((1, 3, 3), l2=1.0))

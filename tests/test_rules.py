@@ -1,5 +1,6 @@
 """Every rule against the worst case that a search can find, alone and in random compositions; the algebra of norms."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -35,6 +36,7 @@ import dplip
 from dplip import Norms, OperatorNorms
 from dplip import nn as dn
 from dplip.propagate import Walk
+from dplip.rounding import Rounding
 from dplip.rules import registry
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -52,6 +54,34 @@ def families(module: nn.Module) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------ rule by rule
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_float32_takes_no_operation_further_from_the_exact_one_than_is_claimed(sample: Sample) -> None:
+    module = sample.module().float()
+    walk = Walk(module, sample.shape)
+    if sample.name == "Frozen":
+        with pytest.raises(dplip.errors.UnboundedOperationError, match="not known to round"):
+            Rounding(walk, {}, 1)
+        return
+    generator = torch.Generator().manual_seed(0)
+    for family in families(module)[::3]:
+        set_weights(module, family)
+        with torch.no_grad():
+            claimed, exact = Rounding(walk, {}, 1), copy.deepcopy(module).double()
+            for size in (1e-3, 1.0, 1e4):
+                for x in (
+                    torch.randn(8, *sample.shape, generator=generator),
+                    torch.rand(8, *[1] * len(sample.shape), generator=generator).expand(8, *sample.shape),
+                ):
+                    _, sizes = claimed.at(x * size)
+                    errors = claimed.errors(sizes, Norms.zero(sample.shape))
+                    bound = claimed.of_scores(errors, torch.zeros(8, dtype=torch.int64))  # in l-infinity
+                    torch.manual_seed(0)
+                    found = module(x * size).double()
+                    torch.manual_seed(0)
+                    if not walk._probe.draws:
+                        assert ((found - exact((x * size).double())).abs().flatten(1).amax(1) <= bound[:, 0]).all()
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

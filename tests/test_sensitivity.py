@@ -248,6 +248,52 @@ def test_a_loss_that_declares_no_bound_is_refused(loss):
         dplip.sensitivity(plain(), loss, (6,))
 
 
+@pytest.mark.parametrize("features", [3072, 49_152])
+def test_the_rounding_of_a_wide_sum_is_within_the_sensitivity_of_what_follows(features):
+    """Regression: with one slack for every width, a float32 activation exceeded its bound by 9e-5 of it."""
+    model = nn.Sequential(nn.Linear(features, 1, bias=False), nn.Linear(1, 1, bias=False))
+    furthest = 0.0
+    for weight in (0.37, 0.9, 0.55):
+        with torch.no_grad():
+            model[0].weight.fill_(weight)
+            model[1].weight.fill_(1.0)
+        for grey in torch.linspace(0.5, 0.999, 40):
+            x = torch.full((1, features), float(grey))
+            exact = float(model[0].weight.detach()[0, 0].double() * x[0, 0].double()) * features
+            furthest = max(furthest, float(model(x).detach()) / exact)
+        x = torch.full((1, features), 0.7368990182876587)
+        declared = dplip.sensitivity(model, Hinge(), (features,), dplip.Norms((features,), l2=float(x.double().norm())))
+        model.zero_grad()
+        Hinge()(model(x), torch.zeros(1, 1)).backward()
+        assert float(model[1].weight.grad.double().norm()) <= declared["1.weight"]
+        assert declared["1.weight"] >= weight * float(x[0, 0]) * features * (furthest - 1e-12)
+    assert furthest > 1 + (1e-5 if features > 4000 else 1e-6)
+
+
+@pytest.mark.parametrize("features", [3072, 49_152])
+def test_the_rounding_of_a_wide_sum_on_the_way_back_is_within_the_sensitivity_of_what_precedes(features):
+    model = nn.Sequential(
+        dn.BallProjection(1.0), nn.Linear(1, 1, bias=False), nn.Linear(1, features), nn.Linear(features, 1)
+    )
+    furthest = 0.0
+    for weight in (0.37, 0.9, 0.813):
+        with torch.no_grad():
+            model[1].weight.fill_(1.0)
+            model[2].weight.fill_(weight)
+            model[2].bias.zero_()
+        for last in torch.linspace(0.5, 0.999, 40):
+            with torch.no_grad():
+                model[3].weight.fill_(float(last))
+            model.zero_grad()
+            Hinge()(model(torch.ones(1, 1)), torch.zeros(1, 1)).backward()
+            first, second = (layer.weight.detach()[0, 0].double() for layer in model[2:])
+            exact = float(first * second) * features
+            furthest = max(furthest, float(model[1].weight.grad.double().abs()) / exact)
+        declared = dplip.sensitivity(model, Hinge(), (1,))["1.weight"]
+        assert declared >= exact * furthest * (1 - 1e-9)
+        assert declared >= exact * (1 + 0.2 * features * 2.0**-24)
+
+
 def test_parameter_bounds_hold_for_an_output_cotangent_of_norm_one():
     torch.manual_seed(0)
     for layer, shape, norms in [

@@ -273,7 +273,7 @@ def test_the_plan_is_known_before_anything_is_spent_and_is_what_fit_spends():
     assert plan.event == GaussianEvent(plan.noise_multiplier, 0.25)
     assert 3.95 < plan.epsilon <= 4.0
     declared = dplip.sensitivity(run.model.train(), run.loss, (6,))
-    assert dict(plan.sensitivities) == pytest.approx(dict(declared), rel=1e-4)
+    assert all(1 < bound / declared[name] < 1.001 for name, bound in plan.sensitivities.items())  # of a sum in float32
     run.fit()
     assert run.accountant.history == [(plan.noise_multiplier, 0.25, 16)]
     assert run.get_epsilon() == run.get_epsilon(delta=DELTA) == plan.epsilon
@@ -342,7 +342,9 @@ def test_a_neighbour_of_the_data_is_trained_with_the_same_constants(count):
 
 
 def test_physical_batches_give_the_run_of_the_whole_batches():
-    whole, parts = (trainer(plain_seeded(), seed=3, max_physical_batch_size=m).fit() for m in (None, 3))
+    # So little noise that its scale, which grows with the rounding of the parts' sums, does not show.
+    runs = (trainer(plain_seeded(), seed=3, max_physical_batch_size=m, noise_multiplier=1e-4) for m in (None, 3))
+    whole, parts = (run.fit() for run in runs)
     assert whole.accountant.history == parts.accountant.history
     for a, b in zip(weights(whole), weights(parts), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -544,6 +546,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "neighboring": "add_remove",
         "seeded": False,
         "secure": False,
+        "distributed": None,
         "autocast": None,
         "public_size": 80,
         "tuning": "not accounted",

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_input
 
 from dplip.constraints import positive
 from dplip.errors import ConfigurationError
 from dplip.nn.gradient_ball import ROUNDING, row_norms, scale_into
+from dplip.nn.sums import of_convolution, of_products, of_rows
 from dplip.norms import Norms
 from dplip.rules.convolution import convolution, most_reads
-from dplip.rules.linear import AFFINE, linear
-from dplip.rules.registry import ENFORCED, Pullback, module_rule, rule
+from dplip.rules.linear import AFFINE, by_position, linear
+from dplip.rules.registry import ENFORCED, SUMMATIONS, Pullback, Summation, module_rule, rule
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,7 +55,7 @@ class BoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight, self.bias)
-        return _Linear.apply(x, self.weight, self.bias, self.radius)
+        return _Linear.apply(x, self.weight, self.bias, None, self.radius)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -85,20 +87,22 @@ class BoundedConv2d(nn.Conv2d):
         settings = (self.stride, self.padding, self.dilation, self.groups)
         padding = tuple((int(p), int(p)) for p in self.padding)
         reuse = math.sqrt(most_reads(tuple(x.shape[2:]), self.kernel_size, self.stride, padding, self.dilation))
-        return _Convolution.apply(x, self.weight, self.bias, self.radius, reuse, settings)
+        return _Convolution.apply(x, self.weight, self.bias, None, self.radius, reuse, settings)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
 
 
 def _bounded_rows(
-    x: Tensor, v: Tensor, weight: Tensor, radius: float, reuse: float, positions: int
+    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     """Inputs and cotangents for the weight, and cotangents for the bias when they are called for, in its type.
 
-    Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius.
+    Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius, if there is one.
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
+    if radius is None:
+        return x, v, lambda: v
     sizes, lengths = row_norms(x), row_norms(v)
     kept = torch.maximum(sizes, lengths) <= HUGE  # NaN is not
     # The pass is left out where it would change no row: what becomes of one must not depend on the others.
@@ -125,52 +129,98 @@ def _all(condition: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
+    """A linear map, or what it came to; without a radius, rows count as they are."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, radius: float) -> Tensor:
-        return F.linear(x, weight, bias)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None) -> Tensor:
+        return F.linear(x, weight, bias) if output is None else output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, ctx.radius = inputs
+        x, weight, _, given, ctx.radius = inputs
         ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(*[given] * (given is not None))  # returned as it is, and not as a view
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+        gradient = bias = below = None
         with torch.autocast(v.device.type, enabled=False):
-            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
-            gradient = scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
-            bias = for_bias().flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-            del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
-            below = v @ weight.to(v.dtype) if ctx.needs_input_grad[0] else None
-        return below, gradient, bias, None
+            if for_weight or for_bias:
+                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+                gradient = of_products(scaled.flatten(0, -2), inputs.flatten(0, -2)) if for_weight else None
+                bias = of_rows(sent().flatten(0, -2)) if for_bias else None
+                del inputs, scaled, sent  # a scaled copy is not held along with what comes next
+            below = v @ weight.to(v.dtype) if for_x else None
+        return below, gradient, bias, None, None
 
 
 class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, radius: float, reuse: float, settings: Any) -> Tensor:
-        return F.conv2d(x, weight, bias, *settings)
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor | None,
+        radius: float | None,
+        reuse: float,
+        settings: Any,
+    ) -> Tensor:
+        return F.conv2d(x, weight, bias, *settings) if output is None else output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, ctx.radius, ctx.reuse, ctx.settings = inputs
+        x, weight, _, given, ctx.radius, ctx.reuse, ctx.settings = inputs
         ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(*[given] * (given is not None))  # returned as it is, and not as a view
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+        settings, shapes = ctx.settings, (x.shape, weight.shape)
+        if v.ndim == 3:  # a sequence is an image of height 1
+            x, weight, v = (t.unsqueeze(2) for t in (x, weight, v))
+            settings = (*((n, *s) for n, s in zip((1, 0, 1), settings[:3], strict=True)), settings[3])
+        gradient = bias = below = None
         with torch.autocast(v.device.type, enabled=False):
-            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, v[0, 0].numel())
-            gradient = conv2d_weight(inputs, weight.shape, scaled, *ctx.settings)
-            bias = for_bias().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-            del inputs, scaled, for_bias  # a scaled copy is not held along with what comes next
-            down = weight.to(v.dtype)
-            below = conv2d_input(x.shape, down, v, *ctx.settings) if ctx.needs_input_grad[0] else None
-        return below, gradient, bias, None, None, None
+            if for_weight or for_bias:
+                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, v[0, 0].numel())
+                if for_weight:
+                    gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
+                bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
+                del inputs, scaled, sent  # a scaled copy is not held along with what comes next
+            if for_x:
+                below = conv2d_input(x.shape, weight.to(v.dtype), v, *settings).reshape(shapes[0])
+        return below, gradient, bias, None, None, None, None
+
+
+def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+    """A hook for the layers of torch: the same output, whose backward pass sums over the batch in blocks."""
+    kind = SUMMED.get(type(module).forward)
+    alone = kind is None or (module.training and hasattr(module, "radius"))  # there is nothing to do, or it is done
+    if alone or not (isinstance(output, Tensor) and output.requires_grad and module.weight.requires_grad):
+        return None
+    if kind is _Linear:
+        return _Linear.apply(args[0], module.weight, module.bias, output.detach(), None)
+    x, padding = args[0], module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * (x.ndim - 2)
+    settings = (module.stride, padding, module.dilation, module.groups)
+    return _Convolution.apply(x, module.weight, module.bias, output.detach(), None, 1.0, settings)
+
+
+SUMMED: dict[Any, Any] = {
+    **dict.fromkeys((nn.Linear.forward, BoundedLinear.forward), _Linear),
+    **dict.fromkeys((nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward), _Convolution),
+}
+"""The layers that :func:`summed` is for, by the ``forward`` that runs."""
 
 
 def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:
@@ -200,6 +250,9 @@ def bounded_convolution(module: BoundedConv2d, x: Norms) -> tuple[Norms, Pullbac
 
 AFFINE.add(bounded_linear)
 ENFORCED.update({bounded_linear, bounded_convolution})
+SUMMATIONS[linear] = SUMMATIONS[bounded_linear] = lambda _, output: replace(by_position(_, output), blocked=True)
+# One example's positions are summed by themselves.
+SUMMATIONS[convolution] = SUMMATIONS[bounded_convolution] = lambda _, output: Summation(blocked=True)
 
 
 def bound_gradients(model: M, radius: float = 1.0) -> M:

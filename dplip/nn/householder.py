@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms, least, times
-from dplip.rules.registry import Pullback, rule
+from dplip.rules.registry import SUMMATIONS, Pullback, Summation, rule
 
 
 class Householder(nn.Module):
@@ -52,3 +52,7 @@ def householder(module: Householder, x: Norms) -> tuple[Norms, Pullback]:
         return (jacobian.T(v, x.shape),), {"theta": gradient}
 
     return output, pullback
+
+
+# An angle turns a pair of entries at each position: four products, of together at most twice the bound's magnitude.
+SUMMATIONS[householder] = lambda parameter, output: Summation(8 * math.prod(output) // parameter[0])

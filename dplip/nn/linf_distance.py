@@ -14,7 +14,7 @@ from dplip.nn.distance import finite, max_distance
 from dplip.nn.power_mean import mean_distance
 from dplip.norms import Norms, OperatorNorms, times
 from dplip.rules.convolution import output_size, reads
-from dplip.rules.registry import Pullback, refuse_module, rule, through
+from dplip.rules.registry import SUMMATIONS, Pullback, Summation, refuse_module, rule, through
 
 
 class Relaxed(nn.Module):
@@ -203,3 +203,11 @@ def linf_distance_2d(module: LInfDistance2d, x: Norms) -> tuple[Norms, Pullback]
     reuse = math.prod(reads(n, k, s, pad, 1) for n in x.shape[1:])
     features = module.weight[0].numel()
     return bound_distance(x, module.weight, module.bias, shape, peaks(module.p, features), axis=0, reuse=max(reuse, 1))
+
+
+def by_points(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
+    """One term for each of an example's positions, of which each has all points."""
+    return Summation(math.prod(output) // parameter[0])
+
+
+SUMMATIONS[linf_distance] = SUMMATIONS[linf_distance_2d] = by_points

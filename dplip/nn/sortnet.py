@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.distance import finite, max_distance, ranked_distance
-from dplip.nn.linf_distance import Relaxed, bound_distance, exponent, peaks
+from dplip.nn.linf_distance import Relaxed, bound_distance, by_points, exponent, peaks
 from dplip.nn.power_mean import mean_distance
 from dplip.norms import Norms
-from dplip.rules.registry import Pullback, refuse_module, rule
+from dplip.rules.registry import SUMMATIONS, Pullback, refuse_module, rule
 
 
 class SortNetLinear(Relaxed):
@@ -94,3 +94,6 @@ def sortnet_linear(module: SortNetLinear, x: Norms) -> tuple[Norms, Pullback]:
     ranked = (math.sqrt(sum(w * w for w in omega)) * slack, omega[0] * slack)
     bounds = peaks(module.p, module.in_features) if module.training else ranked
     return bound_distance(x, module.weight, module.bias, (*x.shape[:-1], module.out_features), bounds)
+
+
+SUMMATIONS[sortnet_linear] = by_points

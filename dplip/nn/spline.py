@@ -14,7 +14,7 @@ from dplip.errors import ConfigurationError
 from dplip.nn.piecewise import pieces, piecewise_linear
 from dplip.nn.spline_constraints import EntryRange, SplineProj, centred
 from dplip.norms import ROUNDING, Bound, Norms, OperatorNorms, least, times
-from dplip.rules.registry import Pullback, refuse_module, rule
+from dplip.rules.registry import SUMMATIONS, Pullback, Summation, refuse_module, rule
 from dplip.rules.shape import example_axis
 
 
@@ -249,3 +249,6 @@ def spline(module: Spline, x: Norms) -> tuple[Norms, Pullback]:
         return (jacobian.T(v, x.shape),), gradients
 
     return output, pullback
+
+
+SUMMATIONS[spline] = lambda parameter, output: Summation(math.prod(output), exact=True)

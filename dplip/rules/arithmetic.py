@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dplip.norms import Norms, OperatorNorms, least, times
-from dplip.rules.registry import Call, Pullback, rule, through
+from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule, through
 from dplip.rules.shape import example_axis
 
 
@@ -109,6 +109,14 @@ def mul(call: Call, input: Any, other: Any) -> tuple[Norms, Pullback]:
         return (hadamard(v, scale).sum_to(x.shape),), {factor: gradient}
 
     return hadamard(wide, scale), pullback
+
+
+def by_copies(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
+    """One term for each place that an entry is broadcast to."""
+    return Summation(max(1, math.prod(output) // max(1, math.prod(parameter))))
+
+
+SUMMATIONS[add] = SUMMATIONS[sub] = SUMMATIONS[mul] = by_copies
 
 
 @rule(operator.truediv, torch.div, torch.divide, torch.true_divide, torch.Tensor.div)

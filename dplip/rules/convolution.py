@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dplip import operators
 from dplip.norms import Norms
 from dplip.rules.linear import by_tensor, outer
-from dplip.rules.registry import Call, Pullback, refuse_module, rule
+from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, refuse_module, rule
 
 
 def output_size(n: int, k: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
@@ -131,3 +131,6 @@ def functional_convolution(
     dilations = _each(dilation, axes)
     pads = _padding(padding, taps, dilations)
     return by_tensor(_convolution(input, weight, bias, _each(stride, axes), pads, dilations, groups), weight, bias)
+
+
+SUMMATIONS[functional_convolution] = lambda parameter, output: Summation(math.prod(output[1:]))

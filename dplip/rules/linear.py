@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dplip import operators
 from dplip.norms import Norms, OperatorNorms, least, times
-from dplip.rules.registry import Call, Pullback, rule
+from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule
 
 
 def outer(x: Norms, v: Norms, shape: tuple[int, ...], reuse: float = 1.0) -> Norms:
@@ -69,6 +69,14 @@ def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | N
     return by_tensor(_linear(input, weight, bias), weight, bias)
 
 
+def by_position(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
+    """One term for each of an example's positions, of which each has all outputs."""
+    return Summation(math.prod(output[:-1]))
+
+
+SUMMATIONS[functional_linear] = by_position
+
+
 @rule(operator.matmul, torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm)
 def product(call: Call, input: Norms, other: Tensor) -> tuple[Norms, Pullback]:
     """``x @ W``: the linear layer with the weight W^T."""
@@ -79,6 +87,9 @@ def product(call: Call, input: Norms, other: Tensor) -> tuple[Norms, Pullback]:
     if other.ndim != 2 or not input.shape:
         call.refuse("is not of an example's last axis and a matrix.", "Use x @ w with w of shape (inputs, outputs).")
     return by_tensor(_mapped(input, operators.matrix(other).T, other.shape[1], other, None), other, None)
+
+
+SUMMATIONS[product] = by_position
 
 
 def by_tensor(bounded: tuple[Norms, Pullback], weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:

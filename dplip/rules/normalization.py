@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
-from dplip.norms import Norms, OperatorNorms, below, root, times
-from dplip.rules.registry import Pullback, refuse_module, rule
+from dplip.norms import ROUNDING, Norms, OperatorNorms, below, largest, root, times
+from dplip.rules.registry import Pullback, refuse_module, rule, through
 
 CANCELLATION = 2.0**-18
 """Error of a float32 variance relative to the square of the largest entry: some 64 roundings; observed 8."""
@@ -56,3 +57,17 @@ def instance_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
     if module.track_running_stats:
         refuse_module(module, "keeps statistics of the batch.", "Build it with track_running_stats=False.")
     return _normalised(x, math.prod(x.shape[1:]), module.eps)
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
+    """In evaluation mode (the trace refuses any other): each channel times a constant, plus a constant."""
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    offset = torch.zeros_like(scale)
+    if module.affine:
+        scale, offset = scale * module.weight.detach(), module.bias.detach()
+    shift = offset - module.running_mean * scale
+    rounded = ROUNDING * (offset.abs() + (module.running_mean * scale).abs())  # they may cancel
+    channels = (-1, *[1] * (len(x.shape) - 1))
+    jacobian = OperatorNorms.diagonal(largest(Norms.of(scale).linf) * (1 + ROUNDING))
+    return through(jacobian, x, x.shape, Norms.of((shift.abs() + rounded).reshape(channels)).repeat(x.shape))

@@ -27,6 +27,33 @@ ENFORCED: set[Rule] = set()
 """Rules of layers that hold each example's gradient of their own parameters to a bound by themselves, computed in the
 parameters' type from whatever input and cotangent they are given: see :mod:`dplip.half_precision`."""
 
+
+@dataclass(frozen=True)
+class Summation:
+    """How the gradient of a parameter is summed over examples, and over the positions of one.
+
+    Attributes:
+        terms: the most terms that one example adds to an entry.
+        blocked: whether in blocks (:mod:`dplip.nn.sums`), or else in an order that is left to the machine.
+        exact: whether in float64.
+        uses: of the parameter, whose sums are added up.
+    """
+
+    terms: int = 1
+    blocked: bool = False
+    exact: bool = False
+    uses: int = 1
+
+    def __add__(self, other: Summation) -> Summation:
+        """Of two uses: neither is off by more of its own magnitude than the worse."""
+        both = self.blocked and other.blocked, self.exact and other.exact
+        return Summation(max(self.terms, other.terms), *both, self.uses + other.uses)
+
+
+SUMMATIONS: dict[Rule, Callable[[tuple[int, ...], tuple[int, ...]], Summation]] = {}
+"""For a rule, how a parameter's gradient is summed, from the shapes of the parameter and of one example's output. Where
+nothing is said, each entry of the output adds a term to each entry of the parameter."""
+
 R = TypeVar("R", bound=Rule)
 
 HARMLESS = {

@@ -34,7 +34,11 @@ def mutant(name: str, file: str, old: str, new: str, caught_by: str) -> Mutant:
 ADD = "self.noise.add_(p.grad, stds[name])"
 CHARGE = "        if self._charge is not None:\n            self._charge(self.event)\n"
 SUM = "values.sum() if reduction"
-LINEAR_BACKWARD = "            inputs, scaled, for_bias = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+AUTOCAST_OFF = "        with torch.autocast(v.device.type, enabled=False):\n"
+LINEAR_BACKWARD = (
+    "            if for_weight or for_bias:\n"
+    "                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+)
 MASK = "np.flatnonzero(self._generator.random(self._size) < self.sample_rate)"
 
 NOISE = [
@@ -75,15 +79,15 @@ NOISE = [
     ),
     mutant(
         "noise fixed by torch.manual_seed",
-        "noise.py",
-        "np.random.SFC64(self._seed)",
-        "np.random.SFC64(torch.initial_seed())",
+        "secret.py",
+        "np.random.SeedSequence(self._seed, spawn_key=self._key)",
+        "np.random.SeedSequence(torch.initial_seed())",
         "test_noise.py::test_global_seeds_do_not_touch_it",
     ),
     mutant(
         "noise repeated by a forked process",
-        "noise.py",
-        "if self._process != os.getpid() and not self.seeded:",
+        "secret.py",
+        "if self._process != os.getpid():",
         "if False:",
         "test_noise.py::test_a_forked_process_never_repeats_the_draws",
     ),
@@ -145,18 +149,17 @@ STEP = [
     mutant(
         "noise for every physical batch, counted once a step",
         "optimizer.py",
-        "self._accumulating = self.batches.number\n            return",
-        "self._accumulating = self.batches.number\n"
+        "            self._collect()\n            return",
         "            for p in self.model.parameters():\n"
         "                p.grad is None or self.noise.add_(p.grad, 1.0)\n"
-        "            return",
+        "            self._collect()\n            return",
         "test_optimizer.py::test_physical_batches_give_the_step_of_the_whole_batch_with_one_draw_of_noise",
     ),
     mutant(
         "bounds of the first weights for ever",
         "optimizer.py",
-        "bounds = self.sensitivities()\n        self._warn",
-        "self._first = bounds = getattr(self, '_first', None) or self.sensitivities()\n        self._warn",
+        "bounds = self._bounds(self._witness.rows)\n",
+        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._witness.rows)\n",
         "test_optimizer.py::test_the_noise_follows_every_change_of_the_model_between_steps",
     ),
     mutant(
@@ -189,8 +192,8 @@ STEP = [
     mutant(
         "the blank row of an empty batch is learned from",
         "optimizer.py",
-        "elif empty:",
-        "elif False:",
+        "elif p.grad is None or empty:",
+        "elif p.grad is None:",
         "test_optimizer.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
     ),
     mutant(
@@ -231,9 +234,53 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "optimizer.py",
-        " * (1 + self.expected_batch_size * _SUMMED)",
+        " * (1 + rounding[name])",
         "",
-        "test_numerics.py::test_the_rounding_of_a_large_sum_is_covered",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "a batch summed in one go in bounded layers",
+        "nn/sums.py",
+        "BLOCK = 128",
+        "BLOCK = 1 << 30",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "the layers of torch sum as they like",
+        "witness.py",
+        "if type(module).forward in SUMMED:",
+        "if False:",
+        "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "the gradient of a convolution as torch sums it",
+        "nn/sums.py",
+        "    channels, positions = v.shape[1], math.prod(v.shape[2:])\n",
+        "    channels, positions = v.shape[1], math.prod(v.shape[2:])\n"
+        "    size = (channels, x.shape[1] // groups, *taps)\n"
+        "    return torch.nn.grad.conv2d_weight(x, size, v, stride, padding, dilation, groups)\n",
+        "test_sums.py::test_neighbouring_sums_of_a_convolution_lie_within_the_sensitivity",
+    ),
+    mutant(
+        "an order that is left to the machine trusted",
+        "nn/sums.py",
+        "blocked else n * terms\n",
+        "blocked else 1\n",
+        "test_sums.py::test_any_order_of_a_sum_is_covered",
+    ),
+    mutant(
+        "parts of a batch by place, so that one more example moves them all",
+        "loader.py",
+        "part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))",
+        "part = torch.arange(len(chosen)) * self._part_count // max(1, len(chosen))",
+        "test_sums.py::test_one_more_example_changes_its_own_part_alone",
+    ),
+    mutant(
+        "parts of a batch added in the type of the parameters",
+        "optimizer.py",
+        "p.grad.double() if",
+        "p.grad.clone() if",
+        "test_sums.py::test_parts_are_added_in_float64",
     ),
 ]
 
@@ -674,8 +721,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "autocast left on where a bounded layer makes its gradient",
         "nn/bounded.py",
-        "x, weight = ctx.saved_tensors\n        with torch.autocast(v.device.type, enabled=False):\n" + LINEAR_BACKWARD,
-        "x, weight = ctx.saved_tensors\n        if True:\n" + LINEAR_BACKWARD,
+        AUTOCAST_OFF + LINEAR_BACKWARD,
+        "        if True:\n" + LINEAR_BACKWARD,
         "test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
     ),
     mutant(
@@ -716,8 +763,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "gradients edited after the backward pass",
         "witness.py",
-        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n\n",
-        "\n",
+        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n        layers",
+        "        layers",
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
     mutant(
@@ -819,8 +866,8 @@ MEAN = [
     ),
     mutant(
         "edits through .data unseen",
-        "witness.py",
-        "if t.numel() and t.is_floating_point()]",
+        "fingerprint.py",
+        "if t.is_floating_point() or t.is_complex()]",
         "if False]",
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
@@ -848,7 +895,7 @@ MEAN = [
     mutant(
         "stored norms of a buffer that has changed",
         "operators.py",
-        "if found is None or version != tensor._version:",
+        "if found is None or not torch.equal(values, tensor):",
         "if found is None:",
         "test_whitening.py::test_the_norms_of_a_fixed_layer_follow_its_buffer",
     ),
@@ -872,15 +919,15 @@ WEIGHTS_MOVED = [
     mutant(
         "a hook on an accumulator not seen",
         "arrivals.py",
-        "if any(bool(torch.stack(found).any()) for found in by_device.values()):",
+        "if self._found and bool(torch.stack(self._found).any()):",
         "if False:",
         "test_wrapped.py::test_a_hook_on_what_accumulates_a_gradient_is_seen",
     ),
     mutant(
         "a gradient beside the model's output not seen",
         "arrivals.py",
-        "elif sent is not gradient:",
-        "elif False:",
+        "self._found.append(_differ(sent, gradient))",
+        "sent = gradient.clone()",
         "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
     ),
     mutant(
@@ -934,6 +981,310 @@ WEIGHTS_MOVED = [
     ),
 ]
 
+THE_TRACE_IS_THE_MODEL = [
+    mutant(
+        "a trace that is not compared by value",
+        "propagate.py",
+        "return made is None or agree(",
+        "return True or agree(",
+        "test_optimizer.py::test_the_bounds_follow_what_the_forward_reads_that_is_no_attribute",
+    ),
+    mutant(
+        "what the forward read taken for what is read at the step",
+        "propagate.py",
+        "self._rows.of_model() if rows is None else rows",
+        "self._rows.of_model()",
+        "test_optimizer.py::test_what_the_forward_read_must_still_hold_at_the_step",
+    ),
+    mutant(
+        "code of others taken for ours",
+        "fingerprint.py",
+        'startswith(("torch.nn.", "dplip."))',
+        'startswith(("t", "dplip."))',
+        "test_optimizer.py::test_the_bounds_follow_what_the_forward_reads_that_is_no_attribute",
+    ),
+    mutant(
+        "gradients of the public rows not compared",
+        "witness.py",
+        "gradients=self._passes % BACKWARD == 0",
+        "gradients=False",
+        "test_optimizer.py::test_a_gradient_that_changes_alone_is_seen",
+    ),
+    mutant(
+        "weights as they are at trace time only",
+        "trace.py",
+        "t.data = old * (1 + torch.rand_like(old) / 2) + torch.rand_like(old) / 8",
+        "t.data = old",
+        "test_optimizer.py::test_a_number_read_off_a_weight_a_buffer_or_the_mode_is_refused",
+    ),
+    mutant(
+        "further arguments unseen",
+        "witness.py",
+        "if len(args) != 1 or kwargs:",
+        "if False:",
+        "test_optimizer.py::test_further_arguments_of_the_model_are_refused",
+    ),
+    mutant(
+        "the norms that a loss held unseen",
+        "witness.py",
+        "if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):",
+        "if False:",
+        "test_optimizer.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
+    ),
+    mutant(
+        "a stored bound for a loss whose norms have changed",
+        "optimizer.py",
+        "state = fingerprint(self.loss), self.loss.gradient_norms(shape)",
+        "state = fingerprint(self.loss)",
+        "test_optimizer.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
+    ),
+    mutant(
+        "values that mix unseen",
+        "mixing.py",
+        "return _values_mix(drawn, rows, alone) or _gradients_mix(",
+        "return _gradients_mix(",
+        "test_mixing.py::test_a_front_end_without_gradients_that_mixes_examples_is_refused",
+    ),
+    mutant(
+        "gradients that mix unseen",
+        "mixing.py",
+        "return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone)",
+        "return _values_mix(drawn, rows, alone)",
+        "test_mixing.py::test_a_rule_does_not_make_up_for_mixing",
+    ),
+    mutant(
+        "only mild rows beside",
+        "mixing.py",
+        "for sizes in ((1.0,), (1e4, 0.0, -1e8), (math.nan, math.inf)):",
+        "for sizes in ((1.0,),):",
+        "test_mixing.py::test_a_front_end_without_gradients_that_mixes_examples_is_refused",
+    ),
+    mutant(
+        "only the first row looked at",
+        "mixing.py",
+        "kept = sorted({0, count // 2, count - 1})",
+        "kept = [0]",
+        "test_mixing.py::test_values_alone_show_that_any_row_mixes",
+    ),
+    mutant(
+        "a loss that mixes accepted",
+        "losses.py",
+        "values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])",
+        "True",
+        "test_mixing.py::test_a_loss_that_looks_at_the_batch_is_refused",
+    ),
+    mutant(
+        "complex values accepted",
+        "norms.py",
+        "tensor.dtype in (*FLOATS, *_WHOLE)",
+        "True",
+        "test_propagate.py::test_constants_and_weights_of_which_the_bounds_say_nothing_are_refused",
+    ),
+    mutant(
+        "batch normalisation in training mode accepted",
+        "trace.py",
+        "(module.training or module.running_mean is None)",
+        "False",
+        "test_propagate.py::test_batch_normalisation_is_an_affine_map_in_evaluation_mode_and_keeps_no_count_when_refused",
+    ),
+    mutant(
+        "the variance of a frozen normalisation forgotten",
+        "rules/normalization.py",
+        "scale = (module.running_var.double() + module.eps).rsqrt()",
+        "scale = torch.ones_like(module.running_var.double())",
+        "test_propagate.py::test_batch_normalisation_is_an_affine_map_in_evaluation_mode_and_keeps_no_count_when_refused",
+    ),
+]
+
+SECRETS = "test_secret.py::test_"
+RANDOMNESS = [
+    mutant(
+        "masks that go by place, from a state that others may know",
+        "witness.py",
+        "if torch.is_grad_enabled():  # a global",
+        "if False:  # a global",
+        f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
+    ),
+    mutant(
+        "masks of a seed of 32 bits",
+        "secret.py",
+        "torch.default_generator.set_state(_state(bits))",
+        "torch.default_generator.manual_seed(int(bits.random_raw()))",
+        f"{SECRETS}the_whole_state_of_torchs_generator_is_secret",
+    ),
+    mutant(
+        "masks of dropout by the processor's generator of 31 bits",
+        "secret.py",
+        "if func in _AXES and",
+        "if False and",
+        f"{SECRETS}dropout_does_not_go_by_torchs_generator",
+    ),
+    mutant(
+        "other masks where activations are computed again",
+        "secret.py",
+        " and _top_saved_tensors_default_hooks(True) is None:",
+        ":",
+        f"{SECRETS}what_is_computed_again_has_the_mask_that_it_had",
+    ),
+    mutant(
+        "a secret state left behind for all to read",
+        "secret.py",
+        "            generator.set_state(state)\n",
+        "            pass\n",
+        f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
+    ),
+    mutant(
+        "a secret state left behind by a pass that failed",
+        "witness.py",
+        "with_kwargs=True, always_call=True",
+        "with_kwargs=True",
+        f"{SECRETS}a_pass_that_fails_gives_the_global_state_back",
+    ),
+    mutant(
+        "augmentation that goes by place, from a state that others may know",
+        "loader.py",
+        "with lent_to_readers(self._chance):",
+        "if True:",
+        f"{SECRETS}augmentation_follows_no_known_seed",
+    ),
+    mutant(
+        "a model that draws from numpy's generator",
+        "trace.py",
+        "if after[1:] != before[1:]:",
+        "if False:",
+        f"{SECRETS}a_model_that_draws_from_other_generators_is_refused",
+    ),
+    mutant(
+        "a copied loader with the same batches to come",
+        "secret.py",
+        "return (type(self), (None, *self._key))",
+        "return __import__('copyreg')._reduce_ex(self, 1)",
+        f"{SECRETS}a_copied_loader_draws_other_batches",
+    ),
+    mutant(
+        "a copied loader of one seed",
+        "secret.py",
+        "        if self.seeded:\n            raise",
+        "        if False:\n            raise",
+        f"{SECRETS}a_seeded_loader_is_not_copied",
+    ),
+    mutant(
+        "a forked process with the same batches and masks to come",
+        "secret.py",
+        "if self._process != os.getpid():",
+        "if False:",
+        f"{SECRETS}a_forked_process_draws_other_batches",
+    ),
+    mutant(
+        "one batch that two processes go on with",
+        "loader.py",
+        "if process != os.getpid():",
+        "if False:",
+        f"{SECRETS}an_iteration_that_had_begun_does_not_go_on_in_a_fork",
+    ),
+    mutant(
+        "several processes, as the launcher says, unseen",
+        "processes.py",
+        "if count.isdigit() and int(count) > 1:",
+        "if False:",
+        "test_processes.py::test_one_of_several_processes_is_refused",
+    ),
+    mutant(
+        "a process group that comes up later unseen",
+        "processes.py",
+        "        if size > 1:",
+        "        if False:",
+        "test_processes.py::test_a_group_that_comes_up_later_is_seen",
+    ),
+    mutant(
+        "processes looked at only at first",
+        "optimizer.py",
+        "        self._process.require()\n",
+        "",
+        "test_processes.py::test_a_step_is_refused_once_there_are_other_processes",
+    ),
+    mutant(
+        "a forked optimizer whose steps no budget counts",
+        "processes.py",
+        "if self._process != os.getpid():",
+        "if False:",
+        "test_processes.py::test_a_fork_of_what_was_made_takes_no_step",
+    ),
+]
+
+ROUNDINGS = [
+    mutant(
+        "one slack for sums of every width",
+        "rounding.py",
+        "half = n / 2 / (1 - min(n * 2.0**-24, 0.5)) if n < 2.0**23 else math.inf",
+        "half = 8.0",
+        "test_certify.py::test_no_grey_image_of_another_class_lies_within_a_radius_of_a_wide_layer",
+    ),
+    mutant(
+        "a rounding on the way counted once",
+        "rounding.py",
+        "[times(s[top], n) for s, n",
+        "[times(torch.ones_like(s[top]), n) for s, n",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "the rounding of the input itself taken for that within the radius",
+        "rounding.py",
+        "inputs = {n: sizes[n] + apart[n] for n in call.sources}",
+        "inputs = {n: sizes[n] for n in call.sources}",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "one of two branches taken to stay where it is",
+        "rounding.py",
+        "for n, jacobian in zip(call.sources, call.jacobians, strict=True):",
+        "for n, jacobian in [*zip(call.sources, call.jacobians, strict=True)][:1]:",
+        "test_certify.py::test_the_rounding_of_an_input_further_out_is_larger",
+    ),
+    mutant(
+        "scores in float64 taken to be exact where the model is in it",
+        "rounding.py",
+        "return 2.0 if self._exact is None",
+        "return 1.0 if self._exact is None",
+        "test_certify.py::test_the_roundings_that_are_allowed_for_cover_those_that_are_seen",
+    ),
+    mutant(
+        "an operation that is not known to round taken to be exact",
+        "rounding.py",
+        "            if found is None:\n                refuse(",
+        "            if found is None:\n                return EXACT\n                refuse(",
+        "test_certify.py::test_an_operation_that_is_not_known_to_round_is_refused_by_name_until_it_is_said_how",
+    ),
+    mutant(
+        "certificates under autocast",
+        "certify.py",
+        "if torch.is_autocast_enabled(kind):",
+        "if False:",
+        "test_certify.py::test_a_certificate_is_the_same_within_autocast_and_every_other_setting",
+    ),
+    mutant(
+        "roundings left out of the margin",
+        "certify.py",
+        "certified = _smallest(gaps - errors(every, farthest), self.slopes, top)",
+        "certified = _smallest(gaps, self.slopes, top)",
+        "test_certify.py::test_no_grey_image_of_another_class_lies_within_a_radius_of_a_wide_layer",
+    ),
+    mutant(
+        "wide sums taken to be exact going forward",
+        "rounding.py",
+        "if not kind.none and not kind.held:",
+        "if False:",
+        "test_sensitivity.py::test_the_rounding_of_a_wide_sum_is_within_the_sensitivity_of_what_follows",
+    ),
+    mutant(
+        "wide sums taken to be exact on the way back",
+        "rounding.py",
+        "            if kind.back:\n                inputs",
+        "            if False:\n                inputs",
+        "test_sensitivity.py::test_the_rounding_of_a_wide_sum_on_the_way_back_is_within_the_sensitivity_of_what_precedes",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -946,4 +1297,7 @@ MUTANTS = [
     *CERTIFICATES,
     *MEAN,
     *WEIGHTS_MOVED,
+    *THE_TRACE_IS_THE_MODEL,
+    *RANDOMNESS,
+    *ROUNDINGS,
 ]

@@ -1,0 +1,60 @@
+"""One process, one release: what trains in several processes at once is refused, unless it says what it means."""
+
+from __future__ import annotations
+
+import os
+
+import torch.distributed
+
+from dplip.errors import ConfigurationError
+
+INDEPENDENT = "independent"
+
+_COUNTS = "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"
+"""Where launchers say how many processes they have started."""
+
+
+class OwnProcess:
+    """The process that something private was made in, the only one in which it may release anything.
+
+    Args:
+        distributed: ``None``: refuse to be one of several; ``"independent"``: what each process releases is a release
+            of its own, and nothing is made of several, such as an average or the best.
+
+    Raises:
+        ConfigurationError: there are other processes, and nothing was said of them.
+    """
+
+    def __init__(self, distributed: str | None) -> None:
+        if distributed not in (None, INDEPENDENT):
+            raise ConfigurationError(f"distributed={distributed!r}: choose None or {INDEPENDENT!r}.")
+        self._alone, self._process = distributed is None, os.getpid()
+        self.require()
+
+    def require(self) -> None:
+        """Refuse a forked process, and, unless told otherwise, one of several; cheap enough for every step."""
+        if self._process != os.getpid():
+            raise ConfigurationError(
+                f"os.getpid()={os.getpid()}: this process was forked from {self._process}, which made the trainer or "
+                "the optimizer, and may train with it, too: steps that no budget of the other counts. Make it in the "
+                "process that trains."
+            )
+        if self._alone and (others := _others()):
+            raise ConfigurationError(
+                f"{others}: each process would train a model of its own on all of the data and spend the whole "
+                "budget; an average of the models, or the best of them, costs up to as many times that. Train in "
+                f"one process; or, if each process's model is a release of its own, pass distributed={INDEPENDENT!r}."
+            )
+
+
+def _others() -> str | None:
+    """What tells of other processes that train, too; None: nothing does."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size = torch.distributed.get_world_size()
+        if size > 1:
+            return f"torch.distributed.get_world_size()={size}"
+    for name in _COUNTS:
+        count = os.environ.get(name, "1").strip()
+        if count.isdigit() and int(count) > 1:
+            return f"{name}={count}"
+    return None

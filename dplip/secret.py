@@ -1,0 +1,165 @@
+"""Randomness that nobody else knows: sources that belong to one process, lent to what draws from global ones."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.overrides import TorchFunctionMode
+
+from dplip.errors import ConfigurationError
+
+
+class Secret:
+    """A source of random bits for the process that made it, seeded by the operating system.
+
+    A copy, an unpickled object and a forked process draw afresh: the state is never stored, and no two draw the same.
+
+    Args:
+        seed: fixes the draws, for tests: whoever knows it knows them. A seeded source cannot be copied, and a forked
+            process may not draw from it, as either would repeat its draws.
+        key: tells sources of one seed apart.
+
+    Guarantee: 128 bits of entropy, stretched by SFC64, a statistical generator and not a cryptographic one.
+    """
+
+    def __init__(self, seed: int | None = None, *key: int) -> None:
+        self._key = key
+        self.restart(seed)
+
+    def restart(self, seed: int | None) -> None:
+        """Draw from a new stream from now on: of this seed, or of fresh entropy."""
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ConfigurationError(f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None")
+        self._seed = seed
+        self._start()
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the draws were fixed by a seed; a report must say so."""
+        return self._seed is not None
+
+    @property
+    def bits(self) -> np.random.SFC64:
+        """The bits of this process."""
+        if self._process != os.getpid():  # a fork inherits the state: never draw it twice
+            if self.seeded:
+                raise ConfigurationError(
+                    f"seed={self._seed}: this process was forked from the one that made this seeded source, and both "
+                    "would draw the same; make another here"
+                )
+            self._start()
+        return self._bits
+
+    @property
+    def numbers(self) -> np.random.Generator:
+        """Numbers made of them."""
+        return np.random.Generator(self.bits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.seeded:
+            raise ConfigurationError(
+                f"seed={self._seed}: a copy would repeat this seeded source's draws; make one with another"
+            )
+        return (type(self), (None, *self._key))
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
+        self._bits = np.random.SFC64(np.random.SeedSequence(self._seed, spawn_key=self._key))
+
+
+@contextmanager
+def lent(secret: Secret, dropout: bool) -> Iterator[None]:
+    """Inside, torch's global generators are in states made of secret bits; then they are as they were.
+
+    So what draws from them inside owes nothing to ``torch.manual_seed``, and leaves nothing behind.
+
+    Args:
+        secret: what the states are made of.
+        dropout: whether dropout may run. On the CPU its masks are then made of secret bits directly: torch's own, on
+            an Intel processor, are one of 2^31 sequences.
+
+    Guarantee: on the CPU the whole state of torch's generator is replaced (as random as ``secret``); on a CUDA device
+    its seed of 64 bits.
+    """
+    on_devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    before = [(g, g.get_state()) for g in (torch.default_generator, *on_devices)]
+    bits = secret.bits
+    try:
+        torch.default_generator.set_state(_state(bits))
+        for generator in on_devices:
+            generator.manual_seed(int(bits.random_raw()))
+        if dropout:
+            with _Dropout(bits):
+                yield
+        else:
+            yield
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
+
+
+@contextmanager
+def lent_to_readers(secret: Secret) -> Iterator[None]:
+    """The same for code that reads examples, and may draw from numpy's and Python's global generators, too."""
+    before = np.random.get_state(), random.getstate()
+    try:
+        words = secret.bits.random_raw(_WORDS).view(np.uint32)
+        np.random.set_state(("MT19937", words[:_WORDS], _WORDS, 0, 0.0))
+        random.setstate((3, (*words[_WORDS:].tolist(), _WORDS), None))
+        with lent(secret, dropout=False):
+            yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
+
+
+_WORDS = 624  # of a Mersenne Twister, 32 bits each
+_FRESH = torch.Generator().manual_seed(0).get_state()
+
+
+def _state(bits: np.random.SFC64) -> Tensor:
+    """A state of torch's generator on the CPU, all of whose words are random."""
+    state = _FRESH.clone()
+    words = bits.random_raw(_WORDS // 2).view(np.uint32).astype(np.int64)
+    state.view(torch.int64)[3 : 3 + _WORDS] = torch.from_numpy(words)
+    return state
+
+
+class _Dropout(TorchFunctionMode):
+    """Dropout on the CPU by masks of given bits."""
+
+    def __init__(self, bits: np.random.SFC64) -> None:
+        super().__init__()
+        self._bits = bits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Compiled code has masks of its own, of 64 bits. What is to be computed again has to draw from torch's state.
+        if func in _AXES and not torch.compiler.is_compiling() and _top_saved_tensors_default_hooks(True) is None:
+            return self._drop(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _drop(self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        axes = _AXES[func]
+        usual = training and 0 < p < 1 and not inplace and input.device.type == "cpu"
+        if not usual or (axes and input.dim() != 2 + axes):
+            out: Tensor = func(input, p, training, inplace)
+            return out
+        shape = (*input.shape[: input.dim() - axes], *(1,) * axes)
+        count = int(np.prod(shape))
+        words = self._bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
+        keep = torch.from_numpy(words >= round(p * 2**32)).reshape(shape)
+        return input * keep.to(input.dtype).div_(1 - p)
+
+
+_AXES = {F.dropout: 0, F.dropout1d: 1, F.dropout2d: 2}
+"""How many of the last axes share one entry of a mask."""

@@ -78,12 +78,13 @@ def rehearse(scheduler: LRScheduler | None, steps: int) -> None:
                 rates = [float(group["lr"]) for group in twin.optimizer.param_groups]
             except Exception as wrong:
                 raise ConfigurationError(
-                    f"scheduler={name}: it fails after step {step} of the {steps} that the run takes ({first_line(wrong)}). "
-                    f"Build it for {steps} steps: it is stepped after every private step, not after every epoch."
+                    f"scheduler={name}: it fails after step {step} of the {steps} that the run takes "
+                    f"({first_line(wrong)}). Build it for {steps} steps: it is stepped after every private step, "
+                    "not after every epoch."
                 ) from None
             for rate in rates:
                 if not 0 <= rate < math.inf:
                     raise ConfigurationError(
-                        f"scheduler={name}: it sets lr={rate} after step {step} of {steps}; a learning rate is a finite "
-                        "number >= 0. Build it for all steps of the run."
+                        f"scheduler={name}: it sets lr={rate} after step {step} of {steps}; a learning rate is a "
+                        "finite number >= 0. Build it for all steps of the run."
                     )

@@ -28,6 +28,7 @@ class Arrivals:
 
     def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
         self._model, self._report = model, report
+        self._left: dict[int, Same] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -41,7 +42,7 @@ class Arrivals:
         self._due: dict[int, Tensor] = {}
         self._found: list[Tensor] = []  # whether something differs
         self._arrived: set[int] = set()
-        self._left: dict[int, Same] = {}
+        self._left = {}
 
     def follow(self, output: Tensor) -> None:
         """Watch what the graph of an output of the model sends to the weights, and what arrives there."""
@@ -116,12 +117,12 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 
 
 _BESIDE = (
-    "a gradient reached a weight otherwise than through the model's output (a penalty on the weights beside the loss, or a "
-    "part of the model called directly), and it may depend on the batch, so the bounds do not hold. Backward the loss "
-    "alone; weight_decay= of the optimizer acts after the noise."
+    "a gradient reached a weight otherwise than through the model's output (a penalty on the weights beside the loss, "
+    "or a part of the model called directly), and it may depend on the batch, so the bounds do not hold. Backward the "
+    "loss alone; weight_decay= of the optimizer acts after the noise."
 )
 _ALTERED = (
     "what lies in .grad is not what the backward pass brought there (a hook on a gradient or its accumulator, as "
-    "libraries of distributed training register, or an assignment before the pass), so the bounds are not those of what "
-    "would be released. Remove it, and leave .grad as backward() fills it."
+    "libraries of distributed training register, or an assignment before the pass), so the bounds are not those of "
+    "what would be released. Remove it, and leave .grad as backward() fills it."
 )

@@ -28,9 +28,9 @@ def require_distinct(dataset: Dataset[Any], size: int) -> None:
         copies = len(places) - len(np.unique(places))
         if copies:
             raise ConfigurationError(
-                f"dataset={type(dataset).__name__}: {copies} of its {size} entries are examples that are in it already (an "
-                "index twice in a Subset, a data set joined to itself, rows that share their memory), and whoever owns "
-                "one is charged for one. Keep every example once."
+                f"dataset={type(dataset).__name__}: {copies} of its {size} entries are examples that are in it already "
+                "(an index twice in a Subset, a data set joined to itself, rows that share their memory), and whoever "
+                "owns one is charged for one. Keep every example once."
             )
 
 

@@ -83,8 +83,8 @@ class DPLipOptimizer(Optimizer):
             sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
         half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
             layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
-        trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**: if
-            it keeps gradients of its own, what it releases has no noise. Reports name it.
+        trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
+            if it keeps gradients of its own, what it releases has no noise. Reports name it.
         distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
 
     Raises:
@@ -140,8 +140,8 @@ class DPLipOptimizer(Optimizer):
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
-        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are its
-        # own, and run around the whole of a private step.
+        # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are
+        # its own, and run around the whole of a private step.
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
         self._witness.draws = self._walk.draws
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
@@ -154,8 +154,8 @@ class DPLipOptimizer(Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._FIXED and name in vars(self):
             raise ConfigurationError(
-                f"{name}: what a step is charged for, or its noise, depends on it, so it stays what it was when the private "
-                "optimizer was made. Make another one."
+                f"{name}: what a step is charged for, or its noise, depends on it, so it stays what it was when the "
+                "private optimizer was made. Make another one."
             )
         super().__setattr__(name, value)
 
@@ -241,8 +241,8 @@ class DPLipOptimizer(Optimizer):
         """
         if closure is not None:
             raise ConfigurationError(
-                "closure: a private step uses one gradient, and would not run it. Call backward() first, then step() without "
-                "a closure; in Lightning, set automatic_optimization = False, and do both in training_step()."
+                "closure: a private step uses one gradient, and would not run it. Call backward() first, then step() "
+                "without a closure; in Lightning, set automatic_optimization = False, and do both in training_step()."
             )
         self._process.require()
         self._check_settings()
@@ -355,16 +355,16 @@ class DPLipOptimizer(Optimizer):
         return self._settings is not None and self._accumulating == self.batches.number
 
     def _check_settings(self) -> None:
-        """What the parts of one batch are trained with is the same for all of them, so that their number moves nothing."""
+        """The parts of one batch are all trained with the same, so that their number moves nothing."""
         self._watch_groups()
         present = settings(self.original)
         if self._accumulating != self.batches.number:
             self._settings = None
         if self._settings is not None and not same_settings(self._settings, present):
             raise ConfigurationError(
-                "step(): a learning rate, or another setting of the optimizer, has changed between the parts of one batch, "
-                "so it would depend on their number, which is private. Change it after the whole batch's step: if "
-                "loader.complete."
+                "step(): a learning rate, or another setting of the optimizer, has changed between the parts of one "
+                "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
+                "if loader.complete."
             )
         if not self.batches.complete:
             self._settings = present
@@ -373,8 +373,8 @@ class DPLipOptimizer(Optimizer):
         present = self.event, self.expected_batch_size
         if present != self._constants:
             raise ConfigurationError(
-                f"step(): the loader's batches are {present} now, and were {self._constants} when this optimizer was made, so "
-                "a charge would not be for what was drawn. Make another loader and another private optimizer."
+                f"step(): the loader's batches are {present} now, and were {self._constants} when this optimizer was "
+                "made, so a charge would not be for what was drawn. Make another loader and another private optimizer."
             )
 
     def _check_gradients(self, parameters: list[Tensor]) -> None:

@@ -419,8 +419,8 @@ class DPLipTrainer:
         """Of a step by hand too: its line is on the ledger before its noise is drawn."""
         if self._mean is not None and self.accountant.num_steps == 0:
             raise ConfigurationError(
-                "step(): the mean of PrivateMean is not released yet, and fit() releases it before its first step. Call "
-                "fit() first."
+                "step(): the mean of PrivateMean is not released yet, and fit() releases it before its first step. "
+                "Call fit() first."
             )
         if self._folder is None or self._folder.is_open:
             self._charge(event)

@@ -40,8 +40,9 @@ class OnlyPrivately(PublicHook):
     def __call__(self, *_: Any) -> None:
         if not self.open and self._private() is not None:
             raise ConfigurationError(
-                "optimizer.step(): this optimizer is wrapped by a private one, and its own step adds no noise. Call step() "
-                "of the optimizer that make_private() or DPLipOptimizer() returned (trainer.optimizer of a trainer)."
+                "optimizer.step(): this optimizer is wrapped by a private one, and its own step adds no noise. Call "
+                "step() of the optimizer that make_private() or DPLipOptimizer() returned (trainer.optimizer of "
+                "a trainer)."
             )
 
     def put(self, optimizer: Optimizer) -> None:
@@ -63,8 +64,9 @@ class Group(dict[str, Any]):
         incomplete = getattr(self, "incomplete", None)
         if incomplete is not None and incomplete():
             raise ConfigurationError(
-                f"param_groups: {name!r} is set while only a part of a batch was handed out, so its value would depend on the "
-                "number of parts, which is private. Step the scheduler after a step of the whole batch: if loader.complete."
+                f"param_groups: {name!r} is set while only a part of a batch was handed out, so its value would depend "
+                "on the number of parts, which is private. Step the scheduler after a step of the whole "
+                "batch: if loader.complete."
             )
         super().__setitem__(name, value)
 
@@ -90,9 +92,10 @@ def check_wrapped(optimizer: Any, trusted: bool) -> None:
     changed = _not_torchs(optimizer)
     if changed:
         raise ConfigurationError(
-            f"optimizer={type(optimizer).__name__}: its {changed} is not torch's own, so it may keep gradients of its own "
-            "and move the weights without the noise. Give an optimizer of torch.optim; if you have read the code and know "
-            "that it moves weights by what it finds in .grad at step() alone, in one process, say trust_optimizer=True."
+            f"optimizer={type(optimizer).__name__}: its {changed} is not torch's own, so it may keep gradients of its "
+            "own and move the weights without the noise. Give an optimizer of torch.optim; if you have read the code "
+            "and know that it moves weights by what it finds in .grad at step() alone, in one process, say "
+            "trust_optimizer=True."
         )
     hooks: list[Any] = [hook for table in _TABLES for hook in getattr(optimizer, table).values()]
     hooks += [*hooked_by_all._global_optimizer_pre_hooks.values(), *hooked_by_all._global_optimizer_post_hooks.values()]

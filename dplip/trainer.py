@@ -221,6 +221,7 @@ class DPLipTrainer:
         self._folder = None if output_dir is None else RunFolder(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._seconds = 0.0
+        self._begun: str | None = None  # from what, if it was to go on
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -262,6 +263,7 @@ class DPLipTrainer:
             event=event,
             releases=self._releases,
             trusted_optimizer=self.optimizer.trusted,
+            begun=self._begun,
         )
         if self.progress:
             tqdm.write(str(plan))
@@ -400,6 +402,7 @@ class DPLipTrainer:
                 "accuracy": self.certified_accuracy(radii, norm) if certified else [],
             },
             "time": {"train_seconds": self._seconds, "seconds_per_step": self._seconds / max(steps, 1)},
+            "resume": {"begun": self._begun, "numbers": [] if self._folder is None else self._folder.resumes},
             "versions": versions(),
         }
 
@@ -461,6 +464,10 @@ class DPLipTrainer:
             self.accountant = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
                 self.accountant.count(event)
+        if resume and not self._folder.going_on:
+            self._begun = f"anew: there was no ledger in {self.output_dir} to go on with"
+            if self.progress:
+                tqdm.write(f"begun {self._begun}")
         if begun_before:
             self._restore(self._folder)
 
@@ -473,7 +480,9 @@ class DPLipTrainer:
             self.optimizer.noise.restart(stream + 1)
         if self.scheduler is not None:
             advance(self.scheduler, done)
+        self._begun = f"again from the first weights: {done} steps are on the ledger, and there is no checkpoint"
         if checkpoint is not None:
+            self._begun = f"from the checkpoint after step {checkpoint.steps} of {done} that are on the ledger"
             load(checkpoint, self.model, self.optimizer, self._average)
             self._seconds = checkpoint.seconds
 

@@ -245,8 +245,8 @@ class Ledger:
             return
         if not record.events:
             raise LedgerError(
-                f"{self.path}, line {self._lines + 1}: the first step is torn, so that its cost is unknown; no step was "
-                "released yet, begin a new ledger"
+                f"{self.path}, line {self._lines + 1}: the first step is torn, so that its cost is unknown; no step "
+                "was released yet, begin a new ledger"
             )
         kind: Any = type(record.events[0])  # of all of them, or they would not have been read
         torn = {"step": self._steps + 1, **asdict(kind.worst(record.events)), "torn": True}

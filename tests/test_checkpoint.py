@@ -136,9 +136,7 @@ def test_copies_of_a_run_that_are_gone_on_with_are_told_apart_and_add_up(tmp_pat
     assert [step for step, _ in one.resumes] == [7] and one.resumes != two.resumes
     for folder, record in zip(folders, (one, two), strict=True):
         privacy = read_report(folder)["privacy"]
-        assert (
-            privacy["resumed"] == [number for _, number in record.resumes] and "after step 6 of 7" in privacy["begun"]
-        )
+        assert privacy["resumed"] == [number for _, number in record.resumes] and "after step 6 of 7" in said["begun"]
     both = create_accountant("rdp")
     for event in [*one.events, *two.events]:
         both.count(event)
@@ -150,7 +148,7 @@ def test_copies_of_a_run_that_are_gone_on_with_are_told_apart_and_add_up(tmp_pat
 def test_a_run_says_that_it_began_anew_where_there_was_nothing_to_go_on_with(tmp_path):
     run = trainer(tmp_path).fit(resume=True)
     assert "begun             anew" in str(run.plan())
-    assert read_report(tmp_path)["privacy"]["begun"].startswith("anew")
+    assert read_report(tmp_path)["resume"]["begun"].startswith("anew")
 
 
 def test_resuming_begins_a_run_where_there_is_none(tmp_path):

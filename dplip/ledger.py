@@ -241,6 +241,10 @@ class Ledger:
                     f"{self.path}: {name}={getattr(record, name)!r} on record, {name}={expected[name]!r} "
                     "now: one ledger is one run; continue with the recorded value, or begin a new ledger"
                 )
+        if content[end:].startswith(b'{"resumed"'):  # torn, and no step
+            self._file.seek(end)
+            self._file.truncate()
+            return
         if end == len(content):
             return
         if not record.events:

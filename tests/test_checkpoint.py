@@ -135,8 +135,8 @@ def test_copies_of_a_run_that_are_gone_on_with_are_told_apart_and_add_up(tmp_pat
     assert one.chains[:8] == two.chains[:8] and not set(one.chains[8:]) & set(two.chains[8:])
     assert [step for step, _ in one.resumes] == [7] and one.resumes != two.resumes
     for folder, record in zip(folders, (one, two), strict=True):
-        privacy = read_report(folder)["privacy"]
-        assert privacy["resumed"] == [number for _, number in record.resumes] and "after step 6 of 7" in said["begun"]
+        said = read_report(folder)["resume"]
+        assert said["numbers"] == [number for _, number in record.resumes] and "after step 6 of 7" in said["begun"]
     both = create_accountant("rdp")
     for event in [*one.events, *two.events]:
         both.count(event)

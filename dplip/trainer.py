@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from dplip import front
 from dplip.accounting import NEIGHBORING, Event, create_accountant
 from dplip.annealing import check_scheduler, rehearse
-from dplip.budget import Budget
+from dplip.budget import Budget, Fixed
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, dual_of, evaluation, predictions
 from dplip.checkpoint import write_whole
@@ -54,7 +54,7 @@ LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
 """The same in l-infinity."""
 
 
-class DPLipTrainer:
+class DPLipTrainer(Fixed):
     """Trains a Lipschitz model with differential privacy and without clipping.
 
     Args:
@@ -102,6 +102,8 @@ class DPLipTrainer:
     Guarantee: the weights after any number of steps are (``get_epsilon(delta)``, delta)-DP under ``neighboring``, for
     the present data; choices that were made by looking at it (hyper-parameters, epochs) are not accounted.
     """
+
+    _FIXED = frozenset({"model", "loss", "loader", "optimizer", "accountant", "delta", "seed", "secure", "output_dir"})
 
     def __init__(
         self,
@@ -461,9 +463,10 @@ class DPLipTrainer:
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
-            self.accountant = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
+            again = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
-                self.accountant.count(event)
+                again.count(event)
+            vars(self)["accountant"] = again
         if resume and not self._folder.going_on:
             self._begun = f"anew: there was no ledger in {self.output_dir} to go on with"
             if self.progress:

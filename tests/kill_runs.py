@@ -65,7 +65,7 @@ def trainer(folder: Path) -> DPLipTrainer:
         checkpoint_every=3,
         progress=False,
     )
-    made.optimizer.noise = Transcribed(folder / "transcript")
+    vars(made.optimizer)["noise"] = Transcribed(folder / "transcript")
     return made
 
 

@@ -546,6 +546,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "neighboring": "add_remove",
         "seeded": False,
         "secure": False,
+        "trusted_optimizer": None,
         "distributed": None,
         "autocast": None,
         "public_size": 80,

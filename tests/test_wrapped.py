@@ -1,5 +1,7 @@
 """What moves the weights is the noisy gradient alone, whatever hooks and optimizers come with it."""
 
+import copy
+
 import pytest
 import torch
 from small_models import built, plain
@@ -177,7 +179,7 @@ def test_what_the_optimizer_keeps_does_not_change_between_the_parts_of_a_batch(c
     elif change == "rate":
         inner.param_groups[0]["lr"].mul_(0.5)
     else:
-        inner.load_state_dict(inner.state_dict())
+        inner.load_state_dict(copy.deepcopy(inner.state_dict()))
     run.batches.give(3, part=2)
     run.loss(model(X[:3]), Y[:3]).backward()
     with pytest.raises(ConfigurationError, match="between the parts"):

@@ -79,8 +79,8 @@ def rehearse(scheduler: LRScheduler | None, steps: int) -> None:
             except Exception as wrong:
                 raise ConfigurationError(
                     f"scheduler={name}: it fails after step {step} of the {steps} that the run takes "
-                    f"({first_line(wrong)}). Build it for {steps} steps: it is stepped after every private step, "
-                    "not after every epoch."
+                    f"({first_line(wrong)}). Build it for {steps} steps: it is stepped after every private step, not "
+                    "after every epoch."
                 ) from None
             for rate in rates:
                 if not 0 <= rate < math.inf:

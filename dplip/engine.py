@@ -64,8 +64,8 @@ class PrivacyEngine(Fixed):
         seed: int | None = None,
         budget: Budget | None = None,
         half_precision: bool = False,
-        trust_optimizer: bool = False,
         distributed: str | None = None,
+        trust_optimizer: bool = False,
         **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
@@ -83,9 +83,9 @@ class PrivacyEngine(Fixed):
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
-            trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
             distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its
                 own; None: refuse.
+            trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
 
         Raises:
             ConfigurationError, UnboundedOperationError, UnboundedInputError: nothing has been changed then.
@@ -125,8 +125,8 @@ class PrivacyEngine(Fixed):
             neighboring=neighboring,
             charge=lambda event: self.charge(event, budget),
             half_precision=half_precision,
-            trust_optimizer=trust_optimizer,
             distributed=distributed,
+            trust_optimizer=trust_optimizer,
             noise=secure_noise(noise_multiplier, module)
             if self.secure_mode
             else GaussianNoise(None if seed is None else seed + 1),

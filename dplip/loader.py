@@ -72,9 +72,9 @@ class SampledLoader(Fixed, ABC):
         self._secret, self._dealer, self._chance = (Secret(seed, *key) for key in ((), (2,), (1,)))
         self.collate_fn = collate_fn
         self._size = length(dataset)
-        require_distinct(dataset, self._size)
         self._collate = default_collate if collate_fn is None else collate_fn
         self._rows = _row_reader(dataset) if self._collate is default_collate else None
+        require_distinct(dataset, self._size)
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
         self._blank = _blank(self._collate([dataset[0]]))
         self._iteration = 0

@@ -84,9 +84,9 @@ class DPLipOptimizer(Fixed, Optimizer):
             sensitivity does not depend on the weights (see :func:`dplip.sensitivity.constant_sensitivity`).
         half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
             layers enforce by themselves, and every trainable parameter needs one (see :mod:`dplip.half_precision`).
+        distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
             if it keeps gradients of its own, what it releases has no noise. Reports name it.
-        distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -112,8 +112,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         drift: float = 0.01,
         project_every: int = 1,
         half_precision: bool = False,
-        trust_optimizer: bool = False,
         distributed: str | None = None,
+        trust_optimizer: bool = False,
     ) -> None:
         self._process = OwnProcess(distributed)
         if neighboring not in NEIGHBORING:
@@ -140,13 +140,13 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
+        self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
+        self._witness.draws = self._walk.draws
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are
         # its own, and run around the whole of a private step.
-        self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
-        self._witness.draws = self._walk.draws
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
             setattr(self, table, OrderedDict() if "_step_" in table else getattr(optimizer, table))
         self._patch_step_function()
@@ -348,7 +348,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         return self._settings is not None and self._accumulating == self.batches.number
 
     def _check_settings(self) -> None:
-        """The parts of one batch are all trained with the same, so that their number moves nothing."""
+        """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
         self._watch_groups()
         present = settings(self.original)
         if self._accumulating != self.batches.number:

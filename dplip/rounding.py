@@ -298,9 +298,11 @@ def _parts(node: fx.Node, shape: Any, value: Any) -> Any:
 
 
 def _norms_of(value: Tensor) -> Norms:
-    """The norms of each example's value, computed in float64, from above."""
-    rows = value.detach().double().flatten(1) if value.ndim > 1 else value.detach().double()[:, None]
-    known = [torch.linalg.vector_norm(rows, p, 1).cpu() * (1 + 1e-9) for p in (1, 2, math.inf)]
+    """The norms of each example's value, from above: sums in float32 of n terms, with what they may lose."""
+    rows = value.detach().float().reshape(len(value), -1)
+    n = rows.shape[1]
+    slack, lost = 1 + (n + 8) * 2.0**-23, math.sqrt(n) * 2.0**-62
+    known = [torch.linalg.vector_norm(rows, p, 1).double().cpu() * slack + lost for p in (1, 2, math.inf)]
     return Norms(tuple(value.shape[1:]), *(torch.nan_to_num(k, nan=math.inf, posinf=math.inf) for k in known))
 
 
@@ -699,6 +701,11 @@ def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
     else:
         output = 4.0 if x.l2 <= inside else slack if x.l2 < 1e18 else math.inf
     return Roundings(output=output, back=4.0 * x.size + 128, held=True)
+
+
+@rounding(dn.Frozen)
+def frozen(module: dn.Frozen, x: Norms) -> Roundings:
+    return Roundings(output=math.inf, held=True)  # nothing is known of what is inside
 
 
 def _normalised(module: Any, x: Norms) -> Roundings:

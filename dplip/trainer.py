@@ -92,9 +92,9 @@ class DPLipTrainer(Fixed):
         device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (see :mod:`dplip.half_precision`); None: all in float32.
-        trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
         distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
             release of its own, as the report then says; None: refuse.
+        trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -136,8 +136,8 @@ class DPLipTrainer(Fixed):
         precompute: bool = False,
         device: str | torch.device = "auto",
         autocast: torch.dtype | None = None,
-        trust_optimizer: bool = False,
         distributed: str | None = None,
+        trust_optimizer: bool = False,
     ) -> None:
         self._process, self._distributed = OwnProcess(distributed), distributed
         if (target_epsilon is None) == (noise_multiplier is None):
@@ -210,8 +210,8 @@ class DPLipTrainer(Fixed):
             charge=self._charge_step,
             project_every=project_every,
             half_precision=autocast is not None,
-            trust_optimizer=trust_optimizer,
             distributed=distributed,
+            trust_optimizer=trust_optimizer,
             noise=secure_noise(noise_multiplier, model)
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
@@ -391,8 +391,8 @@ class DPLipTrainer(Fixed):
                 "neighboring": self.optimizer.neighboring,
                 "seeded": self.seed is not None,
                 "secure": self.secure,
-                "trusted_optimizer": self.optimizer.trusted,
                 "distributed": self._distributed,
+                "trusted_optimizer": self.optimizer.trusted,
                 "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
                 "public_size": self.loader.public_size,
                 "tuning": "not accounted",

@@ -57,8 +57,8 @@ class Witness(Observer):
         self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
-        self._arrivals = Arrivals(model, self._report)
         self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
+        self._arrivals = Arrivals(model, self._report)
         self.reset()
         for module in model.modules():
             for table in (module._forward_hooks, module._forward_pre_hooks):

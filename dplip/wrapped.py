@@ -42,8 +42,8 @@ class OnlyPrivately(PublicHook):
         if not self.open and self._private() is not None:
             raise ConfigurationError(
                 "optimizer.step(): this optimizer is wrapped by a private one, and its own step adds no noise. Call "
-                "step() of the optimizer that make_private() or DPLipOptimizer() returned (trainer.optimizer of "
-                "a trainer)."
+                "step() of the optimizer that make_private() or DPLipOptimizer() returned (trainer.optimizer of a "
+                "trainer)."
             )
 
     def put(self, optimizer: Optimizer) -> None:
@@ -66,8 +66,8 @@ class Group(dict[str, Any]):
         if incomplete is not None and incomplete():
             raise ConfigurationError(
                 f"param_groups: {name!r} is set while only a part of a batch was handed out, so its value would depend "
-                "on the number of parts, which is private. Step the scheduler after a step of the whole "
-                "batch: if loader.complete."
+                "on the number of parts, which is private. Step the scheduler after a step of the whole batch: if "
+                "loader.complete."
             )
         super().__setitem__(name, value)
 

@@ -323,7 +323,7 @@ def test_the_roundings_that_are_allowed_for_cover_those_that_are_seen(name, dtyp
 
 
 @pytest.mark.parametrize("name", WIDE)
-@every_norm
+@pytest.mark.parametrize("norm", [2, math.inf])
 def test_no_input_near_a_decision_boundary_changes_sides_within_its_radius(name, norm):
     """Where margins are of the size of the rounding, in batches of several sizes, on both sides of the boundary."""
     builder, shape = WIDE[name]
@@ -331,7 +331,7 @@ def test_no_input_near_a_decision_boundary_changes_sides_within_its_radius(name,
     model = builder().eval()
     with torch.no_grad():
         model[-1].weight.add_(1.0)
-        x = torch.rand(400, *shape)
+        x = torch.rand(100, *shape)
         before = model(x).argmax(1)
         if len(before.unique()) < 2:  # the classes are brought together
             model[-1].bias.copy_(-model[:-1](x).matmul(model[-1].weight.T).mean(0) if name != "distances" else 0.0)
@@ -343,11 +343,11 @@ def test_no_input_near_a_decision_boundary_changes_sides_within_its_radius(name,
             middle = (a + b) / 2
             same = model(middle).argmax(1) == model(a).argmax(1)
             a, b = (middle, b) if same else (a, middle)
-        steps = torch.linspace(-40, 40, 161)[:, None] * (b - a).flatten(1)
+        steps = torch.linspace(-40, 40, 41)[:, None] * (b - a).flatten(1)
         line = a + steps.reshape(-1, *shape)
         certified = dplip.certify(model, line, norm)
         apart = torch.stack([torch.linalg.vector_norm((line - row).double().flatten(1), norm, 1) for row in line])
-        for batch in (1, 7, 161):
+        for batch in (1, 7, 41):
             found = torch.cat([model(part).argmax(1) for part in line.split(batch)])
             assert not ((found[:, None] != found[None]) & (apart < certified[:, None])).any()
 
@@ -406,9 +406,7 @@ def test_every_operation_with_a_rule_is_known_to_round_or_has_no_certificate():
     from dplip.rounding import _ROUNDINGS
     from dplip.rules.registry import registered
 
-    assert {f for f in registered() if f not in _ROUNDINGS and f.__module__.startswith(("dplip", "torch"))} == {
-        dn.Frozen.forward
-    }
+    assert not [f for f in registered() if f not in _ROUNDINGS and f.__module__.startswith(("dplip", "torch"))]
 
 
 def test_an_operation_that_is_not_known_to_round_is_refused_by_name_until_it_is_said_how():

@@ -179,7 +179,7 @@ STEP = [
     Mutant(
         "a step charged after its noise",
         "optimizer.py",
-        ((CHARGE, ""), ("        self.original.step()\n", CHARGE + "        self.original.step()\n")),
+        ((CHARGE, ""), ("        keep_gradients_of(", CHARGE + "        keep_gradients_of(")),
         "test_optimizer.py::test_a_step_is_charged_before_its_noise_is_drawn",
     ),
     mutant(
@@ -818,8 +818,8 @@ MEAN = [
     mutant(
         "the mean released again after a crash",
         "trainer.py",
-        "if self._mean is not None and self.accountant.num_steps == 0:",
-        "if self._mean is not None and self._done == 0:",
+        "if self._mean is not None and self.accountant.num_steps == 0:\n                self._release",
+        "if self._mean is not None and self._done == 0:\n                self._release",
         "test_release.py::test_a_crash_between_the_ledger_and_the_release_leaves_it_spent",
     ),
     mutant(

@@ -34,7 +34,6 @@ GUARDS: dict[str, list[tuple[Any, str, Any]]] = {
     "what reaches the weights": [
         (Arrivals, "follow", lambda self, output: None),
         (Arrivals, "finish", lambda self: None),
-        (Arrivals, "arrive", lambda self, p, gradient: None),
     ],
     "modes and attributes": [(witness, "fingerprint", lambda model: ())],
     "edits of weights and gradients": [(witness, "sample", lambda tensors: [])],

@@ -10,113 +10,101 @@ import torch
 from torch import Tensor, nn
 
 from dplip.fingerprint import Same
-from dplip.trace import Observer
 
+_WATCHED = "dplip"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Arrivals:
     """Follows each gradient from the graph of the model's output to ``.grad``.
 
-    A hook on the nodes of that graph sees what they send to a weight; a tensor hook of the weight what arrives there,
-    and before any hook on what accumulates it; the end of the pass what has become of it. All three have to agree.
+    A hook on the nodes of that graph sees what they send to a weight; one before the node that accumulates sees what
+    arrives there; the end of the pass what has become of it. All three have to agree, whoever else has hooks there.
 
     Args:
-        model: whose weights are watched; those who watched them before are dismissed.
+        model: whose weights are watched.
         report: told what is wrong, as a sentence.
     """
 
     def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
         self._model, self._report = model, report
-        for p in model.parameters():
-            hooks = p._backward_hooks or {}
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _Arrival)]:
-                del hooks[key]
+        self._left: dict[int, Same] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget the gradients of this batch; what lies in ``.grad`` now is public, or nothing."""
+        self.settle()
+        self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
+
+    def settle(self) -> None:
+        """Forget those of a physical batch, which are moved elsewhere: nothing is in ``.grad`` then."""
         self._sent: dict[int, Tensor] = {}
         self._due: dict[int, Tensor] = {}
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._found: list[Tensor] = []  # whether something differs
         self._arrived: set[int] = set()
-        self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
+        self._left = {}
 
     def follow(self, output: Tensor) -> None:
         """Watch what the graph of an output of the model sends to the weights, and what arrives there."""
-        for p in self._model.parameters():
-            if p.requires_grad and not any(self._is_own(hook) for hook in (p._backward_hooks or {}).values()):
-                p.register_hook(_Arrival(self, p))
-        for node, index, p in _feeders(output):
+        for node, index, accumulator in _feeders(output):
+            p = accumulator.variable
             node.register_hook(partial(self._send, index, p))
+            if accumulator.metadata.get(_WATCHED) is not self:  # the passes that are under way share it
+                accumulator.metadata[_WATCHED] = self
+                accumulator.register_prehook(partial(self._arrive, p))
 
     def finish(self) -> None:
         """Compare what arrived with what the backward pass left in ``.grad``."""
         own = {id(p): p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None}
-        if own.keys() - self._arrived - self._left.keys():
+        if any(Same.state(own[key]) != self._left.get(key) for key in own.keys() - self._arrived):
             self._report(_ALTERED)
         for key, due in self._due.items():
             grad = own.get(key)
             if grad is None or grad.shape != due.shape or grad.dtype != due.dtype or grad.layout != due.layout:
                 self._report(_ALTERED)
             else:
-                self._pairs.append((grad, due))
-        pairs, self._pairs, self._due = self._pairs, [], {}
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for a, b in pairs:
-            by_device.setdefault(a.device, []).append(_differ(a, b))
-        if any(bool(torch.stack(found).any()) for found in by_device.values()):  # one answer for all of a device
+                self._found.append(_differ(grad, due))
+        if self._found and bool(torch.stack(self._found).any()):  # one answer for all of them
             self._report(_ALTERED)
+        self._found, self._due = [], {}
 
-    def _is_own(self, hook: Any) -> bool:
-        return isinstance(hook, _Arrival) and hook.arrivals is self
-
+    @torch.no_grad()
     def _send(self, index: int, p: nn.Parameter, inputs: tuple[Tensor | None, ...], _: Any) -> None:
         gradient = inputs[index]
         if gradient is not None:
             before = self._sent.get(id(p))
-            self._sent[id(p)] = gradient if before is None else before + gradient  # in the order of the engine
+            # A copy, since whoever comes after may change the tensor itself; added up in the order of the engine.
+            self._sent[id(p)] = gradient.clone() if before is None else before.add_(gradient)
 
     @torch.no_grad()
-    def arrive(self, p: nn.Parameter, gradient: Tensor) -> None:
+    def _arrive(self, p: nn.Parameter, gradients: tuple[Tensor | None, ...]) -> None:
         """A gradient is about to be added to ``p.grad``."""
-        sent = self._sent.pop(id(p), None)
+        sent, gradient = self._sent.pop(id(p), None), gradients[0]
+        if gradient is None:
+            return
         if sent is None or sent.shape != gradient.shape or sent.dtype != gradient.dtype:
             self._report(_BESIDE)
-        elif sent is not gradient:
-            self._pairs.append((sent, gradient.clone()))
+            return
+        self._found.append(_differ(sent, gradient))
         if p.grad is not None and id(p) not in self._arrived and not self._untouched(p):
             self._report(_ALTERED)
         self._arrived.add(id(p))
-        due = torch.empty_like(p)  # a copy: whoever comes after may change the gradient itself
-        self._due[id(p)] = due.copy_(gradient) if p.grad is None else torch.add(p.grad, gradient, out=due)
+        self._due[id(p)] = sent if p.grad is None else sent.add_(p.grad)
 
     def _untouched(self, p: nn.Parameter) -> bool:
         grad = p.grad
         return grad is None or self._left.get(id(p)) == Same.state(grad) or not bool(grad.any())
 
 
-class _Arrival(Observer):
-    """The tensor hook of one weight."""
-
-    def __init__(self, arrivals: Arrivals, parameter: nn.Parameter) -> None:
-        self.arrivals, self._parameter = arrivals, parameter
-
-    def __call__(self, gradient: Tensor) -> None:
-        if not Observer.idle:
-            self.arrivals.arrive(self._parameter, gradient)
-
-
-def _feeders(output: Tensor) -> Iterator[tuple[Any, int, nn.Parameter]]:
-    """The nodes of a graph that send a gradient straight to a leaf: each with the place where, and the leaf."""
+def _feeders(output: Tensor) -> Iterator[tuple[Any, int, Any]]:
+    """The nodes of a graph that send a gradient straight to a leaf: each with the place where, and what accumulates."""
     nodes = [output.grad_fn]
     seen = set(nodes)
     while nodes:
         node: Any = nodes.pop()
         for index, (following, _) in enumerate(node.next_functions):
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                yield node, index, leaf
+            if hasattr(following, "variable"):
+                yield node, index, following
             elif following is not None and following not in seen:
                 seen.add(following)
                 nodes.append(following)
@@ -125,7 +113,10 @@ def _feeders(output: Tensor) -> Iterator[tuple[Any, int, nn.Parameter]]:
 def _differ(a: Tensor, b: Tensor) -> Tensor:
     """Whether any bit of two tensors of one type differs; NaN equals itself."""
     bits = _BITS[a.element_size()]
-    return (a.detach().view(bits) != b.detach().view(bits)).any()
+    a, b = a.detach().view(bits), b.detach().view(bits)
+    if a.device.type == "cpu":
+        return torch.tensor(not torch.equal(a, b))  # twice as fast; elsewhere it would wait for the device
+    return (a != b).any()
 
 
 _BESIDE = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dplip.accounting import Accountant, Event
 from dplip.errors import BudgetExceededError, ConfigurationError
@@ -48,3 +48,17 @@ class Budget:
         while ahead < 2**20 and accountant.epsilon_after(event, 2 * ahead, self.delta) <= self.epsilon:
             ahead *= 2
         self._known = ([*history, (*last, 0)], steps + ahead)
+
+
+class Fixed:
+    """Base of what charges depend on: the attributes named in ``_FIXED`` are set once."""
+
+    _FIXED: ClassVar[frozenset[str]] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._FIXED and name in vars(self):
+            raise ConfigurationError(
+                f"{type(self).__name__}.{name}: what a step is charged for, or its noise, depends on it, so it stays "
+                f"what it was. Make another {type(self).__name__}."
+            )
+        super().__setattr__(name, value)

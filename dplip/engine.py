@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from dplip.accounting import Event, create_accountant, whole
-from dplip.budget import Budget
+from dplip.budget import Budget, Fixed
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import evaluation
 from dplip.data import check_dataset
@@ -27,7 +27,7 @@ from dplip.secure import check_secure, secure_noise
 from dplip.sensitivity import require_loss
 
 
-class PrivacyEngine:
+class PrivacyEngine(Fixed):
     """Makes training private and keeps count of what was spent.
 
     Args:
@@ -37,6 +37,8 @@ class PrivacyEngine:
     Guarantee: the releases of every step taken by the optimizers that it made are (``get_epsilon(delta)``, delta)-DP,
     under the neighbouring relation named when they were made.
     """
+
+    _FIXED = frozenset({"accountant", "secure_mode"})
 
     def __init__(self, accountant: str = "rdp", *, secure_mode: bool = False) -> None:
         if secure_mode:

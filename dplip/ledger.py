@@ -5,7 +5,10 @@ neighbouring relation, delta, public facts. Each further line is one step, in or
 
     {"step":1,"noise_multiplier":1.1,"sample_rate":0.01,"chain":"6f..."}
 
-Where batches are of a fixed size, ``batch_size`` and ``size`` stand in place of ``sample_rate``.
+Where batches are of a fixed size, ``batch_size`` and ``size`` stand in place of ``sample_rate``. Whoever goes on with a
+run says so in a line with a number of its own, so that copies that are gone on with are told apart:
+
+    {"resumed":"0f3a...","step":12,"chain":"c4.."}
 
 ``chain`` is a digest of the line and of the chain before it, so that a line that was changed, moved, dropped
 or added in between does not verify. It is a checksum and not a signature: it shows damage and slips, not a
@@ -23,7 +26,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +58,8 @@ class LedgerRecord:
     events: tuple[Event, ...]
     chains: tuple[str, ...]
     """The checksum after the header, and after each step."""
+    resumes: tuple[tuple[int, str], ...] = ()
+    """Each time that the run was gone on with: after how many steps, and a random number of that time."""
 
     def history(self) -> list[Event]:
         """The event of every step, in order."""
@@ -117,6 +122,7 @@ class Ledger:
             line, chain = _seal(header, "")
         except (TypeError, ValueError) as problem:
             raise ConfigurationError(f"facts={facts!r}: only JSON values can be kept; {problem}") from None
+        self._lines = 1
         self._file: BinaryIO | None = _open_locked(self.path, create=not resume)
         try:
             content = self._file.read()
@@ -128,7 +134,7 @@ class Ledger:
                     "hide what it spent; choose another path, or pass resume=True to continue that run"
                 )
             else:
-                self.run, self._steps, self._chain = str(header["run"]), 0, chain
+                self.run, self._steps, self._chain, self._last = str(header["run"]), 0, chain, chain
                 self._write(line)
                 _sync_directory(self.path.parent)
         except BaseException:
@@ -142,7 +148,7 @@ class Ledger:
 
     @property
     def chain(self) -> str:
-        """The checksum of all that is on record: it names this run at this step."""
+        """The checksum of all up to the last step on record: it names this run at this step."""
         return self._chain
 
     def append(self, event: Event) -> None:
@@ -151,10 +157,8 @@ class Ledger:
         Raises:
             LedgerError: If it cannot be written. The step must not be released, and the ledger is closed.
         """
-        step = {"step": self._steps + 1, **asdict(event)}
-        line, chain = _seal(step, self._chain)
-        self._write(line)
-        self._steps, self._chain = self._steps + 1, chain
+        self._append({"step": self._steps + 1, **asdict(event)})
+        self._steps, self._chain = self._steps + 1, self._last
 
     def history(self) -> list[Event]:
         """The event of every step, read back from the file."""
@@ -178,8 +182,8 @@ class Ledger:
         record, end = _parse(content, path)
         if end < len(content):
             raise LedgerError(
-                f"{path}, line {len(record.events) + 2}: torn, as a crash leaves it; open the ledger with "
-                "resume=True, which counts that step as spent"
+                f"{path}, line {len(record.events) + len(record.resumes) + 2}: torn, as a crash leaves it; open "
+                "the ledger with resume=True, which counts that step as spent"
             )
         return record
 
@@ -197,6 +201,19 @@ class Ledger:
     ) -> None:
         self.close()
 
+    def say_resumed(self) -> None:
+        """Put on record that someone goes on with this run, under a fresh number; copies get others.
+
+        Raises:
+            LedgerError: as :meth:`append`.
+        """
+        self._append({"resumed": secrets.token_hex(8), "step": self._steps})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        line, chain = _seal(record, self._last)
+        self._write(line)
+        self._last, self._lines = chain, self._lines + 1
+
     def _write(self, line: bytes) -> None:
         if self._file is None:
             raise LedgerError(f"{self.path}: this ledger is closed; open it again with resume=True")
@@ -208,35 +225,58 @@ class Ledger:
         except OSError as problem:  # what is on disk is unknown now: nothing may follow it
             self.close()
             raise LedgerError(
-                f"{self.path}, line {self._steps + 2}: it could not be written ({problem}), so the step "
-                "must not be released; make room or mend the disk, then open the ledger with resume=True"
+                f"{self.path}, line {self._lines + 1}: it could not be written ({problem}), so the "
+                "step must not be released; make room or mend the disk, then open the ledger with resume=True"
             ) from None
 
     def _resume(self, content: bytes, expected: dict[str, Any], any_run: bool) -> None:
         assert self._file is not None
         record, end = _parse(content, self.path)
         self.run, self._steps, self._chain = record.run, len(record.events), record.chains[-1]
+        whole = content[:end].splitlines()
+        self._last, self._lines = str(json.loads(whole[-1])["chain"]), len(whole)
         for name in ("mechanism", "neighboring", "delta", "facts") + (() if any_run else ("run",)):
             if getattr(record, name) != expected[name]:
                 raise LedgerError(
                     f"{self.path}: {name}={getattr(record, name)!r} on record, {name}={expected[name]!r} "
                     "now: one ledger is one run; continue with the recorded value, or begin a new ledger"
                 )
+        if content[end:].startswith(b'{"resumed"'):  # torn, and no step
+            self._file.seek(end)
+            self._file.truncate()
+            return
         if end == len(content):
             return
         if not record.events:
             raise LedgerError(
-                f"{self.path}, line 2: the first step is torn, so that its cost is unknown; no step was "
-                "released yet, begin a new ledger"
+                f"{self.path}, line {self._lines + 1}: the first step is torn, so that its cost is unknown; no step "
+                "was released yet, begin a new ledger"
             )
         kind: Any = type(record.events[0])  # of all of them, or they would not have been read
         torn = {"step": self._steps + 1, **asdict(kind.worst(record.events)), "torn": True}
-        line, chain = _seal(torn, self._chain)
         self._file.seek(end)  # over the torn bytes, so that a second crash leaves a torn line again
-        self._write(line)
+        self._append(torn)
         self._file.truncate()
         _sync(self._file.fileno())
-        self._steps, self._chain = self._steps + 1, chain
+        self._steps, self._chain = self._steps + 1, self._last
+
+
+def epsilon_together(records: Sequence[LedgerRecord], delta: float) -> float:
+    """Epsilon at ``delta`` of several runs on the same data. Each counts whole, also what copies of one run share.
+
+    Raises:
+        ConfigurationError: there are none, or they are of several mechanisms or neighbouring relations.
+    """
+    kinds = {(record.mechanism, record.neighboring) for record in records}
+    if len(kinds) != 1:
+        raise ConfigurationError(
+            f"records={sorted(kinds)}: what adds up is of one mechanism and one neighbouring relation. Give such "
+            "ledgers."
+        )
+    accountant = create_accountant(*kinds.pop())
+    for event in (event for record in records for event in record.events):
+        accountant.count(event)
+    return accountant.get_epsilon(delta)
 
 
 def _seal(record: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
@@ -252,6 +292,7 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
     header: dict[str, Any] = {}
     events: list[Event] = []
     chains: list[str] = []
+    resumes: list[tuple[int, str]] = []
     chain, end = "", 0
     for number, line in enumerate(lines, start=1):
         try:
@@ -264,22 +305,29 @@ def _parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, 
                 if (record.pop("ledger"), record.pop("version")) != ("dplip", _VERSION):
                     raise ValueError(f"this is not a ledger of version {_VERSION}")
                 header = _header(record)
+                chains.append(chain)
+            elif "resumed" in record:
+                if record.keys() != {"resumed", "step"} or not isinstance(record["resumed"], str):
+                    raise ValueError("a line of resuming has other entries")
+                if type(record["step"]) is not int or record["step"] != len(events):
+                    raise ValueError(f"step={record['step']} where {len(events)} belongs")
+                resumes.append((len(events), record["resumed"]))
             else:
-                if record["step"] != number - 1:
-                    raise ValueError(f"step={record['step']} where {number - 1} belongs")
+                if record["step"] != len(events) + 1:
+                    raise ValueError(f"step={record['step']} where {len(events) + 1} belongs")
                 events.append(event_of({name: record[name] for name in record if name not in ("step", "torn")}))
                 if events[-1].sampling != events[0].sampling or header["neighboring"] not in events[-1].neighboring:
                     raise ValueError(f"{events[-1].sampling} batches do not belong there")
+                chains.append(chain)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
             raise LedgerError(
                 f"{path}, line {number}: not as it was written ({problem!r}), so what was spent is unknown "
                 "from there on; restore the file from a copy"
             ) from None
         end += len(sealed)
-        chains.append(chain)
     if not header:
         raise LedgerError(f"{path}, line 1: no header, so this is not a ledger; pass the path of one")
-    return LedgerRecord(**header, events=tuple(events), chains=tuple(chains)), end
+    return LedgerRecord(**header, events=tuple(events), chains=tuple(chains), resumes=tuple(resumes)), end
 
 
 def _header(record: dict[str, Any]) -> dict[str, Any]:

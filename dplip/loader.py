@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from dplip.accounting import Event
+from dplip.budget import Fixed
 from dplip.distinct import require_distinct
 from dplip.errors import ConfigurationError
 from dplip.secret import Secret, lent_to_readers
 
 
-class SampledLoader(ABC):
+class SampledLoader(Fixed, ABC):
     """Iterates over one epoch of random batches, each in physical batches that fit into memory.
 
     Everything but the choice of examples follows from public constants, so a neighbouring data set is sampled
@@ -37,6 +38,8 @@ class SampledLoader(ABC):
         number: Number of the logical batch that the last physical batch belongs to, over all iterations.
         complete: Whether the last physical batch ended its logical batch.
     """
+
+    _FIXED = frozenset({"dataset", "collate_fn", "max_physical_batch_size"})
 
     handed_out: int
     logical_batches: int

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dplip.accounting import NEIGHBORING, Event, require_relation, whole
+from dplip.budget import Fixed
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
@@ -61,7 +62,7 @@ class Batches(Protocol):
     def take(self) -> int: ...
 
 
-class DPLipOptimizer(Optimizer):
+class DPLipOptimizer(Fixed, Optimizer):
     """A torch optimizer whose every step is differentially private, without a gradient per example.
 
     ``step()`` takes the summed gradient of the batch in ``.grad``, adds Gaussian noise calibrated to the sensitivity
@@ -93,6 +94,8 @@ class DPLipOptimizer(Optimizer):
     Guarantee: given that the loader samples as it says, one step is the Gaussian mechanism of multiplier sigma on
     such batches (``event``) under the named neighbouring relation; all else in it is post-processing.
     """
+
+    _FIXED = frozenset({"original", "model", "loss", "batches", "neighboring", "noise"})
 
     def __init__(
         self,
@@ -148,16 +151,6 @@ class DPLipOptimizer(Optimizer):
             setattr(self, table, OrderedDict() if "_step_" in table else getattr(optimizer, table))
         self._patch_step_function()
         self._watch_groups()
-
-    _FIXED = frozenset({"original", "model", "loss", "batches", "neighboring"})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._FIXED and name in vars(self):
-            raise ConfigurationError(
-                f"{name}: what a step is charged for, or its noise, depends on it, so it stays what it was when the "
-                "private optimizer was made. Make another one."
-            )
-        super().__setattr__(name, value)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

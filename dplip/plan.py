@@ -28,6 +28,8 @@ class Plan:
     """What is spent before the first step."""
     trusted_optimizer: str | None = None
     """The optimizer that is not torch's own and that the user vouches for."""
+    begun: str | None = None
+    """What a run that was to go on with an earlier one began from."""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -35,7 +37,12 @@ class Plan:
                 f"epsilon           {self.epsilon:.4f} at delta {self.delta:g} ({self.accountant}, {self.neighboring})",
                 f"noise multiplier  {self.noise_multiplier:.4f}",
                 f"steps             {self.steps}",
-                *([f"trusted, unchecked {self.trusted_optimizer}"] if self.trusted_optimizer else []),
+                *([f"begun             {self.begun}"] if self.begun else []),
+                *(
+                    [f"optimizer         {self.trusted_optimizer}, trusted and not checked"]
+                    if self.trusted_optimizer
+                    else []
+                ),
                 *(f"before them       the inputs' mean, with noise {r.noise_multiplier:g}" for r in self.releases),
                 f"sample rate       {self.sample_rate:.6f} (about {self.expected_batch_size:g} of {self.public_size})",
                 "",

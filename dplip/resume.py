@@ -43,7 +43,7 @@ class RunFolder:
             ) from None
         self._ledger_path = self.path / "ledger.jsonl"
         self._checkpoint_path = self.path / "checkpoint.safetensors"
-        self.going_on = False
+        self.going_on = self._unsaid = False
         self._ledger: Ledger | None = None
         self._run: str | None = None  # the ledger that an interrupted fit of this process goes on with
 
@@ -78,11 +78,17 @@ class RunFolder:
             set_aside(self._checkpoint_path)  # first, so that no crash leaves a checkpoint without its ledger
             set_aside(self._ledger_path)
         self._ledger = Ledger(self._ledger_path, run=self._run, resume=self.going_on, **header)
+        self._unsaid = from_disk
         return from_disk
 
     @property
     def is_open(self) -> bool:
         return self._ledger is not None
+
+    @property
+    def resumes(self) -> list[str]:
+        """The numbers of the times that the run was gone on with, as its ledger has them."""
+        return [number for _, number in Ledger.read(self._ledger_path).resumes] if begun(self._ledger_path) else []
 
     def append(self, event: Event) -> None:
         """Put a step on disk, before its noise is drawn; nothing before a run has begun.
@@ -96,6 +102,9 @@ class RunFolder:
                 "Call fit() to go on with this run, or make a trainer without output_dir for steps of your own."
             )
         if self._ledger is not None:
+            if self._unsaid:  # this folder may be a copy, and others go on with theirs
+                self._ledger.say_resumed()
+                self._unsaid = False
             self._ledger.append(event)
 
     def save(self, **state: Any) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,8 +187,7 @@ def check_modules(model: nn.Module) -> None:
                 f"is of type {parameter.dtype}, {parameter.layout}, whose arithmetic the bounds do not cover.",
                 "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
             )
-        hooks = [*(parameter._backward_hooks or {}).values()]
-        if not all(isinstance(h, Observer) for h in hooks) or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
     held = torch.nn.modules.module
     if any(getattr(held, f"_global{t}") for t in tables):
@@ -205,25 +204,17 @@ def bare(model: nn.Module) -> Iterator[None]:
     """Run the modules' own Python code inside, and nothing besides."""
     dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
     dressed = [(held, beside) for held, beside in dressed if beside]
-    before, Observer.idle = Observer.idle, True
     for held, beside in dressed:
         held.update({k: None if k == BESIDE[0] else {} for k in beside})
     try:
         yield
     finally:
-        Observer.idle = before
         for held, beside in dressed:
             held.update(beside)
 
 
 class Observer:
-    """Base class of hooks of the library's own, which look and change nothing.
-
-    Attributes:
-        idle: while a model is probed, what the hooks of its weights see is of no interest.
-    """
-
-    idle: ClassVar[bool] = False
+    """Base class of hooks of the library's own, which look and change nothing."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from dplip import front
 from dplip.accounting import NEIGHBORING, Event, create_accountant
 from dplip.annealing import check_scheduler, rehearse
-from dplip.budget import Budget
+from dplip.budget import Budget, Fixed
 from dplip.calibration import get_noise_multiplier
 from dplip.certify import certified_accuracy, correct_radii, dual_of, evaluation, predictions
 from dplip.checkpoint import write_whole
@@ -54,7 +54,7 @@ LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
 """The same in l-infinity."""
 
 
-class DPLipTrainer:
+class DPLipTrainer(Fixed):
     """Trains a Lipschitz model with differential privacy and without clipping.
 
     Args:
@@ -102,6 +102,8 @@ class DPLipTrainer:
     Guarantee: the weights after any number of steps are (``get_epsilon(delta)``, delta)-DP under ``neighboring``, for
     the present data; choices that were made by looking at it (hyper-parameters, epochs) are not accounted.
     """
+
+    _FIXED = frozenset({"model", "loss", "loader", "optimizer", "accountant", "delta", "seed", "secure", "output_dir"})
 
     def __init__(
         self,
@@ -221,6 +223,7 @@ class DPLipTrainer:
         self._folder = None if output_dir is None else RunFolder(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._seconds = 0.0
+        self._begun: str | None = None  # from what, if it was to go on
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -262,6 +265,7 @@ class DPLipTrainer:
             event=event,
             releases=self._releases,
             trusted_optimizer=self.optimizer.trusted,
+            begun=self._begun,
         )
         if self.progress:
             tqdm.write(str(plan))
@@ -400,6 +404,7 @@ class DPLipTrainer:
                 "accuracy": self.certified_accuracy(radii, norm) if certified else [],
             },
             "time": {"train_seconds": self._seconds, "seconds_per_step": self._seconds / max(steps, 1)},
+            "resume": {"begun": self._begun, "numbers": [] if self._folder is None else self._folder.resumes},
             "versions": versions(),
         }
 
@@ -458,9 +463,14 @@ class DPLipTrainer:
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
-            self.accountant = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
+            again = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
-                self.accountant.count(event)
+                again.count(event)
+            vars(self)["accountant"] = again
+        if resume and not self._folder.going_on:
+            self._begun = f"anew: there was no ledger in {self.output_dir} to go on with"
+            if self.progress:
+                tqdm.write(f"begun {self._begun}")
         if begun_before:
             self._restore(self._folder)
 
@@ -473,7 +483,9 @@ class DPLipTrainer:
             self.optimizer.noise.restart(stream + 1)
         if self.scheduler is not None:
             advance(self.scheduler, done)
+        self._begun = f"again from the first weights: {done} steps are on the ledger, and there is no checkpoint"
         if checkpoint is not None:
+            self._begun = f"from the checkpoint after step {checkpoint.steps} of {done} that are on the ledger"
             load(checkpoint, self.model, self.optimizer, self._average)
             self._seconds = checkpoint.seconds
 

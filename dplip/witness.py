@@ -103,6 +103,7 @@ class Witness(Observer):
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         self._gradients, self._losses = None, 0
+        self._arrivals.settle()
 
     # What the loss reports (dplip.losses.Witness).
 

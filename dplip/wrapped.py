@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as hooked_by_all
 
 from dplip.errors import ConfigurationError
+from dplip.fingerprint import Same
 from dplip.trace import Observer
 
 _OWN = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)} - {Optimizer}
@@ -145,11 +146,17 @@ def keep_gradients_of(parameters: list[nn.Parameter], optimizer: Optimizer) -> N
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What the groups say besides their parameters, as values."""
-    return [
+    """What the groups say besides their parameters, and what the optimizer keeps of each of these, as values."""
+    groups = [
         {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
         for group in optimizer.param_groups
     ]
+    kept = {
+        f"{k} of {id(p)}": Same.state(v) if isinstance(v, Tensor) else v
+        for p, state in optimizer.state.items()
+        for k, v in state.items()
+    }
+    return [*groups, kept]
 
 
 def same_settings(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:

@@ -65,7 +65,7 @@ def trainer(folder: Path) -> DPLipTrainer:
         checkpoint_every=3,
         progress=False,
     )
-    made.optimizer.noise = Transcribed(folder / "transcript")
+    vars(made.optimizer)["noise"] = Transcribed(folder / "transcript")
     return made
 
 
@@ -148,8 +148,8 @@ def main() -> None:
             if os.WIFSIGNALED(status):
                 kills += 1
                 ledger = folder / "ledger.jsonl"
-                lines = ledger.read_bytes().count(b"\n") if begun(ledger) else 0
-                if lines - 1 > max(1, saved(folder)) and chance.random() < 0.3:
+                lines = ledger.read_bytes().count(b'{"step":') if begun(ledger) else 0
+                if lines > max(1, saved(folder)) and chance.random() < 0.3:
                     os.truncate(ledger, ledger.stat().st_size - chance.randint(1, 60))
                     torn += 1
                 steps = check(folder)

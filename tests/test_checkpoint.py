@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ from small_runs import RecordedNoise, examples, interrupted
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dplip import DPLipTrainer
+from dplip.accounting import create_accountant
 from dplip.checkpoint import Checkpoint
 from dplip.errors import CheckpointError, ConfigurationError, LedgerError
-from dplip.ledger import Ledger
+from dplip.ledger import Ledger, epsilon_together
 from dplip.losses import CrossEntropy
 from dplip.report import read_report
 
@@ -123,6 +125,32 @@ def test_a_schedule_goes_on_at_the_step_of_the_ledger(tmp_path, schedule):
     assert rates[0] == pytest.approx(rates[1])
 
 
+def test_copies_of_a_run_that_are_gone_on_with_are_told_apart_and_add_up(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    at(folders[0])
+    shutil.copytree(*folders)
+    for folder in folders:
+        trainer(folder).fit(resume=True)
+    one, two = (Ledger.read(folder / "ledger.jsonl") for folder in folders)
+    assert one.chains[:8] == two.chains[:8] and not set(one.chains[8:]) & set(two.chains[8:])
+    assert [step for step, _ in one.resumes] == [7] and one.resumes != two.resumes
+    for folder, record in zip(folders, (one, two), strict=True):
+        said = read_report(folder)["resume"]
+        assert said["numbers"] == [number for _, number in record.resumes] and "after step 6 of 7" in said["begun"]
+    both = create_accountant("rdp")
+    for event in [*one.events, *two.events]:
+        both.count(event)
+    assert epsilon_together([one, two], 1e-5) == both.get_epsilon(1e-5) > one.epsilon(1e-5)
+    with pytest.raises(ConfigurationError, match="adds up"):
+        epsilon_together([], 1e-5)
+
+
+def test_a_run_says_that_it_began_anew_where_there_was_nothing_to_go_on_with(tmp_path):
+    run = trainer(tmp_path).fit(resume=True)
+    assert "begun             anew" in str(run.plan())
+    assert read_report(tmp_path)["resume"]["begun"].startswith("anew")
+
+
 def test_resuming_begins_a_run_where_there_is_none(tmp_path):
     run = trainer(tmp_path).fit(resume=True)
     assert run.accountant.num_steps == 16 and len(list(tmp_path.glob("ledger*"))) == 1
@@ -186,7 +214,7 @@ def test_a_seeded_run_draws_from_another_stream_after_a_crash(tmp_path):
 
     def run() -> DPLipTrainer:
         made = trainer(tmp_path, seed=3)
-        made.optimizer.noise = Listening(4)
+        vars(made.optimizer)["noise"] = Listening(4)
         return made
 
     interrupted(run(), 8)

@@ -207,6 +207,21 @@ def test_a_long_torn_tail_leaves_nothing_behind(written):
     assert len(Ledger.read(written).history()) == 4
 
 
+def test_a_torn_line_of_resuming_is_no_step(written):
+    with Ledger(written, delta=1e-5, facts=Ledger.read(written).facts, resume=True) as ledger:
+        ledger.say_resumed()
+        ledger.append(OTHER)
+        ledger.say_resumed()
+    whole = Ledger.read(written)
+    assert [step for step, _ in whole.resumes] == [3, 4] and len({number for _, number in whole.resumes}) == 2
+    assert len(whole.chains) == 5
+    written.write_bytes(written.read_bytes()[:-9])
+    with Ledger(written, delta=1e-5, facts=whole.facts, resume=True) as ledger:
+        ledger.append(EVENT)
+    record = Ledger.read(written)
+    assert record.history() == [EVENT, OTHER, EVENT, OTHER, EVENT] and len(record.resumes) == 1
+
+
 def test_a_torn_first_step_has_no_price(path):
     Ledger(path).close()
     path.write_bytes(path.read_bytes() + b'{"step":1,')

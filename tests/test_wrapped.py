@@ -1,5 +1,7 @@
 """What moves the weights is the noisy gradient alone, whatever hooks and optimizers come with it."""
 
+import copy
+
 import pytest
 import torch
 from small_models import built, plain
@@ -122,7 +124,7 @@ def test_a_stale_gradient_of_a_frozen_layer_moves_nothing():
     assert torch.equal(model[1].weight, before)
 
 
-@pytest.mark.parametrize("name", ["loss", "neighboring", "batches", "model", "original"])
+@pytest.mark.parametrize("name", ["loss", "neighboring", "batches", "model", "original", "noise"])
 def test_what_a_charge_depends_on_is_fixed(name):
     run = private(plain())
     with pytest.raises(ConfigurationError, match="stays what it was"):
@@ -159,6 +161,62 @@ def test_a_schedule_cannot_be_stepped_between_the_parts_of_a_batch():
     run.optimizer.step()
     with pytest.raises(ConfigurationError, match="number of parts"):
         schedule.step()
+
+
+@pytest.mark.parametrize("change", ["momentum", "rate", "state"])
+def test_what_the_optimizer_keeps_does_not_change_between_the_parts_of_a_batch(change):
+    model = plain()
+    inner = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1), momentum=0.9, foreach=False)
+    run = private(model, optimizer=inner)
+    run.backward(X, Y)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.batches.give(3, complete=False)
+    run.loss(model(X[:3]), Y[:3]).backward()
+    run.optimizer.step()
+    if change == "momentum":
+        inner.state[model[1].weight]["momentum_buffer"].mul_(0.5)
+    elif change == "rate":
+        inner.param_groups[0]["lr"].mul_(0.5)
+    else:
+        inner.load_state_dict(copy.deepcopy(inner.state_dict()))
+    run.batches.give(3, part=2)
+    run.loss(model(X[:3]), Y[:3]).backward()
+    with pytest.raises(ConfigurationError, match="between the parts"):
+        run.optimizer.step()
+    assert len(run.charged) == 1
+
+
+def test_a_gradient_that_is_put_back_between_the_parts_of_a_batch_is_refused():
+    model = plain()
+    run = private(model)
+    run.batches.give(3, complete=False)
+    run.loss(model(X[:3]), Y[:3]).backward()
+    old = {p: p.grad for p in model.parameters()}
+    run.optimizer.step()
+    for p, g in old.items():
+        p.grad = g
+    run.loss(model(X[:3]), Y[:3]).backward()
+    run.batches.give(3, part=2)
+    with pytest.raises(ConfigurationError, match="backward pass"):
+        run.optimizer.step()
+    assert not run.charged
+
+
+def test_a_gradient_that_is_asked_for_by_itself_is_no_backward_pass():
+    model = plain()
+    run = private(model)
+    run.backward(X, Y)
+    torch.autograd.grad(model[1].weight.square().sum(), model[1].weight)
+    run.optimizer.step()
+    assert len(run.charged) == 1
+
+
+@pytest.mark.parametrize("name", ["max_physical_batch_size", "dataset", "collate_fn"])
+def test_what_a_loader_draws_is_fixed(name):
+    loader = PoissonLoader(examples(40), sample_rate=0.5)
+    with pytest.raises(ConfigurationError, match=f"PoissonLoader.{name}"):
+        setattr(loader, name, None)
 
 
 def trainer(model, **arguments):

@@ -629,8 +629,8 @@ RECORDS = [
     mutant(
         "a torn step forgotten",
         "ledger.py",
-        "self._steps, self._chain = self._steps + 1, chain\n\n\ndef _seal",
-        "pass\n\n\ndef _seal",
+        "self._steps, self._chain = self._steps + 1, self._last\n\n\ndef epsilon_together",
+        "pass\n\n\ndef epsilon_together",
         "test_ledger.py::test_a_torn_step_counts_as_the_dearest_so_far",
     ),
     mutant(
@@ -914,6 +914,107 @@ MEAN = [
         "return (Norms(x.shape),), {}",
         "return (Norms(x.shape, v.l1, v.l2, v.linf),), {}",
         "test_frozen.py::test_no_certificate_is_given",
+    ),
+]
+
+WEIGHTS_MOVED = [
+    mutant(
+        "a hook on an accumulator not seen",
+        "arrivals.py",
+        "if self._found and bool(torch.stack(self._found).any()):",
+        "if False:",
+        "test_wrapped.py::test_a_hook_on_what_accumulates_a_gradient_is_seen",
+    ),
+    mutant(
+        "a gradient beside the model's output not seen",
+        "arrivals.py",
+        "self._found.append(_differ(sent, gradient))",
+        "sent = gradient.clone()",
+        "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
+    ),
+    mutant(
+        "a gradient put back between two parts not seen",
+        "arrivals.py",
+        "        self._arrived: set[int] = set()\n        self._left = {}\n",
+        "        self._arrived: set[int] = getattr(self, '_arrived', set())\n",
+        "test_wrapped.py::test_a_gradient_that_is_put_back_between_the_parts_of_a_batch_is_refused",
+    ),
+    mutant(
+        "settings that change between the parts not seen",
+        "optimizer.py",
+        "if self._settings is not None and not same_settings(self._settings, present):",
+        "if False:",
+        "test_wrapped.py::test_what_the_optimizer_keeps_does_not_change_between_the_parts_of_a_batch",
+    ),
+    mutant(
+        "what a charge depends on may be set",
+        "budget.py",
+        "if name in self._FIXED and name in vars(self):",
+        "if False:",
+        "test_wrapped.py::test_what_a_charge_depends_on_is_fixed",
+    ),
+    mutant(
+        "copies of a run that are not told apart",
+        "resume.py",
+        "if self._unsaid:",
+        "if False:",
+        "test_checkpoint.py::test_copies_of_a_run_that_are_gone_on_with_are_told_apart_and_add_up",
+    ),
+    mutant(
+        "the step of the wrapped optimizer",
+        "wrapped.py",
+        "if not self.open and self._private() is not None:",
+        "if False:",
+        "test_wrapped.py::test_the_step_of_the_wrapped_optimizer_is_refused",
+    ),
+    mutant(
+        "any optimizer is trusted",
+        "wrapped.py",
+        "    if trusted:\n",
+        "    if True:\n",
+        "test_wrapped.py::test_an_optimizer_with_a_step_of_its_own_is_taken_by_an_explicit_word_alone",
+    ),
+    mutant(
+        "hooks on a step not seen",
+        "wrapped.py",
+        '    if foreign:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
+        '    if False:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
+        "test_wrapped.py::test_what_is_hooked_into_the_step_later_is_refused",
+    ),
+    mutant(
+        "stale gradients move frozen weights",
+        "wrapped.py",
+        "if id(p) not in noisy:",
+        "if False:",
+        "test_wrapped.py::test_a_stale_gradient_of_a_frozen_layer_moves_nothing",
+    ),
+    mutant(
+        "a schedule sees the parts of a batch",
+        "wrapped.py",
+        "if incomplete is not None and incomplete():",
+        "if False:",
+        "test_wrapped.py::test_a_schedule_cannot_be_stepped_between_the_parts_of_a_batch",
+    ),
+    mutant(
+        "a schedule is not tried out",
+        "trainer.py",
+        "        rehearse(scheduler, self.steps)\n",
+        "",
+        "test_wrapped.py::test_a_schedule_that_is_too_short_is_refused_before_anything_is_spent",
+    ),
+    mutant(
+        "repeated examples",
+        "distinct.py",
+        "        if copies:\n",
+        "        if False:\n",
+        "test_wrapped.py::test_an_example_that_is_in_the_data_twice_is_refused",
+    ),
+    mutant(
+        "steps by hand are not on the ledger",
+        "trainer.py",
+        "if self._folder is None or self._folder.is_open:",
+        "if True:",
+        "test_wrapped.py::test_steps_by_hand_are_on_the_ledger",
     ),
 ]
 
@@ -1221,72 +1322,6 @@ ROUNDINGS = [
     ),
 ]
 
-WEIGHTS_MOVED = [
-    mutant(
-        "a hook on an accumulator not seen",
-        "arrivals.py",
-        "if any(bool(torch.stack(found).any()) for found in by_device.values()):",
-        "if False:",
-        "test_wrapped.py::test_a_hook_on_what_accumulates_a_gradient_is_seen",
-    ),
-    mutant(
-        "a gradient beside the model's output not seen",
-        "arrivals.py",
-        "elif sent is not gradient:",
-        "elif False:",
-        "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
-    ),
-    mutant(
-        "any optimizer is trusted",
-        "wrapped.py",
-        "    if trusted:\n",
-        "    if True:\n",
-        "test_wrapped.py::test_an_optimizer_with_a_step_of_its_own_is_taken_by_an_explicit_word_alone",
-    ),
-    mutant(
-        "hooks on a step not seen",
-        "wrapped.py",
-        '    if foreign:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
-        '    if False:\n        raise ConfigurationError(\n            f"optimizer: {len(foreign)} hooks',
-        "test_wrapped.py::test_what_is_hooked_into_the_step_later_is_refused",
-    ),
-    mutant(
-        "stale gradients move frozen weights",
-        "wrapped.py",
-        "if id(p) not in noisy:",
-        "if False:",
-        "test_wrapped.py::test_a_stale_gradient_of_a_frozen_layer_moves_nothing",
-    ),
-    mutant(
-        "a schedule sees the parts of a batch",
-        "wrapped.py",
-        "if incomplete is not None and incomplete():",
-        "if False:",
-        "test_wrapped.py::test_a_schedule_cannot_be_stepped_between_the_parts_of_a_batch",
-    ),
-    mutant(
-        "a schedule is not tried out",
-        "trainer.py",
-        "        rehearse(scheduler, self.steps)\n",
-        "",
-        "test_wrapped.py::test_a_schedule_that_is_too_short_is_refused_before_anything_is_spent",
-    ),
-    mutant(
-        "repeated examples",
-        "distinct.py",
-        "        if copies:\n",
-        "        if False:\n",
-        "test_wrapped.py::test_an_example_that_is_in_the_data_twice_is_refused",
-    ),
-    mutant(
-        "steps by hand are not on the ledger",
-        "trainer.py",
-        "if self._folder is None or self._folder.is_open:",
-        "if True:",
-        "test_wrapped.py::test_steps_by_hand_are_on_the_ledger",
-    ),
-]
-
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1298,8 +1333,8 @@ MUTANTS = [
     *WHATEVER_THE_WEIGHTS,
     *CERTIFICATES,
     *MEAN,
+    *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
     *ROUNDINGS,
-    *WEIGHTS_MOVED,
 ]

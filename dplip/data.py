@@ -7,6 +7,7 @@ W); labels are int64. Nothing is downloaded, and nothing in a file is executed.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
@@ -113,27 +114,43 @@ def holdout(dataset: TensorDataset, fraction: float, seed: int) -> tuple[TensorD
     Args:
         dataset: what to split.
         fraction: the probability, for each example, of being held out.
-        seed: fixes each example's place, given its index.
+        seed: with the example's own values, fixes its place. Equal examples go to one part.
 
     Raises:
         ConfigurationError: fraction outside (0, 1), a negative seed, or an empty part.
 
     Guarantee:
-        An example added at the end joins one part and changes nothing else, so neighbouring data sets stay
-        neighbouring after the split. (An exact number of held-out examples would reshuffle both parts.)
+        An example's part depends on nothing but that example and ``seed``: whichever one is added or removed,
+        wherever it stands, one part gains or loses it and no other example moves. So neighbouring data sets have
+        neighbouring parts. Hence no exact sizes: they are as if a coin were thrown for each (distinct) example.
     """
     if not 0 < fraction < 1:
         raise ConfigurationError(f"fraction={fraction} is not between 0 and 1 (both excluded): pass for example 0.1")
     if seed < 0:
         raise ConfigurationError(f"seed={seed} is negative: pass 0 or more")
-    held = torch.from_numpy(np.random.default_rng(seed).random(len(dataset)) < fraction)
-    parts = [TensorDataset(*(tensor[mask] for tensor in dataset.tensors)) for mask in (~held, held)]
+    held = torch.tensor([_coin(row, seed) < fraction for row in _rows(dataset)], dtype=torch.bool)
+    parts = [TensorDataset(*(t[mask.to(t.device)] for t in dataset.tensors)) for mask in (~held, held)]
     if not all(len(part) for part in parts):
         raise ConfigurationError(
             f"fraction={fraction} of {len(dataset)} examples (seed={seed}) leaves one part empty: "
             "pass more examples, or a fraction nearer to one half"
         )
     return parts[0], parts[1]
+
+
+def _rows(dataset: TensorDataset) -> Iterator[bytes]:
+    """The bytes of each example."""
+    parts = [
+        t.detach().cpu().contiguous().reshape(len(t), t[:1].numel() or 1).view(torch.uint8).numpy()
+        for t in dataset.tensors
+    ]
+    for values in zip(*parts, strict=True):
+        yield b"".join(value.tobytes() for value in values)
+
+
+def _coin(row: bytes, seed: int) -> float:
+    """A number in [0, 1) that looks random and is fixed by both."""
+    return int.from_bytes(hashlib.blake2b(row, digest_size=6, salt=seed.to_bytes(16, "big")).digest(), "big") / 2**48
 
 
 def _tensor_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, is_classifier
+from sklearn.model_selection import KFold, RepeatedKFold, check_cv
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
@@ -354,9 +355,18 @@ def search_privacy(search: Any) -> dict[str, Any]:
         which the best was chosen are exact functions of held-out private rows, and covered by no epsilon.
 
     Each fit is charged in full to every row, though with k folds a row is in k - 1 training parts; with the noise and
-    the steps that its parameters imply for the smallest training part of k folds of equal size. For splits of other
-    sizes the figure is not a bound.
+    the steps that its parameters imply for the smallest training part of k folds of equal size.
+
+    Raises:
+        ConfigurationError: folds other than those of ``KFold`` and ``RepeatedKFold``: of other sizes, or chosen by the
+            values of the rows, so that changing one row moves others (as a whole number does for a classifier).
     """
+    folds = check_cv(search.cv, classifier=is_classifier(search.estimator), y=[0, 1])
+    if type(folds) not in (KFold, RepeatedKFold):
+        raise ConfigurationError(
+            f"cv={search.cv!r}: its folds ({type(folds).__name__}) may depend on other rows than their own, or differ "
+            "in size, and then no figure holds for all of them. Use cv=KFold(5)."
+        )
     best = _private_part(search.best_estimator_)
     rows, splits = best.rows_, int(search.n_splits_)
     least = rows - -(-rows // splits) if splits > 1 else rows

@@ -1,11 +1,18 @@
-"""Tables: read with pandas, encoded by a public schema, one row at a time, so that neighbours stay neighbours."""
+"""Tables, encoded by a public schema, one row at a time, so that neighbours stay neighbours.
+
+Nothing is inferred from a column: a reader that gives each column one type re-encodes all rows when one is added. Each
+value is taken as text (:func:`dplip.schema.as_text`), and read from that text alone.
+"""
 
 from __future__ import annotations
 
+import csv
 import difflib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -16,13 +23,15 @@ from torch.utils.data import TensorDataset
 
 from dplip.data import holdout
 from dplip.errors import ConfigurationError
-from dplip.schema import Column, Schema, as_json, read_schema
+from dplip.schema import Column, Schema, as_json, as_text, read_schema
 
 SUFFIXES = (".csv", ".parquet")
 TABLES = ("adult", "compas", "heart", "auto-mpg", "blog")
 """Tables that have a preset; their files are read from a folder that the user names."""
 
-TRUE, FALSE = {"true", "1", "1.0", "yes", "y", "t"}, {"false", "0", "0.0", "no", "n", "f"}
+BOOLEANS = dict.fromkeys(("true", "1", "yes", "y", "t"), 1.0) | dict.fromkeys(("false", "0", "no", "n", "f"), 0.0)
+
+Texts = list[str | None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ def load_table(
         target: must be the schema's target, if it is given.
         monotone: directions by column, in place of the schema's.
         test: a file of held-out rows, by default ``NAME.test.csv`` beside the table; without one each row is held out
-            with probability 1/5, by its number and ``seed``.
+            with probability 1/5, by its own encoding and ``seed`` (:func:`dplip.data.holdout`).
 
     Raises:
         ConfigurationError: a file is missing or does not fit its schema; pandas is not installed.
@@ -88,7 +97,8 @@ def encode(frame: Any, schema: Schema, what: str = "table") -> TensorDataset:
     ``missing: true``), a boolean one half; a level that is missing, or not among the schema's, is none of the levels.
     A missing target is refused.
 
-    Guarantee: each row is encoded on its own.
+    Guarantee: a row's encoding is a function of that row and the schema. One more row, whatever it holds, changes no
+    bit of the others (or the table is refused).
     """
     features = _features(frame, schema, what)
     target = _target(frame, schema, what)
@@ -101,18 +111,45 @@ def encode_features(frame: Any, schema: Schema, what: str = "table") -> torch.Te
 
 
 def read_frame(path: Path, rows: int | None = None) -> Any:
-    """A pandas data frame of a CSV or Parquet file; in a CSV only blanks count as missing, text stays text."""
+    """A pandas data frame of a CSV or Parquet file: a CSV's fields as their text, a Parquet file's values as they are.
+
+    In a CSV only blanks are missing. A record with more or fewer fields than the header is refused.
+    """
     pandas = require_pandas()
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigurationError(f"file {path}: give a table as {' or '.join(SUFFIXES)}.")
     try:
-        if path.suffix.lower() == ".parquet":
-            frame = pandas.read_parquet(path)
-        else:
-            frame = pandas.read_csv(path, keep_default_na=False, na_values=[""], skipinitialspace=True, nrows=rows)
+        names, columns = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, rows)
     except Exception as wrong:  # whatever a damaged file makes the reader raise
         raise ConfigurationError(f"file {path}: cannot be read as a table ({type(wrong).__name__}: {wrong}).") from None
-    return frame
+    frame = pandas.DataFrame({k: pandas.Series(values, dtype=object) for k, values in enumerate(columns)})
+    return frame.set_axis(names, axis=1)
+
+
+def _csv(path: Path, rows: int | None) -> tuple[list[str], Iterable[list[str]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = csv.reader(file, skipinitialspace=True, strict=True)
+        filled = (record for record in records if len(record) > 1 or "".join(record).strip())
+        names = next(filled, None)
+        if names is None:
+            raise ValueError("it has no header line")
+        seen: dict[str, str] = {}  # equal texts are one object: a table of numbers fits into memory
+        columns: list[list[str]] = [[] for _ in names]
+        for record in islice(filled, rows):
+            if any("\n" in field or "\r" in field for field in record):  # a quote left open takes in later rows
+                raise ValueError(f"the record that ends in line {records.line_num} goes over several lines")
+            if len(record) != len(names):
+                raise ValueError(f"line {records.line_num} has {len(record)} fields, and the header {len(names)}")
+            for column, field in zip(columns, record, strict=True):
+                column.append(seen.setdefault(field, field))
+    return names, columns
+
+
+def _parquet(path: Path, rows: int | None) -> tuple[list[str], Iterable[list[Any]]]:
+    from pyarrow import parquet
+
+    table = parquet.read_table(path).slice(0, rows)
+    return table.column_names, (column.to_pylist() for column in table.columns)
 
 
 def draft(path: str | Path, target: str | None = None, look: bool = False) -> str:
@@ -127,7 +164,7 @@ def draft(path: str | Path, target: str | None = None, look: bool = False) -> st
     path = Path(path)
     if look:
         frame = read_frame(path)
-        columns = {str(name): _observed(frame[name]) for name in frame.columns}
+        columns = {str(name): _observed(_texts(frame, name, str(path))) for name in frame.columns}
     elif path.suffix.lower() == ".parquet":
         columns = {name: _typed(kind) for name, kind in _parquet_types(path).items()}
     else:
@@ -151,56 +188,64 @@ def require_pandas() -> ModuleType:
 
 
 def _features(frame: Any, schema: Schema, what: str) -> Any:
-    numbers = [_numbers(_series(frame, c.name, what), c, what) for c in schema.numeric]
+    numbers = [_numbers(_texts(frame, c.name, what), c, what) for c in schema.numeric]
     middles = [(c.low + c.high) / 2 for c in schema.numeric]
     filled = [np.where(np.isnan(v), m, v) for v, m in zip(numbers, middles, strict=True)]
-    texts = ((_text(_series(frame, c.name, what)), c) for c in schema.columns if c.kind == "categorical")
-    levels = [(text == level).astype(float) for text, c in texts for level in c.levels]
+    texts = ((_texts(frame, c.name, what), c) for c in schema.columns if c.kind == "categorical")
+    levels = [_equal(text, level) for text, c in texts for level in c.levels]
     flags = [np.isnan(v).astype(float) for v, c in zip(numbers, schema.numeric, strict=True) if c.missing]
     return np.stack([*filled, *levels, *flags], axis=1).astype(np.float32)
 
 
 def _target(frame: Any, schema: Schema, what: str) -> Any:
-    column, series = schema.target, _series(frame, schema.target.name, what)
+    column, texts = schema.target, _texts(frame, schema.target.name, what)
     if column.kind != "categorical":
-        values = _numbers(series, column, what)
+        values = _numbers(texts, column, what)
         if np.isnan(values).any():
             _bad_row(column, np.isnan(values), what, "is missing or no number")
         return values.astype(np.float32) if schema.regression else values.astype(np.int64)
-    text = _text(series)
-    other = ~np.isin(text, list(column.levels))
-    if other.any():
-        _bad_row(column, other, what, f"is not one of the levels {list(column.levels)}")
-    return (text == column.levels[1]).astype(np.int64)
+    first, second = (_equal(texts, level) for level in column.levels)
+    if (first + second == 0).any():
+        _bad_row(column, first + second == 0, what, f"is not one of the levels {list(column.levels)}")
+    return second.astype(np.int64)
 
 
-def _series(frame: Any, name: str, what: str) -> Any:
+def _texts(frame: Any, name: str, what: str) -> Texts:
+    """A column's values as text, each on its own."""
+    names = [str(c) for c in frame.columns]
     if name not in frame.columns:
-        _no_column(name, [str(c) for c in frame.columns], what)
-    return frame[name]
+        _no_column(name, names, what)
+    if names.count(str(name)) > 1:
+        raise ConfigurationError(f"{what}: it has {names.count(str(name))} columns {name!r}: name each once.")
+    return [as_text(value) for value in frame[name].tolist()]
 
 
-def _numbers(series: Any, column: Column, what: str) -> Any:
+def _equal(texts: Texts, level: str) -> Any:
+    wanted = as_text(level)
+    return np.fromiter((text == wanted for text in texts), dtype=np.float64, count=len(texts))
+
+
+def _numbers(texts: Texts, column: Column, what: str) -> Any:
     """float64, NaN where it is missing; infinities are numbers beyond every range."""
-    pandas = require_pandas()
-    if column.kind == "boolean":
-        text = np.char.lower(_text(series).astype(str))
-        values = np.where(np.isin(text, list(TRUE)), 1.0, np.where(np.isin(text, list(FALSE)), 0.0, np.nan))
-    else:
-        values = pandas.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.isnan(values) & ~series.isna().to_numpy()
+    read: Callable[[str], float | None] = _boolean if column.kind == "boolean" else _number
+    found = [math.nan if text is None else read(text) for text in texts]
+    wrong = np.fromiter((value is None for value in found), dtype=bool, count=len(found))
     if wrong.any():
         _bad_row(column, wrong, what, f"is not a {column.kind} value")
-    return np.clip(values, -1e30, 1e30)  # a float32 holds it; the model clamps to the public range
+    return np.clip(np.array(found, dtype=np.float64), -1e30, 1e30)  # a float32 holds it; the model clamps to the range
 
 
-def _text(series: Any) -> Any:
-    """Each value as text without blanks around it; a missing one, as None, equals no level."""
-    gone = series.isna().to_numpy()
-    text = (str(v).strip() for v in series.to_numpy(dtype=object))
-    # Whole numbers are read as floats where a column has gaps: they mean the same level.
-    whole = [v[:-2] if v.endswith(".0") and v[:-2].lstrip("-").isdigit() else v for v in text]
-    return np.where(gone, "\0missing", np.array(whole, dtype=object))
+def _boolean(text: str) -> float | None:
+    return BOOLEANS.get(text.lower())
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is; infinite at most, and never NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(value) or "_" in text else value
 
 
 def _bad_row(column: Column, wrong: Any, what: str, why: str) -> NoReturn:
@@ -243,24 +288,24 @@ def _schema_path(path: Path) -> Path:
     return beside
 
 
-def _observed(series: Any) -> dict[str, Any]:
-    pandas = require_pandas()
-    values = series.dropna()
-    if pandas.api.types.is_bool_dtype(values):
+def _observed(texts: Texts) -> dict[str, Any]:
+    values = [text for text in texts if text is not None]
+    if values and all(text.lower() in ("true", "false") for text in values):
         return {"kind": "boolean"}
-    if pandas.api.types.is_numeric_dtype(values) and len(values):
-        low, high = float(values.min()), float(values.max())
+    numbers = [number for number in map(_number, values) if number is not None]
+    if numbers and len(numbers) == len(values):
+        low, high = min(numbers), max(numbers)
         entry = {"kind": "numeric", "low": low, "high": high if high > low else low + 1.0}
-        return {**entry, "missing": True} if series.isna().any() else entry
-    return {"kind": "categorical", "levels": sorted(set(_text(values).tolist()))}
+        return {**entry, "missing": True} if None in texts else entry
+    return {"kind": "categorical", "levels": sorted(set(values))}
 
 
 def _typed(kind: str) -> dict[str, Any]:
     if kind == "bool":
         return {"kind": "boolean"}
-    if any(word in kind for word in ("int", "float", "double", "decimal")):
+    if kind.startswith(("int", "uint", "float", "double", "halffloat", "decimal")):
         return {"kind": "numeric", "low": None, "high": None}
-    if any(word in kind for word in ("string", "dictionary")):
+    if kind.startswith(("string", "large_string", "dictionary")):
         return {"kind": "categorical", "levels": None}
     return {"kind": None, "low": None, "high": None, "levels": None}
 

@@ -437,6 +437,15 @@ def test_holdout_keeps_neighbours_neighbouring(size):
         assert set(part.tensors[0].tolist()) <= set(bigger.tensors[0].tolist())
 
 
+@pytest.mark.parametrize("removed", [0, 500, 999])
+def test_holdout_moves_no_other_example_wherever_one_is_taken_away(removed):
+    x = torch.arange(1000.0)[:, None]
+    kept = torch.arange(1000) != removed
+    for part, other in zip(holdout(TensorDataset(x, x), 0.2, 0), holdout(TensorDataset(x[kept], x[kept]), 0.2, 0),
+        strict=True): assert set(part.tensors[0].flatten().tolist()) ^ set(other.tensors[0].flatten().tolist()) <=
+        {float(removed)}
+
+
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_holdout_refuses_a_fraction_outside_0_1(fraction):
     with pytest.raises(ConfigurationError, match="fraction="):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_classifiers_train, parametrize_with_checks
@@ -127,15 +127,18 @@ def test_a_regressor_stays_in_the_targets_range_and_its_direction():
 def test_a_search_in_a_pipeline_says_what_all_its_fits_spent():
     x, y = rows(120)
     pipeline = make_pipeline(FunctionTransformer(), DPLipClassifier(epsilon=1.0, epochs=2, batch_size=60))
-    search = GridSearchCV(pipeline, {"dplipclassifier__lr": [0.01, 0.05]}, cv=2).fit(x, y)
+    search = GridSearchCV(pipeline, {"dplipclassifier__lr": [0.01, 0.05]}, cv=KFold(2)).fit(x, y)
     spent = search_privacy(search)
     assert spent["fits"] == 5 and spent["neighboring"] == "replace_one" and "not accounted" in spent["selection"]
     # Five fits of epsilon 1 under add-remove, each of twice the sensitivity under replace-one.
     assert 2 < spent["epsilon"] < 25
     assert spent["epsilon"] > 2 * search.best_estimator_[-1].epsilon_
-    one = GridSearchCV(pipeline, {"dplipclassifier__lr": [0.01]}, cv=2).fit(x, y)
+    one = GridSearchCV(pipeline, {"dplipclassifier__lr": [0.01]}, cv=KFold(2)).fit(x, y)
     assert search_privacy(one)["epsilon"] < spent["epsilon"]
     assert len(cross_val_score(pipeline, x, y, cv=2)) == 2
+    stratified = GridSearchCV(pipeline, {"dplipclassifier__lr": [0.01]}, cv=2).fit(x, y)
+    with pytest.raises(dplip.ConfigurationError, match="KFold"):  # one label moves other rows between its folds
+        search_privacy(stratified)
 
 
 def test_importing_the_library_loads_neither_scikit_learn_nor_pandas():

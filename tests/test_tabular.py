@@ -202,6 +202,63 @@ def test_each_row_is_encoded_on_its_own():
         assert torch.equal(whole[k], torch.cat([part[k] for part in alone]))
 
 
+ODD_ROWS = {
+    "text where numbers were": "x,1.5,true,0",
+    "a number where text was": "3,2,1,1",
+    "nothing": ",,,0",
+    "a word for nothing": "NA,,,1",
+    "a fraction among whole numbers": "02,0.25,1.0,0",
+    "an exponent": "01,1e3,0,1",
+    "more digits than a float has": "01,90071992547409931,1,1",
+    "infinity": "01,inf,yes,0",
+    "quotes and a comma": '"a, ""b""",1,no,0',
+    "letters of another script": "\u0661,1,1,0",
+    "signs and blanks": " 01 , +1 , T ,0",
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+@pytest.mark.parametrize("place", [0, 40, 80])
+def test_one_more_row_re_encodes_no_other(tmp_path, odd, place):
+    """Types are never inferred from a column: what one row holds would change how all others are read."""
+    levels = Column("zip", "categorical", levels=("01", "02", "x"))
+    schema = Schema(Column("y", "boolean"), (levels, Column("n", "numeric", 0, 4), Column("b", "boolean")))
+    rows = [f"{'01' if i % 2 else '02'},{i % 5},{i % 3 % 2},{i % 2}" for i in range(80)]
+
+    def encoded(rows: list[str]) -> list[torch.Tensor]:
+        (tmp_path / "t.csv").write_text("zip,n,b,y\n" + "\n".join(rows) + "\n", encoding="utf-8")
+        return list(encode(read_frame(tmp_path / "t.csv"), schema).tensors)
+
+    without, with_it = encoded(rows), encoded([*rows[:place], ODD_ROWS[odd], *rows[place:]])
+    for a, b in zip(without, with_it, strict=True):
+        assert torch.equal(a, torch.cat([b[:place], b[place + 1 :]]))
+
+
+@pytest.mark.parametrize("value", [None, 0.5, "text", True, 2**53 + 1])
+def test_one_more_value_of_another_type_re_encodes_no_other(tmp_path, value):
+    """Nor in a data frame or a Parquet file, whose columns have a type that one more row may change."""
+    levels = Column("id", "categorical", levels=(str(2**53 + 1), "7", "text"))
+    schema = Schema(Column("y", "boolean"), (levels,))
+    ids = [2**53 + 1, 7, 2**53, 7]
+    few = pd.DataFrame({"id": ids, "y": [1, 0, 1, 0]})
+    many = pd.DataFrame({"id": pd.Series([*ids, value], dtype=object), "y": [1, 0, 1, 0, 1]})
+    assert torch.equal(encode(few, schema).tensors[0], encode(many, schema).tensors[0][:4])
+    if not isinstance(value, str | float | bool):
+        many["id"] = many["id"].astype("Int64")
+        for name, table in {"few": few, "many": many}.items():
+            table.to_parquet(tmp_path / f"{name}.parquet")
+        one, other = (encode(read_frame(tmp_path / f"{n}.parquet"), schema).tensors[0] for n in ("few", "many"))
+        assert torch.equal(one, other[:4]) and one[0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("row", ['"01,1,1', "01,1", "01,1,1,1"])
+def test_a_record_that_takes_in_others_is_refused(tmp_path, row):
+    """A quote that is left open, a field too few or too many."""
+    (tmp_path / "t.csv").write_text(f'zip,n,y\n01,1,1\n{row}\n02,"1",0\n01,2,1\n')
+    with pytest.raises(dplip.ConfigurationError, match="cannot be read as a table"):
+        read_frame(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     "column, value, words",
     [("age", "old", "no|not"), ("member", "maybe", "boolean"), ("bought", None, "missing"), ("bought", "2", "boolean")],

@@ -1322,6 +1322,40 @@ ROUNDINGS = [
     ),
 ]
 
+TABLES = [
+    mutant(
+        "types inferred from a column",
+        "tabular.py",
+        "return [as_text(value) for value in frame[name].tolist()]",
+        "import pandas\n"
+        "    values = pandas.to_numeric(frame[name], errors='coerce')\n"
+        "    whole = values.isna().any()\n"
+        "    return [as_text(v) for v in (frame[name] if whole else values).tolist()]",
+        "test_tabular.py::test_one_more_row_re_encodes_no_other",
+    ),
+    mutant(
+        "a quote left open takes in later rows",
+        "tabular.py",
+        'if any("\\n" in field or "\\r" in field for field in record):',
+        "if False:",
+        "test_tabular.py::test_a_record_that_takes_in_others_is_refused",
+    ),
+    mutant(
+        "held out by place",
+        "data.py",
+        "[_coin(row, seed) < fraction for row in _rows(dataset)]",
+        "[_coin(str(i).encode(), seed) < fraction for i, _ in enumerate(_rows(dataset))]",
+        "test_data.py::test_holdout_moves_no_other_example_wherever_one_is_taken_away",
+    ),
+    mutant(
+        "folds that are chosen by the labels",
+        "estimators.py",
+        "if type(folds) not in (KFold, RepeatedKFold):",
+        "if False:",
+        "test_estimators.py::test_a_search_in_a_pipeline_says_what_all_its_fits_spent",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1337,4 +1371,5 @@ MUTANTS = [
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
     *ROUNDINGS,
+    *TABLES,
 ]

@@ -441,9 +441,10 @@ def test_holdout_keeps_neighbours_neighbouring(size):
 def test_holdout_moves_no_other_example_wherever_one_is_taken_away(removed):
     x = torch.arange(1000.0)[:, None]
     kept = torch.arange(1000) != removed
-    for part, other in zip(holdout(TensorDataset(x, x), 0.2, 0), holdout(TensorDataset(x[kept], x[kept]), 0.2, 0),
-        strict=True): assert set(part.tensors[0].flatten().tolist()) ^ set(other.tensors[0].flatten().tolist()) <=
-        {float(removed)}
+    whole, less = (holdout(TensorDataset(t, t), 0.2, 0) for t in (x, x[kept]))
+    for part, other in zip(whole, less, strict=True):
+        differ = set(part.tensors[0].flatten().tolist()) ^ set(other.tensors[0].flatten().tolist())
+        assert differ <= {float(removed)}
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])

@@ -251,10 +251,10 @@ def test_one_more_value_of_another_type_re_encodes_no_other(tmp_path, value):
         assert torch.equal(one, other[:4]) and one[0].tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("row", ['"01,1,1', "01,1", "01,1,1,1"])
+@pytest.mark.parametrize("row", ['"01', '"01,1,1', "01,1", "01,1,1,1"])
 def test_a_record_that_takes_in_others_is_refused(tmp_path, row):
     """A quote that is left open, a field too few or too many."""
-    (tmp_path / "t.csv").write_text(f'zip,n,y\n01,1,1\n{row}\n02,"1",0\n01,2,1\n')
+    (tmp_path / "t.csv").write_text(f'zip,n,y\n01,1,1\n{row}\n5",1,0\n02,"1",0\n01,2,1\n')
     with pytest.raises(dplip.ConfigurationError, match="cannot be read as a table"):
         read_frame(tmp_path / "t.csv")
 

@@ -57,7 +57,7 @@ def train_table(
     )
     schema = loaded.schema
     require_public(schema, epsilon)
-    size = len(loaded.train)
+    size = trainer.get("public_size") or len(loaded.train)
     recipe = tabular_preset(loaded.name, math.isfinite(epsilon), schema.regression)
     recipe = dataclasses.replace(recipe, **{k: v for k, v in settings.items() if v is not None})
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, size))

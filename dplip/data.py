@@ -140,17 +140,14 @@ def holdout(dataset: TensorDataset, fraction: float, seed: int) -> tuple[TensorD
 
 def _rows(dataset: TensorDataset) -> Iterator[bytes]:
     """The bytes of each example."""
-    parts = [
-        t.detach().cpu().contiguous().reshape(len(t), t[:1].numel() or 1).view(torch.uint8).numpy()
-        for t in dataset.tensors
-    ]
+    parts = [t.detach().cpu().unsqueeze(-1).flatten(1).contiguous().view(torch.uint8).numpy() for t in dataset.tensors]
     for values in zip(*parts, strict=True):
         yield b"".join(value.tobytes() for value in values)
 
 
 def _coin(row: bytes, seed: int) -> float:
     """A number in [0, 1) that looks random and is fixed by both."""
-    return int.from_bytes(hashlib.blake2b(row, digest_size=6, salt=seed.to_bytes(16, "big")).digest(), "big") / 2**48
+    return int.from_bytes(hashlib.blake2b(b"%d:%s" % (seed, row), digest_size=6).digest(), "big") / 2**48
 
 
 def _tensor_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Tensor, Tensor]]:

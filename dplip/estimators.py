@@ -43,7 +43,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         clamp: largest absolute value of a hidden unit.
         scale: classification: temperature of the cross-entropy; regression: targets are scaled to [-1/scale, 1/scale].
         lr: learning rate of Adam, annealed to 0.
-        batch_size: expected size of a Poisson batch, at most the number of rows.
+        batch_size: expected size of a Poisson batch, at most the public size.
         epochs: passes over the data.
         neighboring, accountant, public_size: as for :class:`DPLipTrainer`.
         random_state: None: noise from the operating system. A seed makes the run repeatable, **and so not private**:
@@ -79,7 +79,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
 
     def planned_event(self, rows: int) -> tuple[GaussianEvent, int]:
         """What each step of a fit on so many rows spends, and the number of steps."""
-        batch = min(self.batch_size, rows)
+        batch = min(self.batch_size, self.public_size or rows)
         blank = TensorDataset(torch.zeros(rows, 1))
         loader = PoissonLoader(blank, batch_size=batch, public_size=self.public_size)
         steps = self.epochs * loader.steps_per_epoch
@@ -124,7 +124,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 loss=loss,
                 optimizer=optimizer,
                 train_dataset=TensorDataset(_float32(X), y),
-                batch_size=min(self.batch_size, rows),
+                batch_size=min(self.batch_size, self.public_size or rows),
                 epochs=self.epochs,
                 target_epsilon=self.epsilon,
                 target_delta=self.delta,

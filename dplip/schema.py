@@ -15,26 +15,25 @@ from dplip.errors import ConfigurationError
 
 KINDS = ("numeric", "boolean", "categorical")
 
+_NUMBERS: Any = (numbers.Real, Decimal)
+
 
 def as_text(value: Any) -> str | None:
-    """A table's value as the one text that stands for it; None: it is missing (None, NaN, blanks).
+    """A table's value as the one text that stands for it; None: it is blank.
 
     It depends on the value alone, and not on the type that a reader or a file gives its column, which one more row may
     change: a whole number is its digits, as 7, 7.0 and ``"7.0"`` are ``"7"``. Text is otherwise as it is, so that
     ``"01"`` is not 1.
 
-    >>> as_text(7.0), as_text(True), as_text(" 01 "), as_text(float("nan"))
+    >>> as_text(7.0), as_text(True), as_text(" 01 "), as_text(" ")
     ('7', 'True', '01', None)
     """
     if isinstance(value, str):
         text = value.strip()
         return (text[:-2] if text.endswith(".0") and text[:-2].lstrip("+-").isdecimal() else text) or None
-    if value is None or value != value:  # NaN and NaT are not equal to themselves
-        return None
-    if isinstance(value, Decimal | numbers.Real) and not isinstance(value, bool):
-        number: Any = value
-        whole = math.isfinite(number) and number == int(number)
-        return str(int(number)) if whole else repr(float(number))
+    if isinstance(value, _NUMBERS) and not isinstance(value, bool):
+        whole = math.isfinite(value) and value == int(value)
+        return str(int(value)) if whole else repr(float(value))
     return as_text(str(value))
 
 
@@ -72,9 +71,7 @@ class Column:
             if not levels or len(levels) < len(self.levels):
                 self._refuse(f"levels={list(self.levels)}", "list each public level once (7 and 7.0 are one)")
             if None in levels:
-                self._refuse(
-                    f"levels={list(self.levels)}", "leave out the blank: a missing level is none of the levels"
-                )
+                self._refuse(f"levels={list(self.levels)}", "leave out the blank: it stands for a missing value")
         if self.monotone not in (-1, 0, 1) or (self.monotone and self.kind == "categorical"):
             self._refuse(
                 f"monotone={self.monotone!r} for a {self.kind} column", "give +1 or -1, for a number or a boolean"

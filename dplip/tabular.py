@@ -98,7 +98,7 @@ def encode(frame: Any, schema: Schema, what: str = "table") -> TensorDataset:
     A missing target is refused.
 
     Guarantee: a row's encoding is a function of that row and the schema. One more row, whatever it holds, changes no
-    bit of the others (or the table is refused).
+    bit of the others, unless the whole table is refused for it.
     """
     features = _features(frame, schema, what)
     target = _target(frame, schema, what)
@@ -217,7 +217,8 @@ def _texts(frame: Any, name: str, what: str) -> Texts:
         _no_column(name, names, what)
     if names.count(str(name)) > 1:
         raise ConfigurationError(f"{what}: it has {names.count(str(name))} columns {name!r}: name each once.")
-    return [as_text(value) for value in frame[name].tolist()]
+    series = frame[name]
+    return [None if gone else as_text(value) for value, gone in zip(series.tolist(), series.isna(), strict=True)]
 
 
 def _equal(texts: Texts, level: str) -> Any:

@@ -1324,14 +1324,43 @@ ROUNDINGS = [
 
 TABLES = [
     mutant(
-        "types inferred from a column",
+        "a file read by the type of its column",
         "tabular.py",
-        "return [as_text(value) for value in frame[name].tolist()]",
-        "import pandas\n"
-        "    values = pandas.to_numeric(frame[name], errors='coerce')\n"
-        "    whole = values.isna().any()\n"
-        "    return [as_text(v) for v in (frame[name] if whole else values).tolist()]",
-        "test_tabular.py::test_one_more_row_re_encodes_no_other",
+        "    return names, columns",
+        "    import pandas\n\n"
+        "    read = [pandas.to_numeric(pandas.Series(c), errors='coerce') for c in columns]\n"
+        "    return names, [c if (r != r).any() else r.tolist() for c, r in zip(columns, read)]",
+        "test_tabular.py::test_one_more_row_of_a_file_changes_no_bit_of_the_others",
+    ),
+    mutant(
+        "floats that are whole, as other text than whole numbers",
+        "schema.py",
+        "return str(int(value)) if whole else",
+        "return str(value) if whole else",
+        "test_tabular.py::test_one_more_value_that_changes_a_columns_type_changes_no_other",
+    ),
+    Mutant(
+        "short records filled up",
+        "tabular.py",
+        (
+            ("if len(record) != len(names):", "record += [''] * (len(names) - len(record))\n            if False:"),
+            ("zip(columns, record, strict=True)", "zip(columns, record, strict=False)"),
+        ),
+        "test_tabular.py::test_what_is_no_row_is_refused_wherever_it_stands",
+    ),
+    mutant(
+        "held out by number",
+        "data.py",
+        "[_coin(row, seed) < fraction for row in _rows(dataset)]",
+        "[_coin(b'%d' % i, seed) < fraction for i, _ in enumerate(_rows(dataset))]",
+        "test_data.py::test_holdout_keeps_neighbours_neighbouring_wherever_the_example_stands",
+    ),
+    mutant(
+        "held out by number, in a table",
+        "data.py",
+        "[_coin(row, seed) < fraction for row in _rows(dataset)]",
+        "[_coin(b'%d' % i, seed) < fraction for i, _ in enumerate(_rows(dataset))]",
+        "test_tabular.py::test_neighbouring_tables_have_training_parts_that_differ_in_one_row",
     ),
     mutant(
         "a quote left open takes in later rows",
@@ -1339,13 +1368,6 @@ TABLES = [
         'if any("\\n" in field or "\\r" in field for field in record):',
         "if False:",
         "test_tabular.py::test_a_record_that_takes_in_others_is_refused",
-    ),
-    mutant(
-        "held out by place",
-        "data.py",
-        "[_coin(row, seed) < fraction for row in _rows(dataset)]",
-        "[_coin(str(i).encode(), seed) < fraction for i, _ in enumerate(_rows(dataset))]",
-        "test_data.py::test_holdout_moves_no_other_example_wherever_one_is_taken_away",
     ),
     mutant(
         "folds that are chosen by the labels",

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
+from numbers import Real
 from typing import Any, ClassVar, SupportsIndex
 
 from dplip.errors import ConfigurationError
@@ -311,9 +312,9 @@ def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delt
     if any(event.noise_multiplier == 0 for event in spent):
         return math.inf
     rdp = max(0.0, _rdp_epsilon(spent, neighboring, delta))
-    # PRV adds an error of 0.01 to its bound, its FFT loses small deltas (seen: epsilon too low at 1e-13 after
+    # The FFT of PRV loses small deltas (seen: epsilon too low at 1e-13 after
     # 1,000 steps), and its exp overflows; larger losses do not fit PLD's grid, and its FFT rounds small deltas too.
-    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):
+    if not 0 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):
         return rdp
     return max(0.0, min(rdp, _EPSILON[mechanism](spent, delta)))
 
@@ -333,7 +334,25 @@ def _rdp_epsilon(events: Mapping[Event, int], neighboring: str, delta: float) ->
     best = bounds.index(min(bounds))
     left = _COARSE[best - 1] if best > 0 else -1
     right = _COARSE[best + 1] if best + 1 < len(_COARSE) else len(ORDERS)
-    return min(epsilon(order) for order in ORDERS[left + 1 : right])
+    bounds = [epsilon(order) for order in ORDERS[left + 1 : right]]
+    nearest = left + 1 + bounds.index(min(bounds))
+    return _between(epsilon, min(bounds), ORDERS[max(0, nearest - 1)], ORDERS[nearest], ORDERS[nearest + 1 :][:1])
+
+
+def _between(
+    epsilon: Callable[[float], float], least: float, low: float, best: float, above: tuple[float, ...]
+) -> float:
+    """The least bound among whole orders between neighbours of the set, few of them, and the same ones at each call."""
+    high = above[0] if above else best
+    while high - low > 2 and high > 64:
+        step = max(1.0, (high - low) // 8)
+        tried = {epsilon(order): order for order in (low + step * k for k in range(1, int((high - low) / step) + 1))}
+        if min(tried) < least:
+            least, best = min(tried), tried[min(tried)]
+        if step == 1:
+            break
+        low, high = max(low, best - step), min(high, best + step)
+    return least
 
 
 def converted(divergence: float, order: float, delta: float) -> float:
@@ -387,9 +406,9 @@ _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
 
 
 def require_delta(delta: float) -> None:
-    if not 0 < delta < 1:
+    if not isinstance(delta, Real) or not 0 < delta < 1:
         raise ConfigurationError(
-            f"delta={delta}: a failure probability lies strictly between 0 and 1; "
+            f"delta={delta!r}: a failure probability lies strictly between 0 and 1; "
             "pass one below 1 / (number of examples)"
         )
 

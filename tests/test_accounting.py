@@ -169,6 +169,36 @@ def test_small_epsilons_are_not_held_up_by_the_largest_order():
     assert epsilon("rdp", sigma, 1.0, 1) < 1.3 * math.sqrt(2 * math.log(1 / DELTA)) / sigma
 
 
+def test_the_orders_between_those_of_the_set_are_tried():
+    assert epsilon("rdp", 1.7, 1e-5, 1, 1e-9) < 0.236  # at order 67; 0.247 at order 64, and 0.65 at 70
+
+
+def test_a_small_epsilon_is_the_accountants_own():
+    pytest.importorskip("dp_accounting.pld")
+    mu = 0.001
+    bound = epsilon("pld", 1 / mu, 1.0, 1, 1e-5)
+    assert bound < 0.95 * epsilon("rdp", 1 / mu, 1.0, 1, 1e-5) < 0.01 and gaussian_delta(bound, mu) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "sigma, rate, steps, delta", [(1.7, 1e-5, 1, 1e-9), (1.0, 0.01, 300, 1e-6), (30.0, 0.01, 50, 1e-7)]
+)
+def test_no_epsilon_is_below_an_optimistic_privacy_loss_distribution(sigma, rate, steps, delta):
+    pld = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")
+    one = pld.from_gaussian_mechanism(
+        sigma, sampling_prob=rate, pessimistic_estimate=False, value_discretization_interval=1e-3
+    )
+    least = one.self_compose(steps).get_epsilon_for_delta(delta)
+    for mechanism in ("rdp", "prv", "pld"):
+        assert least <= epsilon(mechanism, sigma, rate, steps, delta)
+
+
+@pytest.mark.parametrize("delta", ["1e-5", None, [1e-5]])
+def test_a_delta_that_is_no_number_is_refused_by_name(delta):
+    with pytest.raises(ConfigurationError, match=r"delta="):
+        Accountant().get_epsilon(delta)
+
+
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
 def test_delta_lies_strictly_between_0_and_1(delta):
     with pytest.raises(ConfigurationError, match=r"delta="):

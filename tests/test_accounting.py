@@ -15,8 +15,11 @@ from dplip.accounting import (
     create_accountant,
     renyi_divergence,
 )
+from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.errors import ConfigurationError
+from dplip.fixed_size import FixedSizeEvent
+from dplip.selection import selection_epsilon
 
 DELTA = 1e-5
 
@@ -88,6 +91,7 @@ def test_rdp_is_never_above_dp_accounting_nor_far_below():
     rdp = pytest.importorskip("dp_accounting.rdp")
     import dp_accounting
 
+    default = rdp.RdpAccountant()._orders  # these end at 1,024
     for sigma, rate, steps, delta in [
         (1.0, 0.01, 1000, 1e-5),
         (1.1, 256 / 60000, 14100, 1e-5),
@@ -96,7 +100,7 @@ def test_rdp_is_never_above_dp_accounting_nor_far_below():
         (20.0, 0.5, 300, 1e-6),
         (30.0, 0.001, 10, 1e-7),
     ]:
-        theirs = rdp.RdpAccountant()
+        theirs = rdp.RdpAccountant([*default, *(float(round(64 * 2 ** (k / 4))) for k in range(1, 32))])
         theirs.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma)), steps)
         ours = epsilon("rdp", sigma, rate, steps, delta)
         assert 0.9 * theirs.get_epsilon(delta) < ours <= theirs.get_epsilon(delta) + 1e-9
@@ -173,6 +177,34 @@ def test_the_orders_between_those_of_the_set_are_tried():
     assert epsilon("rdp", 1.7, 1e-5, 1, 1e-9) < 0.236  # at order 67; 0.247 at order 64, and 0.65 at 70
 
 
+@pytest.mark.parametrize(
+    "sigma, rate, steps, delta, least, most",
+    [
+        (30.0, 1e-3, 10, 1e-7, 0.000244, 0.00053),  # 0.0080 with orders up to 1,024
+        (100.0, 0.01, 1, 1e-6, 0.000191, 0.00024),  # 0.0057
+        (1000.0, 0.5, 1, 1e-9, 0.002137, 0.00231),  # 0.0047
+    ],
+)
+def test_small_epsilons_of_sampled_batches_come_from_orders_above_1024(sigma, rate, steps, delta, least, most):
+    assert least < epsilon("rdp", sigma, rate, steps, delta) < most  # least: an optimistic privacy loss distribution
+
+
+def test_divergences_bound_exact_sums_closely():
+    mpmath = pytest.importorskip("mpmath")
+    draw = random.Random(0)
+    with mpmath.workdps(60):
+        for _ in range(40):
+            rate, sigma = 10 ** draw.uniform(-12, 0), 10 ** draw.uniform(-0.5, 5)
+            order = int(2 ** draw.uniform(1, 9))
+            q, s = mpmath.mpf(rate), mpmath.mpf(sigma)
+            moment = sum(
+                mpmath.binomial(order, k) * q**k * (1 - q) ** (order - k) * mpmath.expm1(k * (k - 1) / (2 * s * s))
+                for k in range(2, order + 1)
+            )
+            exact = mpmath.log1p(moment) / (order - 1)
+            assert exact <= GaussianEvent(sigma, rate).renyi_divergence(float(order)) <= exact * (1 + mpmath.mpf(1e-9))
+
+
 def test_a_small_epsilon_is_the_accountants_own():
     pytest.importorskip("dp_accounting.pld")
     mu = 0.001
@@ -193,10 +225,23 @@ def test_no_epsilon_is_below_an_optimistic_privacy_loss_distribution(sigma, rate
         assert least <= epsilon(mechanism, sigma, rate, steps, delta)
 
 
-@pytest.mark.parametrize("delta", ["1e-5", None, [1e-5]])
-def test_a_delta_that_is_no_number_is_refused_by_name(delta):
-    with pytest.raises(ConfigurationError, match=r"delta="):
-        Accountant().get_epsilon(delta)
+@pytest.mark.parametrize("value", ["1e-5", None, [1e-5], True, math.nan, 1 + 0j])
+def test_what_is_no_number_is_refused_by_name(value):
+    for name, call in {
+        "delta": lambda: Accountant().get_epsilon(value),
+        "target_delta": lambda: Budget(1.0, value),
+        "target_epsilon": lambda: Budget(value, DELTA),
+        "noise_multiplier": lambda: GaussianEvent(value, 0.1),
+        "sample_rate": lambda: GaussianEvent(1.0, value),
+        "epsilon_tolerance": lambda: get_noise_multiplier(
+            target_epsilon=1.0, target_delta=DELTA, sample_rate=0.1, steps=1, epsilon_tolerance=value
+        ),
+        "mean_runs": lambda: selection_epsilon([], delta=DELTA, mean_runs=value),
+        "batch_size": lambda: FixedSizeEvent(1.0, value, 10),
+    }.items():
+        with pytest.raises(ConfigurationError, match=f"^{name}=") as refused:
+            call()
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
@@ -334,6 +379,9 @@ def test_extreme_targets():
         ({"epochs": 1}, "epochs=1"),
         ({"steps": None, "epochs": 0}, "epochs=0"),
         ({"epsilon_tolerance": 0.0}, "epsilon_tolerance=0.0"),
+        ({"target_epsilon": "3"}, "target_epsilon='3'"),
+        ({"target_delta": "1e-5"}, "target_delta='1e-5'"),
+        ({"sample_rate": "0.1"}, "sample_rate='0.1'"),
         ({"accountant": "gdp"}, "accountant='gdp'"),
     ],
 )

@@ -507,9 +507,16 @@ ACCOUNTING = [
     mutant(
         "sampled twice",
         "accounting.py",
+        "k * math.log(q),",
+        "2 * k * math.log(q),",
+        "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
+    ),
+    mutant(
+        "sampled twice, at fractional orders",
+        "accounting.py",
         "q=q, noise",
         "q=q**2, noise",
-        "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
+        "test_accounting.py::test_divergences_bound_a_quadrature_at_fractional_orders",
     ),
     mutant(
         "the last term of the conversion counted twice",

@@ -15,21 +15,21 @@ from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, SupportsIndex
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, is_number
 from dplip.fixed_size import FixedSizeEvent
 from dplip.replace_one import replacing
 
 # Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
-# integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 1024
+# integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 2^16
 # use the plain Gaussian.
-_LARGEST_SAMPLED_ORDER = 1024
+_LARGEST_SAMPLED_ORDER = 2**16
 _LEAST_NOISE = 1e-3  # below it Opacus's series becomes NaN or does not end; the plain Gaussian costs as much there
 ORDERS: tuple[float, ...] = tuple(
     [1.01, 1.02, 1.05]
     + [1 + x / 10 for x in range(1, 100)]
     + [float(x) for x in range(11, 64)]
     + [float(round(64 * 2 ** (x / 8))) for x in range(33)]
-    + [1024 * 2 ** (x / 4) for x in range(1, 121)]
+    + [float(round(1024 * 2 ** (x / 4))) for x in range(1, 121)]
 )
 _COARSE = tuple(i for i, order in enumerate(ORDERS) if order in (2, 3, 4, 6, 12, 24, 48) or math.log2(order) % 1 == 0)
 
@@ -59,18 +59,18 @@ class GaussianEvent:
     neighboring: ClassVar[tuple[str, ...]] = ("add_remove", "replace_one")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
-        object.__setattr__(self, "sample_rate", float(self.sample_rate))
-        if not 0 <= self.noise_multiplier < math.inf:
+        if not is_number(self.noise_multiplier) or not 0 <= self.noise_multiplier < math.inf:
             raise ConfigurationError(
-                f"noise_multiplier={self.noise_multiplier}: the noise is a finite number of sensitivities, "
+                f"noise_multiplier={self.noise_multiplier!r}: the noise is a finite number of sensitivities, "
                 "0 or more; pass such a number, or calibrate one with get_noise_multiplier"
             )
-        if not 0 < self.sample_rate <= 1:
+        if not is_number(self.sample_rate) or not 0 < self.sample_rate <= 1:
             raise ConfigurationError(
-                f"sample_rate={self.sample_rate}: a sampling probability lies in (0, 1]; "
+                f"sample_rate={self.sample_rate!r}: a sampling probability lies in (0, 1]; "
                 "pass the expected batch size divided by the public size of the data"
             )
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        object.__setattr__(self, "sample_rate", float(self.sample_rate))
 
     @classmethod
     def worst(cls, events: Iterable[GaussianEvent]) -> GaussianEvent:
@@ -83,7 +83,7 @@ class GaussianEvent:
         return ("rdp",) if neighboring == "replace_one" and self.sample_rate < 1 else ("rdp", "prv", "pld")
 
     def renyi_divergence(self, order: float, neighboring: str = "add_remove") -> float:
-        """An upper bound at an order of at most 1024; infinite at worst."""
+        """An upper bound; infinite at worst."""
         q, sigma = self.sample_rate, self.noise_multiplier
         if neighboring == "add_remove":
             return _sampled_gaussian(q, sigma, order)
@@ -92,19 +92,48 @@ class GaussianEvent:
 
 def _sampled_gaussian(q: float, sigma: float, order: float) -> float:
     """A bound of the divergence for adding or removing one example; infinite where there is none."""
-    from opacus.accountants.analysis.rdp import compute_rdp
-
     if order > _LARGEST_SAMPLED_ORDER or sigma < _LEAST_NOISE:
         return math.inf
+    if float(order).is_integer():
+        return _log_moment(q, sigma, int(order)) / (order - 1)
+    from opacus.accountants.analysis.rdp import compute_rdp
+
     try:
         sampled = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
     except (ValueError, ArithmeticError):  # its series ran out of floating-point range
         return math.inf
     if not math.isfinite(sampled):  # NaN too, which is no number to compare with
         return math.inf
-    # The series at fractional orders is cut off at exp(-30); integer orders only round.
-    error = 1e-15 * order if float(order).is_integer() else 4e-13
-    return max(0.0, sampled) * (1 + 1e-12) + error / (order - 1)
+    # Its series is cut off at exp(-30).
+    return max(0.0, sampled) * (1 + 1e-12) + 4e-13 / (order - 1)
+
+
+def _log_moment(q: float, sigma: float, order: int) -> float:
+    """log E (1 - q + q L)^order at most, L the likelihood ratio of two Gaussians one unit apart (Mironov et al. 2019).
+
+    As the probabilities of k among ``order`` draws sum to one, it is log(1 + sum of C(order, k) q^k (1 - q)^(order - k)
+    (exp(k (k - 1) / 2 sigma^2) - 1)) with k from 2 on, whose terms are all positive: nothing cancels, however small.
+    """
+    import numpy as np
+
+    k = np.arange(2.0, order + 1)
+    binomial, size = _log_binomials(order)
+    taken, left, gained = k * math.log(q), (k - order) * math.log1p(-q), k * (k - 1) / 2 / sigma**2
+    terms = binomial + taken - left + gained + np.log(-np.expm1(-gained))
+    terms += 4e-15 * (size - taken + left + gained)  # what may have been rounded
+    largest = float(terms.max())
+    total = largest + math.log(float(np.exp(terms - largest).sum())) + 1e-12
+    return math.log1p(math.exp(total)) * (1 + 1e-15) if total < 700 else total + 1e-12 * total
+
+
+@lru_cache(maxsize=128)
+def _log_binomials(order: int) -> tuple[Any, float]:
+    """log C(order, k) for k from 2 on, and the size of what it was computed from."""
+    import numpy as np
+    from scipy.special import gammaln
+
+    factorials = gammaln(np.arange(1.0, order + 2))
+    return (factorials[-1] - factorials - factorials[::-1])[2:], 2 * float(factorials[-1])
 
 
 Event = GaussianEvent | FixedSizeEvent
@@ -139,7 +168,7 @@ class Accountant:
     Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
     for neighbours under its relation, whose sums lie one unit of the noise multiplier apart at most. "prv"
     and "pld" report the smaller of their own upper bound and that of RDP, and RDP alone where they are numerically
-    unsafe: epsilon above 100, or delta below 1e-13 per step.
+    unsafe: epsilon above 100, or delta below 1e-10 or below 1e-13 per step.
 
     Source: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530); Balle et al. 2020 (1905.09982, theorem 21); Gopi,
     Lee, Wutschitz 2021 (2106.02848); Opacus for the implementations.
@@ -311,9 +340,9 @@ def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delt
     if any(event.noise_multiplier == 0 for event in spent):
         return math.inf
     rdp = max(0.0, _rdp_epsilon(spent, neighboring, delta))
-    # PRV adds an error of 0.01 to its bound, its FFT loses small deltas (seen: epsilon too low at 1e-13 after
-    # 1,000 steps), and its exp overflows; larger losses do not fit PLD's grid, and its FFT rounds small deltas too.
-    if not 0.01 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):
+    # The FFTs of PRV and PLD lose small deltas (seen on plain Gaussians after 20,000 steps: too low below 1e-10, by 1%
+    # of delta at 1e-11), the exp of PRV overflows, and larger losses do not fit PLD's grid.
+    if not 0 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):
         return rdp
     return max(0.0, min(rdp, _EPSILON[mechanism](spent, delta)))
 
@@ -333,7 +362,25 @@ def _rdp_epsilon(events: Mapping[Event, int], neighboring: str, delta: float) ->
     best = bounds.index(min(bounds))
     left = _COARSE[best - 1] if best > 0 else -1
     right = _COARSE[best + 1] if best + 1 < len(_COARSE) else len(ORDERS)
-    return min(epsilon(order) for order in ORDERS[left + 1 : right])
+    bounds = [epsilon(order) for order in ORDERS[left + 1 : right]]
+    nearest = left + 1 + bounds.index(min(bounds))
+    return _between(epsilon, min(bounds), ORDERS[max(0, nearest - 1)], ORDERS[nearest], ORDERS[nearest + 1 :][:1])
+
+
+def _between(
+    epsilon: Callable[[float], float], least: float, low: float, best: float, above: tuple[float, ...]
+) -> float:
+    """The least bound among whole orders between neighbours of the set, few of them, and the same ones at each call."""
+    high = above[0] if above else best
+    while high - low > 2 and high > 64:
+        step = max(1.0, (high - low) // 8)
+        tried = {epsilon(order): order for order in (low + step * k for k in range(1, int((high - low) / step) + 1))}
+        if min(tried) < least:
+            least, best = min(tried), tried[min(tried)]
+        if step == 1:
+            break
+        low, high = max(low, best - step), min(high, best + step)
+    return least
 
 
 def converted(divergence: float, order: float, delta: float) -> float:
@@ -386,12 +433,17 @@ _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
 }
 
 
-def require_delta(delta: float) -> None:
-    if not 0 < delta < 1:
+def require_delta(delta: float, name: str = "delta") -> None:
+    if not is_number(delta) or not 0 < delta < 1:
         raise ConfigurationError(
-            f"delta={delta}: a failure probability lies strictly between 0 and 1; "
+            f"{name}={delta!r}: a failure probability lies strictly between 0 and 1; "
             "pass one below 1 / (number of examples)"
         )
+
+
+def require_target(epsilon: float) -> None:
+    if not is_number(epsilon) or not epsilon > 0:
+        raise ConfigurationError(f"target_epsilon={epsilon!r}: a budget is a number above 0; pass one (inf: no limit)")
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -6,8 +6,8 @@ import math
 from dataclasses import astuple, dataclass, field
 from typing import Any, ClassVar
 
-from dplip.accounting import Accountant, Event
-from dplip.errors import BudgetExceededError, ConfigurationError
+from dplip.accounting import Accountant, Event, require_delta, require_target
+from dplip.errors import BudgetExceededError
 
 
 @dataclass
@@ -25,10 +25,8 @@ class Budget:
     """A history, and the number of steps of its last event with which it is known to fit."""
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0:
-            raise ConfigurationError(f"target_epsilon={self.epsilon}: a budget is a number > 0 (inf: no limit).")
-        if not 0 < self.delta < 1:
-            raise ConfigurationError(f"target_delta={self.delta}: delta lies in (0, 1), and well below 1 / examples.")
+        require_target(self.epsilon)
+        require_delta(self.delta, "target_delta")
 
     def require(self, accountant: Accountant, event: Event) -> None:
         """Raise :class:`BudgetExceededError` if one more step of ``event`` would exceed the budget."""

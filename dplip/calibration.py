@@ -4,8 +4,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
-from dplip.accounting import Accountant, Event, GaussianEvent, create_accountant, whole
-from dplip.errors import ConfigurationError
+from dplip.accounting import (
+    Accountant,
+    Event,
+    GaussianEvent,
+    create_accountant,
+    require_delta,
+    require_target,
+    whole,
+)
+from dplip.errors import ConfigurationError, is_number
 
 _LARGEST_NOISE_MULTIPLIER = 1e6
 _SMALLEST_NOISE_MULTIPLIER = 1e-3
@@ -47,17 +55,19 @@ def get_noise_multiplier(
     """
     if (epochs is None) == (steps is None):
         raise ConfigurationError(f"epochs={epochs}, steps={steps}: a run has one length; give exactly one of the two")
-    if not target_epsilon > 0:
-        raise ConfigurationError(f"target_epsilon={target_epsilon}: a budget is above 0; pass a positive number")
-    if not 0 < epsilon_tolerance < math.inf:
-        raise ConfigurationError(f"epsilon_tolerance={epsilon_tolerance}: a search needs a positive, finite tolerance")
+    require_target(target_epsilon)
+    require_delta(target_delta, "target_delta")
+    if not is_number(epsilon_tolerance) or not 0 < epsilon_tolerance < math.inf:
+        raise ConfigurationError(
+            f"epsilon_tolerance={epsilon_tolerance!r}: a search needs a positive, finite tolerance"
+        )
     accountants = {name: create_accountant(name, neighboring) for name in ("rdp", accountant)}
     if (sample_rate is None) == (event is None):
         raise ConfigurationError(f"sample_rate={sample_rate}, event={event}: either fixes the sampling; give one")
     for spent, held in itertools.product(before, accountants.values()):
         held.count(spent)
     if event is None:
-        rate = float(sample_rate or 0)
+        rate = 0.0 if sample_rate is None else sample_rate
 
         def event(sigma: float) -> Event:
             return GaussianEvent(sigma, rate)
@@ -66,7 +76,6 @@ def get_noise_multiplier(
     if epochs is not None:
         steps = whole("epochs", epochs, least=1) * max(1, round(1 / unit.sample_rate))
     count = whole("steps", steps, least=1)
-    accountants["rdp"].epsilon_after(unit, 0, target_delta)  # refuses a delta outside (0, 1)
     if target_epsilon == math.inf:
         return 0.0
     tolerance = min(epsilon_tolerance, target_epsilon / 100)

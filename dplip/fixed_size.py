@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, is_number
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class FixedSizeEvent:
     """The neighbouring relations that its divergence is proved for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
-        if not 0 <= self.noise_multiplier < math.inf:
+        if not is_number(self.noise_multiplier) or not 0 <= self.noise_multiplier < math.inf:
             raise ConfigurationError(
-                f"noise_multiplier={self.noise_multiplier}: the noise is a finite number of sensitivities, 0 or more; "
-                "pass such a number"
+                f"noise_multiplier={self.noise_multiplier!r}: the noise is a finite number of sensitivities, 0 or "
+                "more; pass such a number"
             )
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.batch_size, self.size))
         if not whole or not 1 <= self.batch_size <= self.size:
             raise ConfigurationError(
@@ -72,12 +72,13 @@ class FixedSizeEvent:
         return cls(min(e.noise_multiplier for e in events), batch_size, size)
 
     def renyi_divergence(self, order: float, neighboring: str = "replace_one") -> float:
-        """An upper bound at an order of at most 1024, for neighbours that differ in one example; infinite at worst.
+        """An upper bound, for neighbours that differ in one example; infinite at worst,
+        and above the order 1024.
 
         Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27.
         """
         sigma, q = self.noise_multiplier, self.sample_rate
-        if sigma < 1e-3:
+        if sigma < 1e-3 or order > 1024:
             return math.inf  # beyond the range of the rounding errors below
         low, high = _log_moment(sigma, q, math.floor(order)), _log_moment(sigma, q, math.ceil(order))
         # (order - 1) D_order is convex in the order.

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from dplip.accounting import ORDERS, GaussianEvent, converted, renyi_divergence, require_delta
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, is_number
 
 
 def selection_epsilon(
@@ -51,10 +51,10 @@ def selection_epsilon(
     True
     """
     require_delta(delta)
-    if not (math.isfinite(mean_runs) and mean_runs >= 1):
-        raise ConfigurationError(f"mean_runs={mean_runs}: a search makes at least one run.")
-    if not (math.isfinite(shape) and shape >= 0):
-        raise ConfigurationError(f"shape={shape}: the shape of the distribution of runs is a finite number >= 0.")
+    if not (is_number(mean_runs) and math.isfinite(mean_runs) and mean_runs >= 1):
+        raise ConfigurationError(f"mean_runs={mean_runs!r}: a search makes at least one run.")
+    if not (is_number(shape) and math.isfinite(shape) and shape >= 0):
+        raise ConfigurationError(f"shape={shape!r}: the shape of the distribution of runs is a finite number >= 0.")
     counted: dict[GaussianEvent, int] = {}
     for event in events:
         counted[event] = counted.get(event, 0) + 1

@@ -85,6 +85,11 @@ def main() -> int:
             lambda: kills(arguments.kills),
         ),
         (
+            "no accountant's epsilon is below an optimistic one",
+            "tests/test_accounting.py",
+            lambda: tests("tests/test_accounting.py", "-k", "optimistic", DPLIP_FUZZ=str(arguments.fuzz)),
+        ),
+        (
             "ledgers and checkpoints that do not fit are refused",
             "tests/test_checkpoint.py",
             lambda: tests("tests/test_checkpoint.py", "tests/test_ledger.py"),

@@ -1,6 +1,7 @@
 """The accountant against closed forms, against dp_accounting and Opacus, and against its own promises."""
 
 import math
+import os
 import random
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from dplip.accounting import (
     create_accountant,
     renyi_divergence,
 )
+from dplip.budget import Budget
 from dplip.calibration import get_noise_multiplier
 from dplip.errors import ConfigurationError
+from dplip.fixed_size import FixedSizeEvent
+from dplip.selection import selection_epsilon
 
 DELTA = 1e-5
 
@@ -88,6 +92,7 @@ def test_rdp_is_never_above_dp_accounting_nor_far_below():
     rdp = pytest.importorskip("dp_accounting.rdp")
     import dp_accounting
 
+    default = rdp.RdpAccountant()._orders  # these end at 1,024
     for sigma, rate, steps, delta in [
         (1.0, 0.01, 1000, 1e-5),
         (1.1, 256 / 60000, 14100, 1e-5),
@@ -96,7 +101,7 @@ def test_rdp_is_never_above_dp_accounting_nor_far_below():
         (20.0, 0.5, 300, 1e-6),
         (30.0, 0.001, 10, 1e-7),
     ]:
-        theirs = rdp.RdpAccountant()
+        theirs = rdp.RdpAccountant([*default, *(float(round(64 * 2 ** (k / 4))) for k in range(1, 32))])
         theirs.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma)), steps)
         ours = epsilon("rdp", sigma, rate, steps, delta)
         assert 0.9 * theirs.get_epsilon(delta) < ours <= theirs.get_epsilon(delta) + 1e-9
@@ -167,6 +172,102 @@ def test_hardly_any_noise_is_a_large_number_and_not_an_error(mechanism, sigma):
 def test_small_epsilons_are_not_held_up_by_the_largest_order():
     sigma = 3000.0
     assert epsilon("rdp", sigma, 1.0, 1) < 1.3 * math.sqrt(2 * math.log(1 / DELTA)) / sigma
+
+
+def test_the_orders_between_those_of_the_set_are_tried():
+    assert epsilon("rdp", 1.7, 1e-5, 1, 1e-9) < 0.236  # at order 67; 0.247 at order 64, and 0.65 at 70
+
+
+@pytest.mark.parametrize(
+    "sigma, rate, steps, delta, least, most",
+    [
+        (30.0, 1e-3, 10, 1e-7, 0.000244, 0.00053),  # 0.0080 with orders up to 1,024
+        (100.0, 0.01, 1, 1e-6, 0.000191, 0.00024),  # 0.0057
+        (1000.0, 0.5, 1, 1e-9, 0.002137, 0.00231),  # 0.0047
+    ],
+)
+def test_small_epsilons_of_sampled_batches_come_from_orders_above_1024(sigma, rate, steps, delta, least, most):
+    assert least < epsilon("rdp", sigma, rate, steps, delta) < most  # least: an optimistic privacy loss distribution
+
+
+def test_divergences_bound_exact_sums_closely():
+    mpmath = pytest.importorskip("mpmath")
+    draw = random.Random(0)
+    with mpmath.workdps(60):
+        for _ in range(40):
+            rate, sigma = 10 ** draw.uniform(-12, 0), 10 ** draw.uniform(-0.5, 5)
+            order = int(2 ** draw.uniform(1, 9))
+            q, s = mpmath.mpf(rate), mpmath.mpf(sigma)
+            moment = sum(
+                mpmath.binomial(order, k) * q**k * (1 - q) ** (order - k) * mpmath.expm1(k * (k - 1) / (2 * s * s))
+                for k in range(2, order + 1)
+            )
+            exact = mpmath.log1p(moment) / (order - 1)
+            assert exact <= GaussianEvent(sigma, rate).renyi_divergence(float(order)) <= exact * (1 + mpmath.mpf(1e-9))
+
+
+def test_a_small_epsilon_is_the_accountants_own():
+    pytest.importorskip("dp_accounting.pld")
+    mu = 0.001
+    bound = epsilon("pld", 1 / mu, 1.0, 1, 1e-5)
+    assert bound < 0.95 * epsilon("rdp", 1 / mu, 1.0, 1, 1e-5) < 0.01 and gaussian_delta(bound, mu) <= 1e-5
+
+
+def optimistic_epsilon(events: dict[GaussianEvent, int], delta: float, about: float) -> float:
+    """No more than the true one, by privacy loss distributions on a grid that suits an epsilon of ``about``."""
+    pld = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")
+    steps = sum(events.values())
+    widest = max(1 / (2 * e.noise_multiplier**2) + 9 / e.noise_multiplier for e in events)
+    composed = None
+    for event, count in events.items():
+        loss = pld.from_gaussian_mechanism(
+            event.noise_multiplier,
+            sampling_prob=event.sample_rate,
+            pessimistic_estimate=False,
+            value_discretization_interval=max(about / steps / 50, widest / 1e5),
+            use_connect_dots=False,
+        ).self_compose(count)
+        composed = loss if composed is None else composed.compose(loss)
+    return composed.get_epsilon_for_delta(delta)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_accountants_epsilon_is_below_an_optimistic_one(seed):
+    draw = random.Random(seed)
+    for k in range(int(os.environ.get("DPLIP_FUZZ", "40")) // 10):
+        events = {
+            GaussianEvent(10 ** draw.uniform(-0.52, 1.3), min(1.0, 10 ** draw.uniform(-6, 0.5))): int(
+                10 ** draw.uniform(0, 4)
+            )
+            for _ in range(draw.randint(1, 3))
+        }
+        delta = 10 ** draw.uniform(-12, -3)
+        bounds = {}
+        for mechanism in ("rdp", *(("prv",), ("pld",), ())[(seed + k) % 3]):  # these two take a second each
+            accountant = create_accountant(mechanism)
+            for event, count in events.items():
+                accountant.count(event, count)
+            bounds[mechanism] = accountant.get_epsilon(delta)
+        assert optimistic_epsilon(events, delta, min(bounds.values())) <= min(bounds.values()), (events, delta, bounds)
+
+
+@pytest.mark.parametrize("value", ["1e-5", None, [1e-5], True, math.nan, 1 + 0j])
+def test_what_is_no_number_is_refused_by_name(value):
+    for name, call in {
+        "delta": lambda: Accountant().get_epsilon(value),
+        "target_delta": lambda: Budget(1.0, value),
+        "target_epsilon": lambda: Budget(value, DELTA),
+        "noise_multiplier": lambda: GaussianEvent(value, 0.1),
+        "sample_rate": lambda: GaussianEvent(1.0, value),
+        "epsilon_tolerance": lambda: get_noise_multiplier(
+            target_epsilon=1.0, target_delta=DELTA, sample_rate=0.1, steps=1, epsilon_tolerance=value
+        ),
+        "mean_runs": lambda: selection_epsilon([], delta=DELTA, mean_runs=value),
+        "batch_size": lambda: FixedSizeEvent(1.0, value, 10),
+    }.items():
+        with pytest.raises(ConfigurationError, match=f"^{name}=") as refused:
+            call()
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
@@ -304,6 +405,9 @@ def test_extreme_targets():
         ({"epochs": 1}, "epochs=1"),
         ({"steps": None, "epochs": 0}, "epochs=0"),
         ({"epsilon_tolerance": 0.0}, "epsilon_tolerance=0.0"),
+        ({"target_epsilon": "3"}, "target_epsilon='3'"),
+        ({"target_delta": "1e-5"}, "target_delta='1e-5'"),
+        ({"sample_rate": "0.1"}, "sample_rate='0.1'"),
         ({"accountant": "gdp"}, "accountant='gdp'"),
     ],
 )

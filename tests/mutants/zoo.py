@@ -509,9 +509,16 @@ ACCOUNTING = [
     mutant(
         "sampled twice",
         "accounting.py",
+        "k * math.log(q),",
+        "2 * k * math.log(q),",
+        "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
+    ),
+    mutant(
+        "sampled twice, at fractional orders",
+        "accounting.py",
         "q=q, noise",
         "q=q**2, noise",
-        "test_accounting.py::test_divergences_agree_with_dp_accounting_at_integer_orders",
+        "test_accounting.py::test_divergences_bound_a_quadrature_at_fractional_orders",
     ),
     mutant(
         "the last term of the conversion counted twice",
@@ -594,6 +601,58 @@ ACCOUNTING = [
         "steps + ahead)",
         "steps + 2 * ahead)",
         "test_engine.py::test_a_budget_never_lets_a_step_through_that_the_accountant_would_not",
+    ),
+]
+
+EPSILONS = [
+    mutant(
+        "the orders of sampled batches end at 1024",
+        "accounting.py",
+        "_LARGEST_SAMPLED_ORDER = 2**16",
+        "_LARGEST_SAMPLED_ORDER = 1024",
+        "test_accounting.py::test_small_epsilons_of_sampled_batches_come_from_orders_above_1024",
+    ),
+    mutant(
+        "no order between those of the set",
+        "accounting.py",
+        "while high - low > 2 and high > 64:",
+        "while False:",
+        "test_accounting.py::test_the_orders_between_those_of_the_set_are_tried",
+    ),
+    mutant(
+        "a divergence rounded to the nearest and not upwards",
+        "accounting.py",
+        "terms += 4e-15 *",
+        "terms -= 4e-15 *",
+        "test_accounting.py::test_divergences_bound_exact_sums_closely",
+    ),
+    mutant(
+        "the first term of a divergence forgotten",
+        "accounting.py",
+        "k = np.arange(2.0, order + 1)",
+        "k = np.arange(3.0, order + 1)",
+        "test_accounting.py::test_no_accountants_epsilon_is_below_an_optimistic_one",
+    ),
+    mutant(
+        "small deltas left to the FFT",
+        "accounting.py",
+        "if not 0 < rdp < 100 or delta < 1e-13 * max(1000, sum(spent.values())):",
+        "if not 0 < rdp < 100:",
+        "test_accounting.py::test_prv_leaves_the_field_to_rdp_where_its_rounding_shows",
+    ),
+    mutant(
+        "rdp in place of small epsilons of prv and pld",
+        "accounting.py",
+        "if not 0 < rdp < 100 or",
+        "if not 0.01 < rdp < 100 or",
+        "test_accounting.py::test_a_small_epsilon_is_the_accountants_own",
+    ),
+    mutant(
+        "a truth value taken for a number",
+        "errors.py",
+        "isinstance(value, Real) and not isinstance(value, bool)",
+        "isinstance(value, Real)",
+        "test_accounting.py::test_what_is_no_number_is_refused_by_name",
     ),
 ]
 
@@ -1385,6 +1444,7 @@ MUTANTS = [
     *BOUNDS,
     *LOSSES,
     *ACCOUNTING,
+    *EPSILONS,
     *RECORDS,
     *WHATEVER_THE_WEIGHTS,
     *CERTIFICATES,

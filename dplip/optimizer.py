@@ -129,6 +129,7 @@ class DPLipOptimizer(Optimizer):
         self._project_every = whole("project_every", project_every, least=1)
         self._walk, self._half = Walk(model, input_shape), half_precision
         self._most = most_examples(self.expected_batch_size)
+        self._most_in_part = most_examples(getattr(batches, "expected_part_size", self.expected_batch_size))
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
         self._warned = False
@@ -138,7 +139,7 @@ class DPLipOptimizer(Optimizer):
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
-        self._witness.draws = self._walk.draws
+        self._witness.draws, self._witness.most = self._walk.draws, self._most_in_part
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
@@ -221,8 +222,7 @@ class DPLipOptimizer(Optimizer):
 
         The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
         """
-        part = most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
-        found = {}
+        part, found = self._most_in_part, {}
         for name, how in self._walk.summations.items():
             dtype = self.model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
@@ -392,15 +392,15 @@ class DPLipOptimizer(Optimizer):
                 "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
                 f"the {type(self.loss).__name__} that this optimizer was given."
             )
-        self._witness.check()
-        if self._witness.problem:
-            raise ConfigurationError(f"step(): {self._witness.problem}")
         if handed > self._most:
             raise ConfigurationError(
                 f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
                 "no chance explains, so the rounding of their sum is not covered. Give the public_size that the data "
                 "have, and take one step for each batch."
             )
+        self._witness.check()
+        if self._witness.problem:
+            raise ConfigurationError(f"step(): {self._witness.problem}")
         if seen != handed:
             raise ConfigurationError(
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "

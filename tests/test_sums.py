@@ -1,5 +1,6 @@
 """Sums over a batch: neighbouring ones lie within the sensitivity, whatever the rounding of float32 does to them."""
 
+import copy
 import itertools
 import math
 
@@ -322,6 +323,57 @@ def test_more_losses_than_are_covered_are_refused():
     with pytest.raises(ConfigurationError, match="losses went into"):
         run.optimizer.step()
     assert not run.charged
+
+
+@pytest.mark.parametrize("how", ["joined", "a new size"])
+def test_more_examples_at_once_than_a_part_has_are_refused(how):
+    """Roundings are covered for parts: not for parts that are joined, or handed out otherwise later."""
+    model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(1, 1))
+    loader = PoissonLoader(numbered(512), sample_rate=1.0, max_physical_batch_size=16, steps_per_epoch=1)
+    loss, sgd = Hinge(), torch.optim.SGD(model.parameters(), lr=0.1)
+    charged: list[object] = []
+    private = DPLipOptimizer(
+        sgd, model=model, loss=loss, input_shape=(1,), noise_multiplier=1.0, batches=loader, charge=charged.append
+    )
+    if how == "a new size":
+        loader.max_physical_batch_size = None
+    x = torch.cat([rows for rows, _ in loader])
+    loss(model(x), torch.zeros(len(x), 1)).backward()
+    with pytest.raises(ConfigurationError, match="more examples were summed at once"):
+        private.step()
+    assert not charged
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [(nn.Linear(3, 2), (3,)), (nn.Conv2d(2, 3, 3), (2, 5, 5)), (dn.BoundedLinear(3, 2).eval(), (3,))],
+)
+@pytest.mark.parametrize("change", ["weight frozen", "bias frozen", "an attribute"])
+def test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it(layer, shape, change):
+    layer = copy.deepcopy(layer)
+    if change == "an attribute":
+        layer.radius = 1.0
+    else:
+        layer.get_parameter(change.split()[0]).requires_grad_(False)
+    layer.register_forward_hook(summed)
+    output = layer(torch.randn(4, *shape))
+    assert type(output.grad_fn).__name__ in ("_LinearBackward", "_ConvolutionBackward")
+    output.sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("layer", [dn.BoundedLinear(2, 20_000), dn.BoundedConv2d(1, 2, 1)])
+def test_an_example_that_is_left_out_moves_no_other(layer):
+    """Norms that are taken anew, of a copy that lies otherwise in memory, round otherwise in every row."""
+    shape = (2,) if isinstance(layer, nn.Linear) else (1, 100, 100)
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0)) + 1
+    with_it = torch.cat([torch.full((1, *shape), 1e30), x])
+
+    def weight_gradient(x: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(layer(x).flatten(1).sum(1).mul(0.7).sum(), layer.weight)
+        return found
+
+    assert torch.equal(weight_gradient(with_it), weight_gradient(x))
 
 
 @pytest.mark.parametrize("expected", [0.5, 10.0, 512.0, 6000.0])

@@ -109,7 +109,8 @@ def _bounded_rows(
     if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROUNDING))):
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
-            sizes, lengths = row_norms(x), row_norms(v)
+            # Not taken anew: a copy may lie otherwise in memory, and its norms round otherwise, in all rows at once.
+            sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))
         norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
         inputs = x * scale_into(radius, norms, x) if on_input else x
         cotangents = v if on_input else v * scale_into(radius, norms, v)
@@ -203,8 +204,11 @@ class _Convolution(torch.autograd.Function):
 def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     """A hook for the layers of torch: the same output, whose backward pass sums over the batch in blocks."""
     kind = SUMMED.get(type(module).forward)
-    alone = kind is None or (module.training and hasattr(module, "radius"))  # there is nothing to do, or it is done
-    if alone or not (isinstance(output, Tensor) and output.requires_grad and module.weight.requires_grad):
+    bounded = type(module).forward in (BoundedLinear.forward, BoundedConv2d.forward)
+    if kind is None or (module.training and bounded):  # there is nothing to do, or it is done
+        return None
+    trained = any(p is not None and p.requires_grad for p in (module.weight, module.bias))
+    if not (trained and isinstance(output, Tensor) and output.requires_grad):
         return None
     if kind is _Linear:
         return _Linear.apply(args[0], module.weight, module.bias, output.detach(), None)

@@ -1285,6 +1285,37 @@ WEIGHTS_MOVED = [
     ),
 ]
 
+SUMS = [
+    mutant(
+        "parts that are joined are covered as parts",
+        "witness.py",
+        "if self._together > self.most:",
+        "if False:",
+        "test_sums.py::test_more_examples_at_once_than_a_part_has_are_refused",
+    ),
+    mutant(
+        "a bias beside a frozen weight is not summed in blocks",
+        "nn/bounded.py",
+        "for p in (module.weight, module.bias))",
+        "for p in (module.weight,))",
+        "test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "an attribute turns sums in blocks off",
+        "nn/bounded.py",
+        "if kind is None or (module.training and bounded):",
+        'if kind is None or (module.training and hasattr(module, "radius")):',
+        "test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "norms are taken anew when an example is left out",
+        "nn/bounded.py",
+        "sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))",
+        "sizes, lengths = row_norms(x), row_norms(v)",
+        "test_sums.py::test_an_example_that_is_left_out_moves_no_other",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1300,4 +1331,5 @@ MUTANTS = [
     *RANDOMNESS,
     *ROUNDINGS,
     *WEIGHTS_MOVED,
+    *SUMS,
 ]

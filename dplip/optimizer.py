@@ -18,7 +18,7 @@ from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss, require_separate
-from dplip.nn.sums import added, apart, most_examples
+from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
@@ -129,7 +129,6 @@ class DPLipOptimizer(Optimizer):
         self._project_every = whole("project_every", project_every, least=1)
         self._walk, self._half = Walk(model, input_shape), half_precision
         self._most = most_examples(self.expected_batch_size)
-        self._most_in_part = most_examples(getattr(batches, "expected_part_size", self.expected_batch_size))
         self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
         self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
         self._warned = False
@@ -193,6 +192,10 @@ class DPLipOptimizer(Optimizer):
         """The public number that the noisy sum is divided by."""
         return self.batches.expected_batch_size
 
+    @property
+    def _most_in_part(self) -> int:
+        return most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
+
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         return self._bounds(None)
@@ -215,7 +218,13 @@ class DPLipOptimizer(Optimizer):
             with self._cache:
                 bounds = sensitivity_of(self._walk, self.loss)
         factor, rounding = NEIGHBORING[self.neighboring], self._rounding()
-        return Sensitivities({name: bound * factor * (1 + rounding[name]) for name, bound in bounds.items()})
+        return Sensitivities(
+            {n: factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0 for n, bound in bounds.items()}
+        )
+
+    def _lost(self, name: str) -> float:
+        how, p = self._walk.summations[name], self.model.get_parameter(name)
+        return lost(self._most, how.terms * how.uses, p.numel(), p.dtype)
 
     def _rounding(self) -> dict[str, float]:
         """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.

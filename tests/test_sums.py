@@ -20,6 +20,8 @@ from dplip.losses import CrossEntropy, Hinge, Loss
 from dplip.nn import sums
 from dplip.nn.bounded import summed
 from dplip.propagate import Walk
+from dplip.rules.linear import linear
+from dplip.rules.registry import rule
 
 UNIT = 2.0**-24
 
@@ -360,6 +362,57 @@ def test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it(layer, shape
     assert type(output.grad_fn).__name__ in ("_LinearBackward", "_ConvolutionBackward")
     output.sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("radius", [1e-12, 1.0])
+def test_no_magnitude_takes_an_example_beyond_its_radius(radius):
+    """What is scaled down must keep its digits, on its way through numbers below the normal ones, too."""
+    for width, (size, length) in itertools.product((4, 64), itertools.product((1e-30, 1e-10, 1.0, 1e18), repeat=2)):
+        layer = dn.BoundedLinear(width, 16, radius=radius)
+        layer(torch.randn(1, width) * size).backward(torch.randn(1, 16) * length)
+        assert all(float(p.grad.double().norm()) <= radius for p in layer.parameters())
+
+
+@pytest.mark.parametrize("small", [1e-20, 1e-21, 3e-22])
+def test_products_below_the_normal_numbers_are_covered(small):
+    x, y = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)), torch.arange(64.0)[:, None] % 2
+    model = nn.Sequential(dn.BallProjection(small), nn.Linear(300, 50), dn.GradientBall(small), nn.Linear(50, 1))
+    run = private(model, loss=Hinge(), input_shape=(300,), batches=Handed(expected_batch_size=64.0))
+    declared = run.optimizer.sensitivities()
+    for count in (1, 64):
+        moved = apart(model, run.loss, x[:count], y[:count], 3 * x[:1], y[:1])
+        assert all(moved[name] <= declared[name] for name in declared)
+
+
+@pytest.mark.parametrize("radius", [1e-25, 0.0, -1.0, math.nan, math.inf])
+def test_a_radius_that_is_none_is_refused_whenever_it_is_set(radius):
+    layer = dn.BoundedLinear(4, 3)
+    with pytest.raises(ConfigurationError, match="radius"):
+        dn.BoundedLinear(4, 3, radius=radius)
+    layer.radius = radius
+    with pytest.raises(ConfigurationError, match="radius"):
+        private(layer, input_shape=(4,))
+
+
+def test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order():
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.zeros(3, 6)), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bi,oi->bo", x, self.weight)
+
+    rule(Mine)(linear)
+    model = nn.Sequential(dn.BallProjection(1.0), Mine(), nn.Linear(3, 4))
+    found = Walk(model, (6,)).summations
+    assert not found["1.weight"].blocked and found["2.weight"].blocked
+
+
+@pytest.mark.parametrize("layer, shape", [(dn.BoundedLinear(3, 2), (3,)), (dn.BoundedConv2d(2, 3, 3), (2, 5, 5))])
+def test_no_rows_have_a_gradient_of_zero(layer, shape):
+    layer(torch.zeros(0, *shape)).sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
 
 
 @pytest.mark.parametrize("layer", [dn.BoundedLinear(2, 20_000), dn.BoundedConv2d(1, 2, 1)])

@@ -1314,6 +1314,34 @@ SUMS = [
         "sizes, lengths = row_norms(x), row_norms(v)",
         "test_sums.py::test_an_example_that_is_left_out_moves_no_other",
     ),
+    mutant(
+        "a radius is looked at only when a layer is made",
+        "nn/bounded.py",
+        "radius = _radius(module.radius)",
+        "radius = module.radius",
+        "test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "a radius below the digits of float32",
+        "nn/bounded.py",
+        "if positive(radius) < SMALLEST:",
+        "if positive(radius) < 0:",
+        "test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "products below the normal numbers",
+        "optimizer.py",
+        "+ self._lost(n)) if bound",
+        ") if bound",
+        "test_sums.py::test_products_below_the_normal_numbers_are_covered",
+    ),
+    mutant(
+        "whoever has the rule of a layer has its sums",
+        "propagate.py",
+        "if use.blocked and not summed:",
+        "if False:",
+        "test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",
+    ),
 ]
 
 MUTANTS = [

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any, ClassVar
 
 from dplip.accounting import Accountant, Event, require_delta, require_target
-from dplip.errors import BudgetExceededError
+from dplip.errors import BudgetExceededError, ConfigurationError
 
 
 @dataclass

@@ -19,7 +19,7 @@ from dplip.errors import ConfigurationError
 from dplip.fingerprint import fingerprint
 from dplip.half_precision import enforced_sensitivity
 from dplip.losses import Loss, require_separate
-from dplip.nn.sums import added, apart, most_examples
+from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.operators import NormCache
 from dplip.precision import require_full_precision
@@ -141,7 +141,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
         self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
-        self._witness.draws = self._walk.draws
+        self._witness.draws, self._witness.most = self._walk.draws, self._most_in_part
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
@@ -185,6 +185,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         """The public number that the noisy sum is divided by."""
         return self.batches.expected_batch_size
 
+    @property
+    def _most_in_part(self) -> int:
+        return most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
+
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         return self._bounds(None)
@@ -207,15 +211,20 @@ class DPLipOptimizer(Fixed, Optimizer):
             with self._cache:
                 bounds = sensitivity_of(self._walk, self.loss)
         factor, rounding = NEIGHBORING[self.neighboring], self._rounding()
-        return Sensitivities({name: bound * factor * (1 + rounding[name]) for name, bound in bounds.items()})
+        return Sensitivities(
+            {n: factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0 for n, bound in bounds.items()}
+        )
+
+    def _lost(self, name: str) -> float:
+        how, p = self._walk.summations[name], self.model.get_parameter(name)
+        return lost(self._most, how.terms * how.uses, p.numel(), p.dtype)
 
     def _rounding(self) -> dict[str, float]:
         """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
 
         The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
         """
-        part = most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
-        found = {}
+        part, found = self._most_in_part, {}
         for name, how in self._walk.summations.items():
             dtype = self.model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
@@ -385,15 +394,15 @@ class DPLipOptimizer(Fixed, Optimizer):
                 "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
                 f"the {type(self.loss).__name__} that this optimizer was given."
             )
-        self._witness.check()
-        if self._witness.problem:
-            raise ConfigurationError(f"step(): {self._witness.problem}")
         if handed > self._most:
             raise ConfigurationError(
                 f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
                 "no chance explains, so the rounding of their sum is not covered. Give the public_size that the data "
                 "have, and take one step for each batch."
             )
+        self._witness.check()
+        if self._witness.problem:
+            raise ConfigurationError(f"step(): {self._witness.problem}")
         if seen != handed:
             raise ConfigurationError(
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "

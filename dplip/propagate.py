@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from dplip import rules
 from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError
 from dplip.fingerprint import fingerprint
+from dplip.nn.bounded import SUMMED
 from dplip.norms import Norms
 from dplip.rules.linear import AFFINE
 from dplip.rules.registry import SUMMATIONS, Call, Summation, module_rule, refuse, rule_of
@@ -238,7 +239,12 @@ class Walk:
                 name = self._names.get(id(p))
                 if name is not None and p.requires_grad:
                     known = None if function is None else SUMMATIONS.get(function)
-                    use = known(tuple(p.shape), step.shape) if known else Summation(math.prod(outputs))
+                    use = plain = Summation(math.prod(outputs))
+                    if known is not None:
+                        use = known(tuple(p.shape), step.shape)
+                    summed = module is not None and type(module).forward in SUMMED
+                    if use.blocked and not summed:  # a class with the rule, and not the sums
+                        use = plain
                     found[name] = found[name] + use if name in found else use
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ class Witness(Observer):
         draws: whether the model may draw random numbers.
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
+        most: the most examples whose gradients are covered when they are summed in the parameters' type.
         rows: what the model made of the public rows, as it was in the forward pass; None without one.
     """
 
@@ -57,6 +59,7 @@ class Witness(Observer):
         self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
+        self.most = math.inf
         self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
         self._arrivals = Arrivals(model, self._report)
         self.reset()
@@ -75,7 +78,7 @@ class Witness(Observer):
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = self._losses = 0
+        self.examples = self._losses = self._together = 0
         self.problem: str | None = None
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
@@ -102,7 +105,7 @@ class Witness(Observer):
         """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
-        self._gradients, self._losses = None, 0
+        self._gradients, self._losses, self._together = None, 0, 0
         self._arrivals.settle()
 
     # What the loss reports (dplip.losses.Witness).
@@ -124,6 +127,9 @@ class Witness(Observer):
         self._check_precision()
         self.examples += len(gradient)
         self._losses += 1
+        self._together += len(gradient)
+        if self._together > self.most:
+            self._report(_TOGETHER)
         if self._losses > PASSES:
             self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))
@@ -265,6 +271,11 @@ _SEVERAL = (
     f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "
     "backward pass and one step() for each batch that the loader hands out; for less memory give the loader "
     "max_physical_batch_size."
+)
+_TOGETHER = (
+    "the gradients of more examples were summed at once than a part of a batch has, and their sum rounds more than is "
+    "covered. Take one backward pass and one step() for each batch that the loader hands out, as it is, and leave its "
+    "max_physical_batch_size as it was."
 )
 CHANGED = (
     "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "

@@ -1,5 +1,6 @@
 """Sums over a batch: neighbouring ones lie within the sensitivity, whatever the rounding of float32 does to them."""
 
+import copy
 import itertools
 import math
 
@@ -19,6 +20,8 @@ from dplip.losses import CrossEntropy, Hinge, Loss
 from dplip.nn import sums
 from dplip.nn.bounded import summed
 from dplip.propagate import Walk
+from dplip.rules.linear import linear
+from dplip.rules.registry import rule
 
 UNIT = 2.0**-24
 
@@ -322,6 +325,110 @@ def test_more_losses_than_are_covered_are_refused():
     with pytest.raises(ConfigurationError, match="losses went into"):
         run.optimizer.step()
     assert not run.charged
+
+
+@pytest.mark.parametrize("how", ["joined", "a new size"])
+def test_more_examples_at_once_than_a_part_has_are_refused(how):
+    """Roundings are covered for parts: not for parts that are joined, or handed out otherwise later."""
+    model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(1, 1))
+    loader = PoissonLoader(numbered(512), sample_rate=1.0, max_physical_batch_size=16, steps_per_epoch=1)
+    loss, sgd = Hinge(), torch.optim.SGD(model.parameters(), lr=0.1)
+    charged: list[object] = []
+    private = DPLipOptimizer(
+        sgd, model=model, loss=loss, input_shape=(1,), noise_multiplier=1.0, batches=loader, charge=charged.append
+    )
+    if how == "a new size":
+        with pytest.raises(ConfigurationError, match="max_physical_batch_size"):
+            loader.max_physical_batch_size = None
+        vars(loader)["max_physical_batch_size"] = None  # past the guard
+    x = torch.cat([rows for rows, _ in loader])
+    loss(model(x), torch.zeros(len(x), 1)).backward()
+    with pytest.raises(ConfigurationError, match="more examples were summed at once"):
+        private.step()
+    assert not charged
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [(nn.Linear(3, 2), (3,)), (nn.Conv2d(2, 3, 3), (2, 5, 5)), (dn.BoundedLinear(3, 2).eval(), (3,))],
+)
+@pytest.mark.parametrize("change", ["weight frozen", "bias frozen", "an attribute"])
+def test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it(layer, shape, change):
+    layer = copy.deepcopy(layer)
+    if change == "an attribute":
+        layer.radius = 1.0
+    else:
+        layer.get_parameter(change.split()[0]).requires_grad_(False)
+    layer.register_forward_hook(summed)
+    output = layer(torch.randn(4, *shape))
+    assert type(output.grad_fn).__name__ in ("_LinearBackward", "_ConvolutionBackward")
+    output.sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("radius", [1e-12, 1.0])
+def test_no_magnitude_takes_an_example_beyond_its_radius(radius):
+    """What is scaled down must keep its digits, on its way through numbers below the normal ones, too."""
+    for width, (size, length) in itertools.product((4, 64), itertools.product((1e-30, 1e-10, 1.0, 1e18), repeat=2)):
+        layer = dn.BoundedLinear(width, 16, radius=radius)
+        layer(torch.randn(1, width) * size).backward(torch.randn(1, 16) * length)
+        assert all(float(p.grad.double().norm()) <= radius for p in layer.parameters())
+
+
+@pytest.mark.parametrize("small", [1e-20, 1e-21, 3e-22])
+def test_products_below_the_normal_numbers_are_covered(small):
+    x, y = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)), torch.arange(64.0)[:, None] % 2
+    model = nn.Sequential(dn.BallProjection(small), nn.Linear(300, 50), dn.GradientBall(small), nn.Linear(50, 1))
+    run = private(model, loss=Hinge(), input_shape=(300,), batches=Handed(expected_batch_size=64.0))
+    declared = run.optimizer.sensitivities()
+    for count in (1, 64):
+        moved = apart(model, run.loss, x[:count], y[:count], 3 * x[:1], y[:1])
+        assert all(moved[name] <= declared[name] for name in declared)
+
+
+@pytest.mark.parametrize("radius", [1e-25, 0.0, -1.0, math.nan, math.inf])
+def test_a_radius_that_is_none_is_refused_whenever_it_is_set(radius):
+    layer = dn.BoundedLinear(4, 3)
+    with pytest.raises(ConfigurationError, match="radius"):
+        dn.BoundedLinear(4, 3, radius=radius)
+    layer.radius = radius
+    with pytest.raises(ConfigurationError, match="radius"):
+        private(layer, input_shape=(4,))
+
+
+def test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order():
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.zeros(3, 6)), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bi,oi->bo", x, self.weight)
+
+    rule(Mine)(linear)
+    model = nn.Sequential(dn.BallProjection(1.0), Mine(), nn.Linear(3, 4))
+    found = Walk(model, (6,)).summations
+    assert not found["1.weight"].blocked and found["2.weight"].blocked
+
+
+@pytest.mark.parametrize("layer, shape", [(dn.BoundedLinear(3, 2), (3,)), (dn.BoundedConv2d(2, 3, 3), (2, 5, 5))])
+def test_no_rows_have_a_gradient_of_zero(layer, shape):
+    layer(torch.zeros(0, *shape)).sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
+
+
+@pytest.mark.parametrize("layer", [dn.BoundedLinear(2, 20_000), dn.BoundedConv2d(1, 2, 1)])
+def test_an_example_that_is_left_out_moves_no_other(layer):
+    """Norms that are taken anew, of a copy that lies otherwise in memory, round otherwise in every row."""
+    shape = (2,) if isinstance(layer, nn.Linear) else (1, 100, 100)
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0)) + 1
+    with_it = torch.cat([torch.full((1, *shape), 1e30), x])
+
+    def weight_gradient(x: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(layer(x).flatten(1).sum(1).mul(0.7).sum(), layer.weight)
+        return found
+
+    assert torch.equal(weight_gradient(with_it), weight_gradient(x))
 
 
 @pytest.mark.parametrize("expected", [0.5, 10.0, 512.0, 6000.0])

@@ -35,6 +35,20 @@ M = TypeVar("M", bound=nn.Module)
 HUGE = 1e30
 """An example with a norm beyond it, or not finite, has no gradient here: products with s lose their digits."""
 
+SMALLEST = 1e-12
+"""The smallest radius. What is scaled down is off by 2^-150 in each entry that falls below 2^-126; times the other
+factor, of a norm up to 2^64 (more has no finite square), that is sqrt(d) 2^-86 for d entries, far less than
+``ROUNDING`` of the radius."""
+
+
+def _radius(radius: float) -> float:
+    if positive(radius) < SMALLEST:
+        raise ConfigurationError(
+            f"radius={radius}: a gradient this small loses its digits. Give at least {SMALLEST:g}, and a "
+            "lower learning rate for smaller steps."
+        )
+    return float(radius)
+
 
 class BoundedLinear(nn.Linear):
     """``nn.Linear`` that bounds each example's gradient of its weight, and of its bias, by ``radius`` in l2.
@@ -50,7 +64,7 @@ class BoundedLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, radius: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self.radius = positive(radius)
+        self.radius = _radius(radius)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -75,7 +89,7 @@ class BoundedConv2d(nn.Conv2d):
 
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.radius = positive(radius)
+        self.radius = _radius(radius)
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise ConfigurationError(
                 f"padding={self.padding!r}, padding_mode={self.padding_mode!r}: give numbers of zeros."
@@ -109,7 +123,8 @@ def _bounded_rows(
     if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROUNDING))):
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
-            sizes, lengths = row_norms(x), row_norms(v)
+            # Not taken anew: a copy may lie otherwise in memory, and its norms round otherwise, in all rows at once.
+            sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))
         norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
         inputs = x * scale_into(radius, norms, x) if on_input else x
         cotangents = v if on_input else v * scale_into(radius, norms, v)
@@ -150,7 +165,7 @@ class _Linear(torch.autograd.Function):
         gradient = bias = below = None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0, v[0].numel() // v.shape[-1])
+                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0, math.prod(v.shape[1:-1]))
                 gradient = of_products(scaled.flatten(0, -2), inputs.flatten(0, -2)) if for_weight else None
                 bias = of_rows(sent().flatten(0, -2)) if for_bias else None
                 del inputs, scaled, sent  # a scaled copy is not held along with what comes next
@@ -190,7 +205,7 @@ class _Convolution(torch.autograd.Function):
         gradient = bias = below = None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, v[0, 0].numel())
+                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, math.prod(v.shape[2:]))
                 if for_weight:
                     gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
                 bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
@@ -202,8 +217,10 @@ class _Convolution(torch.autograd.Function):
 
 def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     """A hook for the layers of torch: the same output, whose backward pass sums over the batch in blocks."""
-    done = isinstance(module, BoundedLinear | BoundedConv2d) and module.training
-    if done or not (isinstance(output, Tensor) and output.requires_grad and module.weight.requires_grad):
+    bounded = type(module).forward in (BoundedLinear.forward, BoundedConv2d.forward)
+    trained = any(p is not None and p.requires_grad for p in (module.weight, module.bias))
+    done = bounded and module.training
+    if done or not (trained and isinstance(output, Tensor) and output.requires_grad):
         return None
     if isinstance(module, nn.Linear):
         return _Linear.apply(args[0], module.weight, module.bias, output.detach(), None)
@@ -225,13 +242,14 @@ SUMMED = {
 def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:
     """The stock layer's bounds, with its parameters' at most the radius in training mode."""
     output, inner = bounds(module, x)
+    radius = _radius(module.radius)  # it may have been set since
 
     def pullback(v: Norms) -> Any:
         below, named = inner(v)
         if module.training:
             positions = output.size // module.weight.shape[0]
             # Each row was scaled to the radius before the sum over its positions, which rounds.
-            named = {k: n & Norms(n.shape, l2=module.radius).summed(positions) for k, n in named.items()}
+            named = {k: n & Norms(n.shape, l2=radius).summed(positions) for k, n in named.items()}
         return below, named
 
     return output, pullback

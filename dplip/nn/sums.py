@@ -130,6 +130,11 @@ def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> flo
     return 2 * n * depth * u * (1 + 2 * depth * u)
 
 
+def lost(examples: float, terms: int, entries: int, dtype: torch.dtype) -> float:
+    """How far apart two sums of products may be for what is below the smallest normal number: it may count as zero."""
+    return 4 * (examples + 1) * terms * math.sqrt(entries) * torch.finfo(dtype).tiny
+
+
 def added(examples: float, times: int, dtype: torch.dtype) -> float:
     """The same for sums that are added or rounded so many times more: each time by at most u of what is in them."""
     return (examples + 1) * times * torch.finfo(dtype).eps

@@ -236,8 +236,8 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "optimizer.py",
-        " * (1 + rounding[name])",
-        "",
+        "bound * (1 + rounding[n])",
+        "bound",
         "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
     ),
     mutant(
@@ -1437,6 +1437,65 @@ TABLES = [
     ),
 ]
 
+SUMS = [
+    mutant(
+        "parts that are joined are covered as parts",
+        "witness.py",
+        "if self._together > self.most:",
+        "if False:",
+        "test_sums.py::test_more_examples_at_once_than_a_part_has_are_refused",
+    ),
+    mutant(
+        "a bias beside a frozen weight is not summed in blocks",
+        "nn/bounded.py",
+        "for p in (module.weight, module.bias))",
+        "for p in (module.weight,))",
+        "test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "an attribute turns sums in blocks off",
+        "nn/bounded.py",
+        "done = bounded and module.training",
+        'done = hasattr(module, "radius") and module.training',
+        "test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "norms are taken anew when an example is left out",
+        "nn/bounded.py",
+        "sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))",
+        "sizes, lengths = row_norms(x), row_norms(v)",
+        "test_sums.py::test_an_example_that_is_left_out_moves_no_other",
+    ),
+    mutant(
+        "a radius is looked at only when a layer is made",
+        "nn/bounded.py",
+        "radius = _radius(module.radius)",
+        "radius = module.radius",
+        "test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "a radius below the digits of float32",
+        "nn/bounded.py",
+        "if positive(radius) < SMALLEST:",
+        "if positive(radius) < 0:",
+        "test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "products below the normal numbers",
+        "optimizer.py",
+        "+ self._lost(n)) if bound",
+        ") if bound",
+        "test_sums.py::test_products_below_the_normal_numbers_are_covered",
+    ),
+    mutant(
+        "whoever has the rule of a layer has its sums",
+        "propagate.py",
+        "if use.blocked and not summed:",
+        "if False:",
+        "test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1454,4 +1513,5 @@ MUTANTS = [
     *RANDOMNESS,
     *ROUNDINGS,
     *TABLES,
+    *SUMS,
 ]

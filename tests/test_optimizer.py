@@ -22,6 +22,7 @@ import dplip
 import dplip.nn as dn
 from dplip.accounting import GaussianEvent
 from dplip.errors import BudgetExceededError, ConfigurationError, DPLipError, UnboundedOperationError
+from dplip.fingerprint import fingerprint
 from dplip.losses import CrossEntropy, Huber
 from dplip.optimizer import DPLipOptimizer
 from dplip.sampling import PoissonLoader
@@ -801,9 +802,18 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     monkeypatch.setattr(Scaled, "shared", 1.0)  # and back after the test
     model = Scaled()
     run = private(model)
-    before = run.optimizer.sensitivities()["linear.weight"]
+    before, state = run.optimizer.sensitivities()["linear.weight"], fingerprint(model)
     change(model)
+    assert fingerprint(model) != state  # seen by itself, before any value is compared
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
+
+
+def test_a_part_that_was_called_by_itself_is_named():
+    run = private(built("plain")[0])
+    run.batches.give(len(X))
+    a_layer_called_by_itself(run)
+    with pytest.raises(ConfigurationError, match="a part of the model, Linear, was called by itself"):
+        run.optimizer.step()
 
 
 def test_the_bounds_follow_a_layer_that_takes_anothers_place():

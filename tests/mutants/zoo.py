@@ -833,7 +833,7 @@ WHATEVER_THE_WEIGHTS = [
         "witness.py",
         "if not self._inside and isinstance",
         "if False and isinstance",
-        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+        "test_optimizer.py::test_a_part_that_was_called_by_itself_is_named",
     ),
 ]
 

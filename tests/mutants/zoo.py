@@ -234,7 +234,7 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "optimizer.py",
-        " * (1 + rounding[name])",
+        " * (1 + rounding[n])",
         "",
         "test_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
     ),

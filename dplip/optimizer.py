@@ -408,6 +408,8 @@ class DPLipOptimizer(Fixed, Optimizer):
                 f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "
                 "backward pass over each batch, with zero_grad() before it."
             )
+        if self._witness.crowded:
+            raise ConfigurationError(f"step(): {self._witness.crowded}")
         if gradients and not math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
             raise ConfigurationError(
                 "step(): a gradient is NaN or infinite. Either an input is: put dplip.nn.BallProjection(radius) first "

@@ -80,6 +80,7 @@ class Witness(Observer):
         """Forget the gradients seen so far."""
         self.examples = self._losses = self._together = 0
         self.problem: str | None = None
+        self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
         self.rows: list[Tensor] | None = None
@@ -129,7 +130,7 @@ class Witness(Observer):
         self._losses += 1
         self._together += len(gradient)
         if self._together > self.most:
-            self._report(_TOGETHER)
+            self.crowded = _TOGETHER
         if self._losses > PASSES:
             self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))

@@ -374,9 +374,10 @@ def test_a_fork_has_its_own_turn(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         staying = pool.submit(stay)
         inside.wait()
-        assert in_a_fork(draw) is True
+        answer = in_a_fork(draw)
         leave.set()
         staying.result()
+    assert answer is True
 
 
 def test_two_threads_that_share_a_source_share_no_noise():

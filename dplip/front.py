@@ -17,6 +17,7 @@ from dplip.losses import Loss
 from dplip.nn.frozen import Frozen
 from dplip.propagate import Walk
 from dplip.rules.registry import module_rule
+from dplip.secret import Secret, lent_to_readers
 from dplip.sensitivity import sensitivity
 
 CHUNK = 64
@@ -74,21 +75,24 @@ def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tup
     return shapes
 
 
-def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False) -> TensorDataset:
+def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False, seed: int | None = None) -> TensorDataset:
     """Each example's value after the front end, with its target, in the order of the data.
 
     Args:
         front: a fixed function of one example, run in evaluation mode where its buffers are.
         dataset: map-style data set of (input, target) pairs.
         progress: show a bar.
+        seed: fixes what the data set draws, for tests.
 
-    Guarantee: an example's value is the same, to the last bit, whatever the rest of the data.
+    Guarantee: an example's value is the same, to the last bit, whatever the rest of the data. What a data set draws
+    from global generators owes nothing to the examples before it, as it is made of secret bits (:mod:`dplip.secret`).
     """
     size = len(cast(Sized, dataset))
     device = device_of(front)
     values: Tensor | None = None
     targets = []
-    with torch.no_grad(), evaluation(front), tqdm(total=size, unit="example", disable=not progress) as bar:
+    bar = tqdm(total=size, unit="example", disable=not progress)
+    with torch.no_grad(), evaluation(front), lent_to_readers(Secret(seed, 3)), bar:
         bar.set_description("features")
         done = 0
         for x, y in DataLoader(dataset, batch_size=CHUNK):

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -111,13 +112,14 @@ class GaussianNoise(Secret):
         if dtype == torch.float32:
             std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
         key = (tensor.device, dtype)
-        if key not in self._pools:
-            self._pools[key] = self._pool(bits, tensor.device, dtype)
         flat, start = tensor.view(-1), 0
-        while start < flat.numel():
-            draws = self._pools[key].take(flat.numel() - start)
-            flat[start : start + draws.numel()].add_(draws, alpha=std)
-            start += draws.numel()
+        with self._one_taker:  # two threads might take the same draws
+            if key not in self._pools:
+                self._pools[key] = self._pool(bits, tensor.device, dtype)
+            while start < flat.numel():
+                draws = self._pools[key].take(flat.numel() - start)
+                flat[start : start + draws.numel()].add_(draws, alpha=std)
+                start += draws.numel()
         return tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -132,6 +134,7 @@ class GaussianNoise(Secret):
     def _start(self) -> None:
         super()._start()
         self._pools: dict[tuple[torch.device, torch.dtype], _Pool] = {}
+        self._one_taker = Lock()  # a new one after a fork, which may come while it is taken
 
 
 class _Pool:

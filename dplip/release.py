@@ -16,6 +16,7 @@ from dplip.errors import ConfigurationError
 from dplip.nn import PrivateMean
 from dplip.nn.gradient_ball import project_rows
 from dplip.noise import GaussianNoise
+from dplip.secret import lent_to_readers
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class MeanRelease:
 
         Args:
             dataset: map-style data set of (input, target) pairs.
-            noise: its source.
+            noise: its source, and that of what the data set draws from global generators: under a known seed one
+                example less would change the draws of all that follow it.
             apart: how far two neighbouring sums lie apart, in units of one example's bound.
             count: the public size of the data, which the sum is divided by.
 
@@ -48,7 +50,7 @@ class MeanRelease:
         layer = self.layer
         before = copy.deepcopy(self.before).double()  # in float32 an example's rounding may depend on its neighbours
         total = torch.zeros_like(layer.mean, dtype=torch.float64)
-        with evaluation(before):
+        with evaluation(before), lent_to_readers(noise.masks):
             for x, _ in DataLoader(dataset, batch_size=256):
                 values = before(x.to(total.device, torch.float64))
                 total += project_rows(values, layer.radius).sum(0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ class Secret:
 def lent(secret: Secret, dropout: bool) -> Iterator[None]:
     """Inside, torch's global generators are in states made of secret bits; then they are as they were.
 
-    So what draws from them inside owes nothing to ``torch.manual_seed``, and leaves nothing behind.
+    So what draws from them inside owes nothing to ``torch.manual_seed``, and leaves nothing behind. One thread
+    at a time is inside, another waits.
 
     Args:
         secret: what the states are made of.
@@ -91,36 +93,63 @@ def lent(secret: Secret, dropout: bool) -> Iterator[None]:
     Guarantee: on the CPU the whole state of torch's generator is replaced (as random as ``secret``); on a CUDA device
     its seed of 64 bits.
     """
-    on_devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    before = [(g, g.get_state()) for g in (torch.default_generator, *on_devices)]
-    bits = secret.bits
-    try:
-        torch.default_generator.set_state(_state(bits))
-        for generator in on_devices:
-            generator.manual_seed(int(bits.random_raw()))
-        if dropout:
-            with _Dropout(bits):
+    with _turn():
+        on_devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+        before = [(g, g.get_state()) for g in (torch.default_generator, *on_devices)]
+        bits = secret.bits
+        try:
+            torch.default_generator.set_state(_state(bits))
+            for generator in on_devices:
+                generator.manual_seed(int(bits.random_raw()))
+            if dropout:
+                with _Dropout(bits):
+                    yield
+            else:
                 yield
-        else:
-            yield
+        finally:
+            for generator, state in before:
+                generator.set_state(state)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One thread at a time: of two, the first to leave would put the global state back while the other draws from it.
+
+    The second would then leave the first one's secret state behind, from which a later pass draws the same again.
+    """
+    turn = _TURNS[0]
+    if not turn.acquire(timeout=PATIENCE):
+        raise ConfigurationError(
+            f"threading.current_thread()={threading.current_thread().name!r}: another thread has been within a "
+            f"private pass for {PATIENCE} s, or was interrupted there, and torch's global generators serve one at a "
+            "time. Train in that thread, or in a process of its own."
+        )
+    try:
+        yield
     finally:
-        for generator, state in before:
-            generator.set_state(state)
+        with suppress(RuntimeError):  # an interrupted pass, cleared away by a thread that does not have the turn
+            turn.release()
+
+
+PATIENCE = 60.0
+_TURNS = [threading.RLock()]
+if hasattr(os, "register_at_fork"):  # a fork may come while another thread has the turn, which the child does not have
+    os.register_at_fork(after_in_child=lambda: _TURNS.__setitem__(0, threading.RLock()))
 
 
 @contextmanager
 def lent_to_readers(secret: Secret) -> Iterator[None]:
     """The same for code that reads examples, and may draw from numpy's and Python's global generators, too."""
-    before = np.random.get_state(), random.getstate()
-    try:
-        words = secret.bits.random_raw(_WORDS).view(np.uint32)
-        np.random.set_state(("MT19937", words[:_WORDS], _WORDS, 0, 0.0))
-        random.setstate((3, (*words[_WORDS:].tolist(), _WORDS), None))
-        with lent(secret, dropout=False):
+    with lent(secret, dropout=False):
+        before = np.random.get_state(), random.getstate()
+        try:
+            words = secret.bits.random_raw(_WORDS).view(np.uint32)
+            np.random.set_state(("MT19937", words[:_WORDS], _WORDS, 0, 0.0))
+            random.setstate((3, (*words[_WORDS:].tolist(), _WORDS), None))
             yield
-    finally:
-        np.random.set_state(before[0])
-        random.setstate(before[1])
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
 
 
 _WORDS = 624  # of a Mersenne Twister, 32 bits each

@@ -173,7 +173,7 @@ class DPLipTrainer(Fixed):
         self._trained, shape = model, self._input_shape
         if precompute:
             fixed, self._trained = front.split(model, loss, self._input_shape)
-            train_dataset = front.features(fixed, train_dataset, progress)
+            train_dataset = front.features(fixed, train_dataset, progress, seed)
             shape = example_shape(train_dataset)
         self.loader = SAMPLING[sampling](
             train_dataset,

@@ -4,7 +4,10 @@ import copy
 import os
 import pickle
 import random
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import dplip
 from dplip.errors import ConfigurationError, DPLipError
+from dplip.front import features
 from dplip.noise import GaussianNoise
+from dplip.release import mean_release
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.secret import Secret, lent
 
@@ -286,6 +291,104 @@ def test_augmentation_follows_no_known_seed(draw):
     assert [float(draw()) for _ in range(3)] == expected
     one, two = (after(PoissonLoader(Augmented(draw), sample_rate=1.0, seed=2)) for _ in range(2))
     assert torch.equal(one, two) and len(one.unique()) == 40
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), np.random.random, random.random], ids=["t", "np", "py"])
+def test_augmentation_that_is_read_before_training_follows_no_known_seed(draw):
+    """A fixed front end and the mean of the inputs: under a known seed one example less would change all the others."""
+
+    class Silent(GaussianNoise):
+        def add_(self, tensor, std):
+            return tensor
+
+    def precomputed(seed=None):
+        return features(dplip.nn.BallProjection(9.0), Augmented(draw), seed=seed).tensors[0]
+
+    def mean():
+        model = nn.Sequential(dplip.nn.PrivateMean((1,), 9.0), dplip.nn.BallProjection(1.0), nn.Linear(1, 2))
+        release = mean_release(model, (1,))
+        release.run(Augmented(draw), Silent(), 1.0, 40)
+        return release.layer.mean
+
+    def after(read):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        return read()
+
+    for read in (precomputed, mean):
+        assert not torch.equal(after(read), after(read))
+    assert torch.equal(precomputed(seed=2), precomputed(seed=2))
+
+
+# Threads
+
+
+def in_two_threads(function) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(function, range(2)))
+
+
+def test_two_threads_have_masks_of_their_own_and_leave_the_global_state_as_it_was():
+    passes, both = [], threading.Barrier(2)
+
+    def run(number: int) -> None:
+        secret = Secret()
+        for _ in range(5):
+            both.wait()
+            time.sleep(0.002 * number)  # one is inside when the other comes
+            with lent(secret, dropout=False):
+                time.sleep(0.004)
+                passes.append(tuple(torch.rand(4).tolist()))
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    known = tuple(torch.rand(4).tolist())
+    torch.set_rng_state(before)
+    in_two_threads(run)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(set(passes)) == 10 and known not in passes
+
+
+def test_a_thread_does_not_wait_for_ever_for_one_that_stays_inside(monkeypatch):
+    monkeypatch.setattr("dplip.secret.PATIENCE", 0.01)
+    with lent(Secret(), dropout=False), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ConfigurationError, match="another thread"):
+            pool.submit(lent(Secret(), dropout=False).__enter__).result()
+
+
+@forks
+def test_a_fork_has_its_own_turn(monkeypatch):
+    monkeypatch.setattr("dplip.secret.PATIENCE", 0.01)
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with lent(Secret(), dropout=False):
+            inside.set()
+            leave.wait()
+
+    def draw() -> bool:
+        with lent(Secret(), dropout=False):
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        staying = pool.submit(stay)
+        inside.wait()
+        answer = in_a_fork(draw)
+        leave.set()
+        staying.result()
+    assert answer is True
+
+
+def test_two_threads_that_share_a_source_share_no_noise():
+    noise, drawn = GaussianNoise(), []
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        in_two_threads(lambda _: drawn.extend(noise.add_(torch.zeros(4), 1.0) for _ in range(4000)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert len({tuple(draws.tolist()) for draws in drawn}) == 8000
 
 
 # Copies and forks

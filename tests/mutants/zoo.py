@@ -1496,6 +1496,44 @@ SUMS = [
     ),
 ]
 
+READ_BEFORE_TRAINING_AND_THREADS = [
+    mutant(
+        "a fixed front end is read under a global seed",
+        "front.py",
+        "evaluation(front), lent_to_readers(Secret(seed, 3)), bar:",
+        "evaluation(front), bar:",
+        "test_secret.py::test_augmentation_that_is_read_before_training_follows_no_known_seed",
+    ),
+    mutant(
+        "the mean of the inputs is read under a global seed",
+        "release.py",
+        "with evaluation(before), lent_to_readers(noise.masks):",
+        "with evaluation(before):",
+        "test_secret.py::test_augmentation_that_is_read_before_training_follows_no_known_seed",
+    ),
+    mutant(
+        "two threads are lent secret states at once",
+        "secret.py",
+        "    with _turn():",
+        "    if True:",
+        "test_secret.py::test_two_threads_have_masks_of_their_own_and_leave_the_global_state_as_it_was",
+    ),
+    mutant(
+        "a fork waits for a thread that it does not have",
+        "secret.py",
+        "_TURNS.__setitem__(0, threading.RLock())",
+        "None",
+        "test_secret.py::test_a_fork_has_its_own_turn",
+    ),
+    mutant(
+        "two threads take the same draws",
+        "noise.py",
+        "        with self._one_taker:",
+        "        if True:",
+        "test_secret.py::test_two_threads_that_share_a_source_share_no_noise",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1514,4 +1552,5 @@ MUTANTS = [
     *ROUNDINGS,
     *TABLES,
     *SUMS,
+    *READ_BEFORE_TRAINING_AND_THREADS,
 ]

@@ -56,7 +56,7 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
         A float64 tensor of shape (batch,), 0 where the prediction is tied or not finite.
 
     Raises:
-        ConfigurationError: x or the weights are not float32 or float64, both of one type.
+        ConfigurationError: x or the weights are not float32 or float64, both of one type; or autocast is on.
         UnboundedOperationError: an operation has no rule, or is not known to round in any way.
 
     Guarantee: no input strictly within the radius has another prediction, as the model computes it in floating point,
@@ -70,6 +70,11 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
     if not isinstance(x, Tensor) or x.ndim < 1 or x.dtype not in (torch.float32, torch.float64):
         found = f"of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
         raise ConfigurationError(f"x {found}: give a batch of inputs, a tensor of float32 or float64 (batch, ...).")
+    if torch.is_autocast_enabled(x.device.type):
+        raise ConfigurationError(
+            "torch.autocast is on, and a certificate is for the model's predictions without it: those within it are "
+            "rounded to half precision, and may change inside a radius. Call certify outside of it, and predict so."
+        )
     weight = next((p for p in model.parameters() if p.is_floating_point()), x)
     if weight.dtype != x.dtype:
         raise ConfigurationError(f"x of {x.dtype}, weights of {weight.dtype}: bring both to one type.")

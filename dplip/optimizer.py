@@ -397,8 +397,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         if handed > self._most:
             raise ConfigurationError(
                 f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
-                "no chance explains, so the rounding of their sum is not covered. Give the public_size that the data "
-                "have, and take one step for each batch."
+                "no chance explains, so the rounding of their sum is not covered. Take one step for each batch; and if "
+                "public_size is far below the data's, give a larger number that is public."
             )
         self._witness.check()
         if self._witness.problem:

@@ -10,7 +10,10 @@ from dplip.errors import ConfigurationError
 
 INDEPENDENT = "independent"
 
-_COUNTS = "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"
+_COUNTS = (
+    *("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"),
+    *("SLURM_STEP_NUM_TASKS", "MV2_COMM_WORLD_SIZE"),
+)
 """Where launchers say how many processes they have started."""
 
 

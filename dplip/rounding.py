@@ -98,6 +98,7 @@ def summing(n: float, back: float, summed: bool = False) -> Roundings:
     |sum|``, but for the errors before it, which n units of that sum up to (1 / (1 - n unit)).
     """
     half = n / 2 / (1 - min(n * 2.0**-24, 0.5)) if n < 2.0**23 else math.inf
+    back = back / (1 - back * 2.0**-24) if back < 2.0**23 else math.inf
     return Roundings(terms=half + 2, output=half, back=back, summed=summed)
 
 

@@ -147,7 +147,10 @@ class Witness(Observer):
     def _entered(self, module: nn.Module, args: Any) -> None:
         self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
-        if torch.is_grad_enabled():  # a global state may be known to an adversary, and would give masks by place
+        mapped = torch._C._functorch.peek_interpreter_stack() is not None  # no step comes of it
+        if (
+            torch.is_grad_enabled() and not mapped
+        ):  # a global state may be known to an adversary, and would give masks by place
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph

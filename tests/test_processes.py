@@ -11,7 +11,14 @@ from torch import nn
 import dplip
 from dplip.errors import ConfigurationError
 
-LAUNCHERS = ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"]
+LAUNCHERS = [
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "HOROVOD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "MV2_COMM_WORLD_SIZE",
+]
 
 
 def network() -> nn.Module:

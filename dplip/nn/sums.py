@@ -51,7 +51,8 @@ def of_rows(v: Tensor) -> Tensor:
 def of_convolution(x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
     """The gradient of a convolution's weight in two dimensions, the sum of those of single examples.
 
-    Each example's is a product of matrices of its own, so how its positions are summed depends on it alone.
+    Each example's is a product of matrices of its own. That its positions are summed alike wherever it stands in the
+    batch is assumed, as of every product of rows (docs/guarantees.md, "One example, one row").
     """
     channels, positions = v.shape[1], math.prod(v.shape[2:])
     width = x.shape[1] // groups * math.prod(taps)

@@ -1197,7 +1197,7 @@ RANDOMNESS = [
     mutant(
         "masks that go by place, from a state that others may know",
         "witness.py",
-        "if torch.is_grad_enabled():  # a global",
+        "if torch.is_grad_enabled() and not mapped:  # a global",
         "if False:  # a global",
         f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
     ),

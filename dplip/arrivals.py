@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Arrivals:
     """Follows each gradient from the graph of the model's output to ``.grad``.
 
-    A hook on the nodes of that graph sees what they send to a weight; a tensor hook of the weight what arrives there,
-    and before any hook on what accumulates it; the end of the pass what has become of it. All three have to agree.
+    A hook on each node of that graph sees what it was given, and what it sends on to a node or to a weight; a tensor
+    hook of the weight sees what arrives there, and before any hook on what accumulates it; the end of the pass what has
+    become of it. What is given, or arrives, has to be what the graph sent, and nothing besides. A pass that reaches no
+    weight, such as the search for an adversarial example, releases nothing, and may be of any loss.
 
     Args:
         model: whose weights are watched; those who watched them before are dismissed.
@@ -27,7 +30,7 @@ class Arrivals:
     """
 
     def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
-        self._model, self._report = model, report
+        self._model, self._report, self._numbers = model, report, count()
         for p in model.parameters():
             hooks = p._backward_hooks or {}
             for key in [key for key, hook in hooks.items() if isinstance(hook, _Arrival)]:
@@ -36,19 +39,47 @@ class Arrivals:
 
     def reset(self) -> None:
         """Forget the gradients of this batch; what lies in ``.grad`` now is public, or nothing."""
-        self._sent: dict[int, Tensor] = {}
+        self._sent: dict[Any, tuple[Tensor, int]] = {}  # to a weight or a node, with its version
+        self._doubts: list[Tensor] = []  # whether a node was given something else, as numbers
+        self._suspicion: str | None = None  # of the present pass
+        self._touched = False  # whether it has reached a weight
         self._due: dict[int, Tensor] = {}
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._arrived: set[int] = set()
         self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
 
-    def follow(self, output: Tensor) -> None:
-        """Watch what the graph of an output of the model sends to the weights, and what arrives there."""
+    def follow(self, output: Tensor) -> Any:
+        """Watch the graph of an output of the model; returns what :meth:`enter` is to be told of that output."""
         for p in self._model.parameters():
             if p.requires_grad and not any(self._is_own(hook) for hook in (p._backward_hooks or {}).values()):
                 p.register_hook(_Arrival(self, p))
-        for node, index, p in _feeders(output):
-            node.register_hook(partial(self._send, index, p))
+        numbers = dict(zip(_nodes(output), self._numbers, strict=False))  # a hook that held nodes would never be freed
+        for node, number in numbers.items():
+            ways = []
+            for following, index in node.next_functions:
+                leaf = getattr(following, "variable", None)
+                ways.append((numbers.get(following), index) if leaf is None else id(leaf))
+            node.register_hook(partial(self._through, number, ways))
+        return numbers[output.grad_fn], output.output_nr
+
+    def enter(self, way: Any, gradient: Tensor) -> None:
+        """A gradient goes to a weight or a node of a watched graph."""
+        before = self._sent.get(way)
+        total = gradient if before is None else before[0] + gradient  # in the order of the engine
+        self._sent[way] = total, total._version
+
+    def suspect(self, problem: str) -> None:
+        """Report this if the present backward pass goes on to a weight."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
+        self._suspicion = self._suspicion or problem
+
+    def _end(self) -> None:
+        """A backward pass is over, which may have reached no weight."""
+        if self._touched and any(bool(found) for found in self._doubts):
+            self._report(_BESIDE)
+        self._sent.clear()
+        self._doubts.clear()
+        self._suspicion, self._touched = None, False
 
     def finish(self) -> None:
         """Compare what arrived with what the backward pass left in ``.grad``."""
@@ -62,6 +93,7 @@ class Arrivals:
             else:
                 self._pairs.append((grad, due))
         pairs, self._pairs, self._due = self._pairs, [], {}
+        self._end()
         by_device: dict[torch.device, list[Tensor]] = {}
         for a, b in pairs:
             by_device.setdefault(a.device, []).append(_differ(a, b))
@@ -71,20 +103,37 @@ class Arrivals:
     def _is_own(self, hook: Any) -> bool:
         return isinstance(hook, _Arrival) and hook.arrivals is self
 
-    def _send(self, index: int, p: nn.Parameter, inputs: tuple[Tensor | None, ...], _: Any) -> None:
-        gradient = inputs[index]
-        if gradient is not None:
-            before = self._sent.get(id(p))
-            self._sent[id(p)] = gradient if before is None else before + gradient  # in the order of the engine
+    @torch.no_grad()
+    def _through(self, number: int, ways: list[Any], inputs: tuple[Tensor | None, ...], given: Any) -> None:
+        """A node was given some gradients, after all hooks before it, and has made of them those of its inputs."""
+        for index, gradient in enumerate(given):
+            sent = self._sent.pop((number, index), None)
+            if sent is None or gradient is None:
+                if sent is not None or gradient is not None:
+                    self.suspect(_BESIDE)
+            elif not _same(sent, gradient):
+                if sent[0].shape != gradient.shape or sent[0].dtype != gradient.dtype:
+                    self.suspect(_BESIDE)
+                else:
+                    torch.autograd.Variable._execution_engine.queue_callback(self._end)
+                    self._doubts.append(_differ(sent[0], gradient) | (sent[0]._version != sent[1]))
+        for way, gradient in zip(ways, inputs, strict=True):
+            if gradient is not None:
+                self.enter(way, gradient)
 
     @torch.no_grad()
     def arrive(self, p: nn.Parameter, gradient: Tensor) -> None:
         """A gradient is about to be added to ``p.grad``."""
         sent = self._sent.pop(id(p), None)
-        if sent is None or sent.shape != gradient.shape or sent.dtype != gradient.dtype:
+        self._touched = True
+        if self._suspicion is not None:
+            self._report(self._suspicion)
+        if sent is None or sent[0].shape != gradient.shape or sent[0].dtype != gradient.dtype:
             self._report(_BESIDE)
-        elif sent is not gradient:
-            self._pairs.append((sent, gradient.clone()))
+        elif sent[0]._version != sent[1]:
+            self._report(_ALTERED)
+        elif sent[0] is not gradient:
+            self._pairs.append((sent[0], gradient.clone()))
         if p.grad is not None and id(p) not in self._arrived and not self._untouched(p):
             self._report(_ALTERED)
         self._arrived.add(id(p))
@@ -107,19 +156,19 @@ class _Arrival(Observer):
             self.arrivals.arrive(self._parameter, gradient)
 
 
-def _feeders(output: Tensor) -> Iterator[tuple[Any, int, nn.Parameter]]:
-    """The nodes of a graph that send a gradient straight to a leaf: each with the place where, and the leaf."""
-    nodes = [output.grad_fn]
-    seen = set(nodes)
-    while nodes:
-        node: Any = nodes.pop()
-        for index, (following, _) in enumerate(node.next_functions):
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                yield node, index, leaf
-            elif following is not None and following not in seen:
-                seen.add(following)
-                nodes.append(following)
+def _nodes(output: Tensor) -> list[Any]:
+    """The nodes of a graph, from that of the output on, but for those that accumulate gradients."""
+    found, left = dict.fromkeys([output.grad_fn]), [output.grad_fn]
+    while left:
+        for following, _ in left.pop().next_functions:  # type: ignore[union-attr]
+            if following is not None and not hasattr(following, "variable") and following not in found:
+                found[following] = None
+                left.append(following)
+    return list(found)
+
+
+def _same(sent: tuple[Tensor, int], gradient: Tensor) -> bool:
+    return sent[0] is gradient and sent[0]._version == sent[1]
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:
@@ -129,9 +178,9 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 
 
 _BESIDE = (
-    "a gradient reached a weight otherwise than through the model's output (a penalty on the weights beside the loss, "
-    "or a part of the model called directly), and it may depend on the batch, so the bounds do not hold. Backward the "
-    "loss alone; weight_decay= of the optimizer acts after the noise."
+    "a gradient reached a weight otherwise than through the model's output (a penalty on weights or hidden values beside "
+    "the loss, a hook on a node of the graph, or a part of the model called directly), and it may depend on the batch, so "
+    "the bounds do not hold. Backward the loss alone; weight_decay= of the optimizer acts after the noise."
 )
 _ALTERED = (
     "what lies in .grad is not what the backward pass brought there (a hook on a gradient or its accumulator, as "

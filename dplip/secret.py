@@ -148,6 +148,7 @@ class _Dropout(TorchFunctionMode):
             return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # "eager" code runs here, and would be compiled
     def _drop(self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         axes = _AXES[func]
         usual = training and 0 < p < 1 and not inplace and input.device.type == "cpu"

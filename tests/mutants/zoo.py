@@ -1230,7 +1230,7 @@ WEIGHTS_MOVED = [
     mutant(
         "a gradient beside the model's output not seen",
         "arrivals.py",
-        "elif sent is not gradient:",
+        "elif sent[0] is not gradient:",
         "elif False:",
         "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
     ),
@@ -1285,6 +1285,41 @@ WEIGHTS_MOVED = [
     ),
 ]
 
+_UNCOVERED = (
+    "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed"
+)
+
+INNER_NODES = [
+    mutant(
+        "what a node inside the model is given is not looked at",
+        "arrivals.py",
+        "elif not _same(sent, gradient):",
+        "elif False:",
+        _UNCOVERED + "[penalty_on_a_hidden_value]",
+    ),
+    mutant(
+        "a gradient edited in place on its way to a weight not seen",
+        "arrivals.py",
+        "elif sent[0]._version != sent[1]:\n            self._report",
+        "elif False:\n            self._report",
+        _UNCOVERED + "[hook_that_edits_in_place_what_a_weight_is_sent]",
+    ),
+    mutant(
+        "a foreign gradient into the output is never of interest",
+        "arrivals.py",
+        "if self._suspicion is not None:",
+        "if False:",
+        "test_optimizer.py::test_a_foreign_loss_after_an_adversarial_search_is_refused",
+    ),
+    mutant(
+        "the search for an adversarial example is taken for training",
+        "arrivals.py",
+        "self._suspicion, self._touched = None, False",
+        "self._touched = False",
+        "test_optimizer.py::test_an_adversarial_search_beside_the_loss_is_not_mistaken_for_training",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1300,4 +1335,5 @@ MUTANTS = [
     *RANDOMNESS,
     *ROUNDINGS,
     *WEIGHTS_MOVED,
+    *INNER_NODES,
 ]

@@ -178,9 +178,9 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 
 
 _BESIDE = (
-    "a gradient reached a weight otherwise than through the model's output (a penalty on weights or hidden values beside "
-    "the loss, a hook on a node of the graph, or a part of the model called directly), and it may depend on the batch, so "
-    "the bounds do not hold. Backward the loss alone; weight_decay= of the optimizer acts after the noise."
+    "a gradient reached a weight otherwise than through the model's output (a penalty on weights or hidden values "
+    "beside the loss, a hook on a node of the graph, or a part of the model called directly), and it may depend on the "
+    "batch, so the bounds do not hold. Backward the loss alone; weight_decay= of the optimizer acts after the noise."
 )
 _ALTERED = (
     "what lies in .grad is not what the backward pass brought there (a hook on a gradient or its accumulator, as "

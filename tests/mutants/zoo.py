@@ -1291,6 +1291,13 @@ _UNCOVERED = (
 
 INNER_NODES = [
     mutant(
+        "a loss with a forward of its own is trusted",
+        "losses.py",
+        'if type(loss).forward is not Loss.forward or "forward" in vars(loss):',
+        "if False:",
+        "test_mixing.py::test_a_loss_with_a_forward_of_its_own_is_refused",
+    ),
+    mutant(
         "what a node inside the model is given is not looked at",
         "arrivals.py",
         "elif not _same(sent, gradient):",

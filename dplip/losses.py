@@ -173,6 +173,11 @@ def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
         ConfigurationError: it was, or it does not run on such outputs.
     """
     what = type(loss).__name__
+    if type(loss).forward is not Loss.forward or "forward" in vars(loss):
+        raise ConfigurationError(
+            f"loss={what}: it has a forward of its own, which may mix the examples of a batch around what is probed. "
+            "Define per_example, and leave forward as dplip.losses.Loss has it."
+        )
     generator = torch.Generator().manual_seed(0)
     outputs = 3 * torch.randn((PROBED, *shape), generator=generator, dtype=like.dtype).to(like.device)
     targets = loss.sample_targets(outputs)

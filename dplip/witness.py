@@ -147,10 +147,8 @@ class Witness(Observer):
     def _entered(self, module: nn.Module, args: Any) -> None:
         self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
-        mapped = torch._C._functorch.peek_interpreter_stack() is not None  # no step comes of it
-        if (
-            torch.is_grad_enabled() and not mapped
-        ):  # a global state may be known to an adversary, and would give masks by place
+        # A global state may be known to an adversary, and would give masks by place. Of a mapped pass comes no step.
+        if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
@@ -178,18 +176,11 @@ class Witness(Observer):
             return
         self._check_precision()
         state = self._present_state()
-        if self._state is not None and self._state != state:
-            self._report(CHANGED)
-        self._state = state
         rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
         self._passes += 1
-        if rows and self.rows and not agree(self.rows, rows):
-            self._report(CHANGED)
-        self.rows = rows
-        seen = weakref.ref(output)
+        seen, way = weakref.ref(output), self._arrivals.follow(output)
         self._outputs.append((seen, output._version))
-        output.register_hook(lambda gradient: self._arrived(gradient, seen()))
-        self._arrivals.follow(output)
+        output.register_hook(lambda gradient: self._arrived(gradient, seen(), way, state, rows))
 
     def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
@@ -199,11 +190,18 @@ class Witness(Observer):
                 "not be bounded. Call the whole model, or do it within torch.no_grad()."
             )
 
-    def _arrived(self, gradient: Tensor, output: Tensor | None) -> None:
+    def _arrived(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
         """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
+        self._arrivals.begin(way, gradient)
         sent = [ref() for ref in self._sent]
         if not any(s is not None and torch.equal(s, gradient) for s in sent):
-            self._report(self._unfit or _FOREIGN)
+            self._arrivals.suspect(self._unfit or _FOREIGN)
+            return
+        if self._state not in (None, state) or state[1] != fingerprint(self._loss):
+            self._report(CHANGED)
+        if rows and self.rows and not agree(self.rows, rows):
+            self._report(CHANGED)
+        self._state, self.rows = state, rows
         if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
             self._report(_HOOKED)
 

@@ -192,3 +192,15 @@ def test_the_random_state_is_left_alone():
     before = torch.get_rng_state()
     assert not mixes(lambda x: torch.nn.functional.dropout(x, 0.5), [torch.ones(6, 3)], alone=False)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class TargetsMixed(dplip.losses.CrossEntropy):
+    def forward(self, outputs, targets, reduction="sum"):
+        return super().forward(outputs, (targets + targets[:1]) % 4, reduction)
+
+
+def test_a_loss_with_a_forward_of_its_own_is_refused():
+    """What is probed is per_example: 200 examples may take the first one's target otherwise."""
+    model = nn.Sequential(dplip.nn.BallProjection(1.0), nn.Linear(6, 4))
+    with pytest.raises(dplip.ConfigurationError, match="forward of its own"):
+        dplip.sensitivity(model, TargetsMixed(), (6,))

@@ -465,6 +465,57 @@ def hook_on_the_output(run: Run) -> None:
     run.loss(z, Y).backward()
 
 
+def penalty_on_a_hidden_value(run: Run) -> None:
+    hidden: list[Tensor] = []
+    hook = run.model[1].register_forward_hook(lambda layer, given, made: hidden.append(made))
+    z = run.model(X)
+    hook.remove()
+    (run.loss(z, Y) + 1000 * hidden[0].square().sum()).backward()
+
+
+def inner_node(z: Tensor) -> torch.autograd.graph.Node:
+    """The activation's."""
+    node = z.grad_fn
+    while node.name() != "ReluBackward0":
+        node = next(n for n, _ in node.next_functions if n is not None and n.name() not in SKIPPED)
+    return node
+
+
+SKIPPED = ("torch::autograd::AccumulateGrad", "TBackward0")
+
+
+def hook_before_an_inner_node(run: Run) -> None:
+    z = run.model(X)
+    inner_node(z).register_prehook(lambda given: (100 * given[0],))
+    run.loss(z, Y).backward()
+
+
+def hook_after_an_inner_node(run: Run) -> None:
+    z = run.model(X)
+    inner_node(z).register_hook(lambda made, given: (100 * made[0],))
+    run.loss(z, Y).backward()
+
+
+def hook_that_edits_in_place_what_a_weight_is_sent(run: Run) -> None:
+    def edit(made, given) -> None:
+        for gradient in made:
+            if gradient is not None and gradient.ndim == 1:  # of the bias
+                gradient.mul_(100)
+
+    z = run.model(X)
+    z.grad_fn.register_hook(edit)
+    run.loss(z, Y).backward()
+
+
+def in_place_before_an_inner_node(run: Run) -> None:
+    def edit(given: tuple[Tensor, ...]) -> None:
+        given[0].mul_(100)
+
+    z = run.model(X)
+    inner_node(z).register_prehook(edit)
+    run.loss(z, Y).backward()
+
+
 def output_centred_over_the_batch_in_place(run: Run) -> None:
     z = run.model(X)
     z.sub_(200 * z.detach().mean(0))
@@ -522,6 +573,8 @@ def parameter_group_added_to_the_wrapped_optimizer(run: Run) -> None:
 
 
 REFUSED: list[Callable[[Run], None]] = [
+    *(penalty_on_a_hidden_value, in_place_before_an_inner_node, hook_before_an_inner_node, hook_after_an_inner_node),
+    hook_that_edits_in_place_what_a_weight_is_sent,
     *(a_layer_called_by_itself, clipped_gradient, assigned_gradient, gradient_edited_between_the_parts_of_a_batch),
     parameter_group_added_to_the_wrapped_optimizer,
     *(hook_on_the_output, output_centred_over_the_batch_in_place, values_divided_by_the_largest),
@@ -804,7 +857,8 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     run = private(model)
     before, state = run.optimizer.sensitivities()["linear.weight"], fingerprint(model)
     change(model)
-    assert fingerprint(model) != state  # seen by itself, before any value is compared
+    if change not in (buffer_in_place, buffer_replaced):  # which rules read anew
+        assert fingerprint(model) != state  # seen by itself, before any value is compared
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
 
 
@@ -1162,6 +1216,35 @@ def test_evaluation_between_steps_is_not_mistaken_for_training():
     value.backward()
     run.optimizer.step()
     assert len(run.charged) == 1
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_an_adversarial_search_beside_the_loss_is_not_mistaken_for_training(mode):
+    """Its gradient ends at the inputs, in whatever mode and of whatever loss, and nothing of it is released."""
+    model = nn.Sequential(dn.BallProjection(2.0), nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+    run = private(model)
+    run.batches.give(len(X))
+    run.optimizer.zero_grad()
+    x = X.clone().requires_grad_()
+    model.train(mode)
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(x), Y), x)
+    model.train()
+    value = run.loss(model((x + slope.sign()).detach()), Y)
+    torch.autograd.grad(F.cross_entropy(model(x), Y), x)
+    value.backward()
+    run.optimizer.step()
+    assert len(run.charged) == 1
+
+
+def test_a_foreign_loss_after_an_adversarial_search_is_refused():
+    run = private(built("plain")[0])
+    run.batches.give(len(X))
+    x = X.clone().requires_grad_()
+    torch.autograd.grad(run.model(x).sum(), x)
+    z = run.model(x)
+    (run.loss(z, Y) + z.sum()).backward()
+    with pytest.raises(ConfigurationError, match="something else"):
+        run.optimizer.step()
 
 
 def test_outputs_are_not_kept_alive():

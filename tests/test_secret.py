@@ -221,6 +221,23 @@ def test_a_compiled_model_draws_in_secret(wrapped):
     torch._dynamo.reset()
 
 
+def test_a_model_that_is_compiled_to_plain_operations_drops_in_secret():
+    model = dropping(nn.Dropout(0.5))
+    run = private(model, loss=dplip.losses.Hinge(), input_shape=(D,))
+    torch._dynamo.reset()
+    model.compile(backend="eager")
+    sums = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        run.batches.give(4)
+        run.optimizer.zero_grad()
+        run.loss(model(torch.ones(4, D)), torch.zeros(4, 1)).backward()
+        sums.append(model[3].weight.grad.clone())
+        run.optimizer.step()
+    assert len(run.charged) == 2 and not torch.equal(*sums)
+    torch._dynamo.reset()
+
+
 class Recomputed(nn.Module):
     def forward(self, x):
         return checkpoint(lambda v: F.dropout(v, 0.5, self.training).square().clamp(0, 1), x, use_reentrant=False)

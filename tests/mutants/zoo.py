@@ -987,8 +987,8 @@ WEIGHTS_MOVED = [
     mutant(
         "a gradient beside the model's output not seen",
         "arrivals.py",
-        "self._found.append(_differ(sent, gradient))",
-        "sent = gradient.clone()",
+        "self._found.append(_differ(sent[0], gradient))",
+        "sent = gradient.clone(), 0",
         "test_wrapped.py::test_a_gradient_beside_the_models_output_is_refused",
     ),
     mutant(
@@ -1197,8 +1197,8 @@ RANDOMNESS = [
     mutant(
         "masks that go by place, from a state that others may know",
         "witness.py",
-        "if torch.is_grad_enabled() and not mapped:  # a global",
-        "if False:  # a global",
+        "if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:",
+        "if False:",
         f"{SECRETS}masks_are_fresh_and_the_global_state_stays",
     ),
     mutant(
@@ -1534,6 +1534,48 @@ READ_BEFORE_TRAINING_AND_THREADS = [
     ),
 ]
 
+_UNCOVERED = (
+    "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed"
+)
+
+INNER_NODES = [
+    mutant(
+        "a loss with a forward of its own is trusted",
+        "losses.py",
+        'if type(loss).forward is not Loss.forward or "forward" in vars(loss):',
+        "if False:",
+        "test_mixing.py::test_a_loss_with_a_forward_of_its_own_is_refused",
+    ),
+    mutant(
+        "what a node inside the model is given is not looked at",
+        "arrivals.py",
+        "            elif sent[0] is not gradient:\n                self._doubts",
+        "            elif False:\n                self._doubts",
+        _UNCOVERED,
+    ),
+    mutant(
+        "a gradient edited in place on its way to a weight not seen",
+        "arrivals.py",
+        "or sent[0]._version != sent[1]:",
+        "or False:",
+        _UNCOVERED,
+    ),
+    mutant(
+        "a foreign gradient into the output is never of interest",
+        "arrivals.py",
+        "if self._suspicion is not None:",
+        "if False:",
+        "test_optimizer.py::test_a_foreign_loss_after_an_adversarial_search_is_refused",
+    ),
+    mutant(
+        "the search for an adversarial example is taken for training",
+        "arrivals.py",
+        "self._suspicion, self._touched = None, False",
+        "self._touched = False",
+        "test_optimizer.py::test_an_adversarial_search_beside_the_loss_is_not_mistaken_for_training",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1553,4 +1595,5 @@ MUTANTS = [
     *TABLES,
     *SUMS,
     *READ_BEFORE_TRAINING_AND_THREADS,
+    *INNER_NODES,
 ]

@@ -77,6 +77,16 @@ def main() -> int:
         ("every rule claims no less than is attained", "tests/test_rules.py", None),
         ("sensitivity holds under ascent, ties, huge and missing numbers", "tests/test_sensitivity.py", None),
         ("bounds hold in floating point", "tests/test_numerics.py", None),
+        ("two neighbouring sums lie within the sensitivity, in any order", "tests/test_sums.py", None),
+        ("no example mixes with another, and the trace is the model", "tests/test_mixing.py", None),
+        ("nothing but the noisy gradient moves the weights", "tests/test_wrapped.py", None),
+        (
+            "masks, batches and noise are secret, in one process",
+            "tests/test_secret.py",
+            lambda: tests("tests/test_secret.py", "tests/test_processes.py"),
+        ),
+        ("no input inside a radius has another class, however wide the layers", "tests/test_certify.py", None),
+        ("one more row re-encodes no other", "tests/test_tabular.py", None),
         ("in half precision too: what layers enforce", "tests/test_half_precision.py", None),
         ("a bug put in on purpose is caught", "tests/mutants/run.py", mutants),
         (

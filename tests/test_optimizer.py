@@ -862,6 +862,14 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
 
 
+def test_two_batches_in_one_step_are_named():
+    run = private(built("plain")[0])
+    run.batches.give(len(X))
+    two_batches_in_one_step(run)
+    with pytest.raises(ConfigurationError, match="handed out 2 batches since the last step"):
+        run.optimizer.step()
+
+
 def test_a_part_that_was_called_by_itself_is_named():
     run = private(built("plain")[0])
     run.batches.give(len(X))

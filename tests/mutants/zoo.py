@@ -217,14 +217,12 @@ STEP = [
         "if False:",
         "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
-    Mutant(
+    mutant(
         "two batches in one step",
         "optimizer.py",
-        (
-            ("if self.batches.logical_batches != 1:", "if False:"),
-            ("if handed > self._most:", "if False:"),
-        ),
-        "test_optimizer.py::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+        "if self.batches.logical_batches != 1:",
+        "if False:",
+        "test_optimizer.py::test_two_batches_in_one_step_are_named",
     ),
     mutant(
         "a frozen model trained without noise",

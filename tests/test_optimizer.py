@@ -862,6 +862,16 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
 
 
+def test_a_hook_on_the_output_is_named_even_if_it_does_nothing():
+    run = private(built("plain")[0])
+    run.batches.give(len(X))
+    z = run.model(X)
+    z.register_hook(lambda gradient: None)
+    run.loss(z, Y).backward()
+    with pytest.raises(ConfigurationError, match="a hook is registered on the model's output"):
+        run.optimizer.step()
+
+
 def test_two_batches_in_one_step_are_named():
     run = private(built("plain")[0])
     run.batches.give(len(X))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import dplip
 from dplip.errors import ConfigurationError, DPLipError
 from dplip.front import features
-from dplip.noise import GaussianNoise
+from dplip.noise import GaussianNoise, _Pool
 from dplip.release import mean_release
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.secret import Secret, lent
@@ -406,6 +406,21 @@ def test_two_threads_that_share_a_source_share_no_noise():
     finally:
         sys.setswitchinterval(usual)
     assert len({tuple(draws.tolist()) for draws in drawn}) == 8000
+
+
+def test_one_thread_at_a_time_takes_from_a_source(monkeypatch):
+    noise, inside, together, take = GaussianNoise(), [], [], _Pool.take
+
+    def slowly(pool: _Pool, count: int) -> torch.Tensor:
+        inside.append(count)
+        together.append(len(inside))
+        time.sleep(0.01)  # long enough for the other thread to come
+        inside.pop()
+        return take(pool, count)
+
+    monkeypatch.setattr(_Pool, "take", slowly)
+    in_two_threads(lambda _: [noise.add_(torch.zeros(4), 1.0) for _ in range(5)])
+    assert together == [1] * 10
 
 
 # Copies and forks

@@ -1528,7 +1528,7 @@ READ_BEFORE_TRAINING_AND_THREADS = [
         "noise.py",
         "        with self._one_taker:",
         "        if True:",
-        "test_secret.py::test_two_threads_that_share_a_source_share_no_noise",
+        "test_secret.py::test_one_thread_at_a_time_takes_from_a_source",
     ),
 ]
 

@@ -39,7 +39,7 @@ from dplip.plan import Plan
 from dplip.precision import full_precision
 from dplip.processes import OwnProcess
 from dplip.release import mean_release
-from dplip.report import validate_report, versions, write_report
+from dplip.report import remove, validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import SecureNoise, check_secure, secure_noise
@@ -412,13 +412,14 @@ class DPLipTrainer(Fixed):
         """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
-        weights = io.BytesIO()
+        weights, path = io.BytesIO(), self.output_dir / "report.json"
         torch.save(self.model.state_dict(), weights)
-        write_whole(self.output_dir / "model.pt", weights.getvalue())
         report = {**self.report(), **(extra or {})}
         validate_report(report)
-        write_report(self.output_dir / "report.json", report)
-        return self.output_dir / "report.json"
+        remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
+        write_whole(self.output_dir / "model.pt", weights.getvalue())
+        write_report(path, report)
+        return path
 
     def _charge_step(self, event: Event) -> None:
         """Of a step by hand too: its line is on the ledger before its noise is drawn."""
@@ -448,6 +449,12 @@ class DPLipTrainer(Fixed):
             if resume:
                 raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
             return
+        # What the report says of all steps, those of an earlier process too.
+        marks = {
+            "secure": self.secure,
+            "trusted_optimizer": self.optimizer.trusted,
+            "distributed": self._distributed,
+        }
         begun_before = self._folder.open(
             resume,
             mechanism=self.accountant.mechanism(),
@@ -460,6 +467,7 @@ class DPLipTrainer(Fixed):
                 "noise_multiplier": self.optimizer.noise_multiplier,
                 "sample_rate": self.loader.sample_rate,
                 "sampling": self.optimizer.event.sampling,
+                **{name: value for name, value in marks.items() if value},
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
@@ -473,6 +481,7 @@ class DPLipTrainer(Fixed):
                 tqdm.write(f"begun {self._begun}")
         if begun_before:
             self._restore(self._folder)
+            self._folder.restored()
 
     def _restore(self, folder: RunFolder) -> None:
         """Go on from the checkpoint of the open ledger, or from the first weights."""

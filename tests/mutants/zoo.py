@@ -1576,6 +1576,44 @@ INNER_NODES = [
     ),
 ]
 
+FILES = [
+    mutant(
+        "a run that could not be restored is gone on with at the second try",
+        "resume.py",
+        "self._unsaid = self._half = from_disk",
+        "self._unsaid = from_disk",
+        "test_checkpoint.py::test_what_was_refused_is_not_gone_on_with_at_the_second_try",
+    ),
+    mutant(
+        "the ledger does not say that noise was secure",
+        "trainer.py",
+        "**{name: value for name, value in marks.items() if value},",
+        "",
+        "test_checkpoint.py::test_a_run_does_not_become_secure_half_way",
+    ),
+    mutant(
+        "new weights beside an earlier run's report",
+        "trainer.py",
+        "        remove(path)  # first",
+        "        # first",
+        "test_checkpoint.py::test_no_weights_lie_beside_the_report_of_others",
+    ),
+    mutant(
+        "an object twice in a list counts twice",
+        "distinct.py",
+        "isinstance(dataset, list | tuple)",
+        "False",
+        "test_wrapped.py",
+    ),
+    mutant(
+        "a relation beside a ledger is passed over",
+        "cli.py",
+        '            "neighboring": neighboring,\n        }.items():',
+        "        }.items():",
+        "test_cli.py::test_account_does_not_pass_over_what_a_ledger_does_not_say",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1596,4 +1634,5 @@ MUTANTS = [
     *SUMS,
     *READ_BEFORE_TRAINING_AND_THREADS,
     *INNER_NODES,
+    *FILES,
 ]

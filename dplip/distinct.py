@@ -17,7 +17,7 @@ Places = np.ndarray[Any, Any]
 
 
 def require_distinct(dataset: Dataset[Any], size: int) -> None:
-    """Refuse repeated indices of subsets, data sets that are joined to themselves, rows that share memory, and repeats in a list.
+    """Refuse repeated indices, data sets that are joined to themselves, rows that share memory, repeats in a list.
 
     Raises:
         ConfigurationError: an example was seen to be in the data more than once.

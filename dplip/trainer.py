@@ -30,7 +30,7 @@ from dplip.checkpoint import write_whole
 from dplip.constraints import project
 from dplip.device import chosen, device_of
 from dplip.engine import check_data
-from dplip.errors import BudgetExceededError, ConfigurationError
+from dplip.errors import BudgetExceededError, ConfigurationError, LedgerError
 from dplip.half_precision import require_autocast
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
@@ -217,6 +217,7 @@ class DPLipTrainer(Fixed):
             else GaussianNoise(None if seed is None else seed + 1),
         )
         rehearse(scheduler, self.steps)
+        self._rehearsed = scheduler
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else Path(output_dir)
@@ -291,6 +292,10 @@ class DPLipTrainer(Fixed):
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
                 "Make a new trainer with a plan of its own to go on."
             )
+        schedule = self.scheduler
+        if schedule is not self._rehearsed and schedule is not None and schedule.optimizer is self.optimizer.original:
+            rehearse(schedule, self.steps - self._done)  # it was set after the trainer was made
+            self._rehearsed = schedule
         started = time.perf_counter()
         bar = None
         try:
@@ -474,6 +479,11 @@ class DPLipTrainer(Fixed):
             again = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
                 again.count(event)
+            if again.num_steps < self.accountant.num_steps:
+                raise LedgerError(
+                    f"{self.output_dir}: its ledger holds {again.num_steps} steps, and this trainer has taken "
+                    f"{self.accountant.num_steps}, so lines were lost. Restore the ledger."
+                )
             vars(self)["accountant"] = again
         if resume and not self._folder.going_on:
             self._begun = f"anew: there was no ledger in {self.output_dir} to go on with"

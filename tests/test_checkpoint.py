@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import orthogonal
 from small_runs import RecordedNoise, examples, interrupted
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
 from dplip import DPLipTrainer
 from dplip.accounting import create_accountant
@@ -313,6 +313,23 @@ def test_what_was_refused_is_not_gone_on_with_at_the_second_try(tmp_path, resume
         run.fit(resume=resume)
     assert path.read_bytes() == left
     assert not (tmp_path / "report.json").exists()
+
+
+def test_a_ledger_that_lost_lines_between_two_fits_is_refused(tmp_path):
+    run = at(tmp_path)
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(LedgerError, match="holds 2 steps, and this trainer has taken 7"):
+        run.fit()
+
+
+def test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent(tmp_path):
+    run = trainer(tmp_path)
+    run.scheduler = OneCycleLR(run.optimizer.original, 0.1, total_steps=2)
+    with pytest.raises(ConfigurationError, match="Build it for 16 steps"):
+        run.fit()
+    assert run.get_epsilon() == 0
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_a_run_does_not_become_secure_half_way(tmp_path):

@@ -1585,6 +1585,20 @@ FILES = [
         "test_checkpoint.py::test_what_was_refused_is_not_gone_on_with_at_the_second_try",
     ),
     mutant(
+        "a ledger that lost lines lowers what a trainer spent",
+        "trainer.py",
+        "if again.num_steps < self.accountant.num_steps:",
+        "if False:",
+        "test_checkpoint.py::test_a_ledger_that_lost_lines_between_two_fits_is_refused",
+    ),
+    mutant(
+        "a schedule that is set later is not rehearsed",
+        "trainer.py",
+        "if schedule is not self._rehearsed and",
+        "if False and",
+        "test_checkpoint.py::test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent",
+    ),
+    mutant(
         "the ledger does not say that noise was secure",
         "trainer.py",
         "**{name: value for name, value in marks.items() if value},",

@@ -292,10 +292,10 @@ class DPLipTrainer(Fixed):
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
                 "Make a new trainer with a plan of its own to go on."
             )
-        schedule = self.scheduler
-        if schedule is not self._rehearsed and schedule is not None and schedule.optimizer is self.optimizer.original:
-            rehearse(schedule, self.steps - self._done)  # it was set after the trainer was made
-            self._rehearsed = schedule
+        new = self.scheduler if self.scheduler is not self._rehearsed else None  # it was set after the trainer was made
+        if isinstance(new, LRScheduler) and new.optimizer is self.optimizer.original:
+            rehearse(new, self.steps - self._done)
+            self._rehearsed = new
         started = time.perf_counter()
         bar = None
         try:

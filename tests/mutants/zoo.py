@@ -1594,8 +1594,8 @@ FILES = [
     mutant(
         "a schedule that is set later is not rehearsed",
         "trainer.py",
-        "if schedule is not self._rehearsed and",
-        "if False and",
+        "self.scheduler if self.scheduler is not self._rehearsed else None",
+        "None",
         "test_checkpoint.py::test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent",
     ),
     mutant(

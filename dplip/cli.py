@@ -197,8 +197,8 @@ def account(
     noise_multiplier: Annotated[float | None, typer.Option(help="Std of the noise per sensitivity.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="In place of the noise: the epsilon to reach.")] = None,
     delta: Delta = 1e-5,
-    accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
-    neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
+    accountant: Annotated[AccountantName | None, typer.Option(help="How steps are composed. [rdp]")] = None,
+    neighboring: Annotated[Neighboring | None, typer.Option(help="The neighbouring relation. [add_remove]")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Recompute what a run spent from its ledger alone.")] = None,
 ) -> None:
     """Say what a run spends, what noise a budget needs, or what a ledger shows."""
@@ -207,8 +207,21 @@ def account(
     from dplip.ledger import Ledger
 
     if ledger is not None:
-        typer.echo(f"epsilon {Ledger.read(ledger).epsilon(delta):.6f} at delta {delta:g}")
+        for option, value in {
+            "sample-rate": sample_rate,
+            "steps": steps,
+            "noise-multiplier": noise_multiplier,
+            "epsilon": epsilon,
+            "accountant": accountant,
+            "neighboring": neighboring,
+        }.items():
+            if value is not None:
+                raise ConfigurationError(f"--{option}: with --ledger this is what the ledger says. Leave it out.")
+        record = Ledger.read(ledger)
+        typer.echo(f"epsilon {record.epsilon(delta):.6f} at delta {delta:g}, {record.neighboring}")
         return
+    mechanism = "rdp" if accountant is None else accountant.value
+    relation = "add_remove" if neighboring is None else neighboring.value
     if sample_rate is None or steps is None or (noise_multiplier is None) == (epsilon is None):
         raise ConfigurationError(
             "account: give --sample-rate and --steps with one of --noise-multiplier and --epsilon, or give --ledger."
@@ -220,11 +233,11 @@ def account(
             target_delta=delta,
             sample_rate=sample_rate,
             steps=steps,
-            accountant=accountant.value,
-            neighboring=neighboring.value,
+            accountant=mechanism,
+            neighboring=relation,
         )
     event = GaussianEvent(noise_multiplier, sample_rate)
-    spent = create_accountant(accountant.value, neighboring.value).epsilon_after(event, steps, delta)
+    spent = create_accountant(mechanism, relation).epsilon_after(event, steps, delta)
     typer.echo(f"epsilon {spent:.6f} at delta {delta:g}, noise multiplier {noise_multiplier:.6f}, {steps} steps")
 
 

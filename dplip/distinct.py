@@ -7,7 +7,9 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset
 
 from dplip.errors import ConfigurationError
 
@@ -15,7 +17,7 @@ Places = np.ndarray[Any, Any]
 
 
 def require_distinct(dataset: Dataset[Any], size: int) -> None:
-    """Refuse repeated indices of subsets, data sets that are joined to themselves, and rows that share their memory.
+    """Refuse repeated indices, data sets that are joined to themselves, rows that share memory, repeats in a list.
 
     Raises:
         ConfigurationError: an example was seen to be in the data more than once.
@@ -46,8 +48,18 @@ def _places(dataset: Any, positions: Places) -> Iterator[tuple[Hashable, Places]
         for index, inner in enumerate(dataset.datasets):
             start = ends[index - 1] if index else 0
             yield from _places(inner, positions[part == index] - start)
-    elif isinstance(dataset, TensorDataset) and dataset.tensors[0][:1].numel():
+    elif isinstance(dataset, StackDataset):
+        parts = dataset.datasets  # the inputs come first, as in a TensorDataset
+        yield from _places(next(iter(parts.values())) if isinstance(parts, dict) else parts[0], positions)
+    elif isinstance(dataset, list | tuple):
+        yield "object", np.array([id(dataset[position]) for position in positions], dtype=np.int64)
+    elif isinstance(dataset, TensorDataset) and _has_rows(dataset.tensors[0]):
         rows = dataset.tensors[0]
         yield ("memory", rows.device), rows.data_ptr() + positions * rows.stride(0) * rows.element_size()
     else:
         yield id(dataset), positions
+
+
+def _has_rows(rows: Tensor) -> bool:
+    """Whether each example is at a place of its own in memory."""
+    return rows.layout == torch.strided and rows[:1].numel() > 0

@@ -111,6 +111,20 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
         ) from error
 
 
+def remove(path: Path) -> None:
+    """Remove an earlier report, if there is one.
+
+    Raises:
+        ConfigurationError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"path={str(path)!r}: the report there cannot be replaced ({error}): name a folder that you can write to"
+        ) from error
+
+
 def read_report(folder: str | Path) -> dict[str, Any]:
     """The report that a run wrote to its folder.
 

@@ -43,7 +43,7 @@ class RunFolder:
             ) from None
         self._ledger_path = self.path / "ledger.jsonl"
         self._checkpoint_path = self.path / "checkpoint.safetensors"
-        self.going_on = self._unsaid = False
+        self.going_on = self._unsaid = self._half = False
         self._ledger: Ledger | None = None
         self._run: str | None = None  # the ledger that an interrupted fit of this process goes on with
 
@@ -67,6 +67,11 @@ class RunFolder:
         Raises:
             LedgerError: what is on disk is damaged, of another plan, or in use.
         """
+        if self._half:
+            raise LedgerError(
+                f"{self._ledger_path}: going on with it failed in this trainer, whose weights may be partly of that "
+                "run. Mend what the first error says, and go on with a new trainer."
+            )
         from_disk = resume and self._run is None and begun(self._ledger_path)
         if resume and self._run is None and not from_disk and self._checkpoint_path.exists():
             raise LedgerError(
@@ -78,8 +83,12 @@ class RunFolder:
             set_aside(self._checkpoint_path)  # first, so that no crash leaves a checkpoint without its ledger
             set_aside(self._ledger_path)
         self._ledger = Ledger(self._ledger_path, run=self._run, resume=self.going_on, **header)
-        self._unsaid = from_disk
+        self._unsaid = self._half = from_disk
         return from_disk
+
+    def restored(self) -> None:
+        """Say that all of the run that :meth:`open` found on disk is in place; until then nothing opens it again."""
+        self._half = False
 
     @property
     def is_open(self) -> bool:

@@ -30,7 +30,7 @@ from dplip.checkpoint import write_whole
 from dplip.constraints import project
 from dplip.device import chosen, device_of
 from dplip.engine import check_data
-from dplip.errors import BudgetExceededError, ConfigurationError
+from dplip.errors import BudgetExceededError, ConfigurationError, LedgerError
 from dplip.half_precision import require_autocast
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
@@ -39,7 +39,7 @@ from dplip.plan import Plan
 from dplip.precision import full_precision
 from dplip.processes import OwnProcess
 from dplip.release import mean_release
-from dplip.report import validate_report, versions, write_report
+from dplip.report import remove, validate_report, versions, write_report
 from dplip.resume import RunFolder, advance, another_stream, load
 from dplip.sampling import SAMPLING, example_shape
 from dplip.secure import SecureNoise, check_secure, secure_noise
@@ -217,6 +217,7 @@ class DPLipTrainer(Fixed):
             else GaussianNoise(None if seed is None else seed + 1),
         )
         rehearse(scheduler, self.steps)
+        self._rehearsed = scheduler
         average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
         self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else Path(output_dir)
@@ -291,6 +292,10 @@ class DPLipTrainer(Fixed):
                 f"steps={self.steps}: all planned steps have been taken, and none more has been run. "
                 "Make a new trainer with a plan of its own to go on."
             )
+        new = self.scheduler if self.scheduler is not self._rehearsed else None  # it was set after the trainer was made
+        if isinstance(new, LRScheduler) and new.optimizer is self.optimizer.original:
+            rehearse(new, self.steps - self._done)
+            self._rehearsed = new
         started = time.perf_counter()
         bar = None
         try:
@@ -412,13 +417,14 @@ class DPLipTrainer(Fixed):
         """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
-        weights = io.BytesIO()
+        weights, path = io.BytesIO(), self.output_dir / "report.json"
         torch.save(self.model.state_dict(), weights)
-        write_whole(self.output_dir / "model.pt", weights.getvalue())
         report = {**self.report(), **(extra or {})}
         validate_report(report)
-        write_report(self.output_dir / "report.json", report)
-        return self.output_dir / "report.json"
+        remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
+        write_whole(self.output_dir / "model.pt", weights.getvalue())
+        write_report(path, report)
+        return path
 
     def _charge_step(self, event: Event) -> None:
         """Of a step by hand too: its line is on the ledger before its noise is drawn."""
@@ -448,6 +454,12 @@ class DPLipTrainer(Fixed):
             if resume:
                 raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
             return
+        # What the report says of all steps, those of an earlier process too.
+        marks = {
+            "secure": self.secure,
+            "trusted_optimizer": self.optimizer.trusted,
+            "distributed": self._distributed,
+        }
         begun_before = self._folder.open(
             resume,
             mechanism=self.accountant.mechanism(),
@@ -460,12 +472,18 @@ class DPLipTrainer(Fixed):
                 "noise_multiplier": self.optimizer.noise_multiplier,
                 "sample_rate": self.loader.sample_rate,
                 "sampling": self.optimizer.event.sampling,
+                **{name: value for name, value in marks.items() if value},
             },
         )
         if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
             again = create_accountant(self.accountant.mechanism(), self.optimizer.neighboring)
             for event in self._folder.ledger.history():
                 again.count(event)
+            if again.num_steps < self.accountant.num_steps:
+                raise LedgerError(
+                    f"{self.output_dir}: its ledger holds {again.num_steps} steps, and this trainer has taken "
+                    f"{self.accountant.num_steps}, so lines were lost. Restore the ledger."
+                )
             vars(self)["accountant"] = again
         if resume and not self._folder.going_on:
             self._begun = f"anew: there was no ledger in {self.output_dir} to go on with"
@@ -473,6 +491,7 @@ class DPLipTrainer(Fixed):
                 tqdm.write(f"begun {self._begun}")
         if begun_before:
             self._restore(self._folder)
+            self._folder.restored()
 
     def _restore(self, folder: RunFolder) -> None:
         """Go on from the checkpoint of the open ledger, or from the first weights."""

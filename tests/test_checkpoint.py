@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import orthogonal
 from small_runs import RecordedNoise, examples, interrupted
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
 from dplip import DPLipTrainer
 from dplip.accounting import create_accountant
@@ -299,6 +299,64 @@ def test_a_ledger_that_lost_whole_lines_is_refused_at_the_line(tmp_path):
     path.write_bytes(b"".join(lines[:5]))
     with pytest.raises(LedgerError, match="line 5: the checkpoint was written after 6 steps"):
         trainer(tmp_path).fit(resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_was_refused_is_not_gone_on_with_at_the_second_try(tmp_path, resume):
+    at(tmp_path)
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    run, left = trainer(tmp_path), path.read_bytes()
+    with pytest.raises(LedgerError, match="lines were lost"):
+        run.fit(resume=True)
+    with pytest.raises(LedgerError, match="new trainer"):
+        run.fit(resume=resume)
+    assert path.read_bytes() == left
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_ledger_that_lost_lines_between_two_fits_is_refused(tmp_path):
+    run = at(tmp_path)
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(LedgerError, match="holds 2 steps, and this trainer has taken 7"):
+        run.fit()
+
+
+def test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent(tmp_path):
+    run = trainer(tmp_path)
+    run.scheduler = OneCycleLR(run.optimizer.original, 0.1, total_steps=2)
+    with pytest.raises(ConfigurationError, match="Build it for 16 steps"):
+        run.fit()
+    assert run.get_epsilon() == 0
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_run_does_not_become_secure_half_way(tmp_path):
+    pytest.importorskip("opendp")
+    at(tmp_path)
+    with pytest.raises(LedgerError, match="secure"):
+        trainer(tmp_path, secure=True).fit(resume=True)
+
+
+def test_no_weights_lie_beside_the_report_of_others(tmp_path, monkeypatch):
+    trainer(tmp_path, target_epsilon=1.0).fit()
+    weights = (tmp_path / "model.pt").read_bytes()
+    run = trainer(tmp_path)
+    monkeypatch.setattr(run, "report", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert (tmp_path / "model.pt").read_bytes() == weights  # both are still those of the earlier run
+    run = trainer(tmp_path)
+    monkeypatch.setattr("dplip.trainer.write_report", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert (tmp_path / "model.pt").read_bytes() != weights
+    assert not (tmp_path / "report.json").exists()
+
+
+def raise_interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

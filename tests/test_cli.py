@@ -87,6 +87,13 @@ def test_account_recomputes_from_the_ledger_alone_what_the_report_says(finished,
     ran = dplip_command("account", "--ledger", finished / "ledger.jsonl", "--delta", "1e-5")
     assert ran.code == 0
     assert f"epsilon {report['privacy']['epsilon']:.6f}" in ran.out
+    assert ran.out.strip().endswith("add_remove")
+
+
+@pytest.mark.parametrize("option", [("--neighboring", "replace_one"), ("--accountant", "prv"), ("--steps", 3)])
+def test_account_does_not_pass_over_what_a_ledger_does_not_say(finished, dplip_command, option):
+    ran = dplip_command("account", "--ledger", finished / "ledger.jsonl", *option)
+    assert ran.code == 2 and option[0] in ran.err
 
 
 def test_certify_shows_certified_accuracy_against_radius(finished, dplip_command):

@@ -8,7 +8,7 @@ from small_models import built, plain
 from small_runs import examples, private
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
 from dplip import DPLipTrainer, PoissonLoader
 from dplip.errors import ConfigurationError
@@ -261,6 +261,9 @@ D = TensorDataset(X, Y)
         Subset(D, [-1, 39]),
         ConcatDataset([D, D]),
         ConcatDataset([D, TensorDataset(X, Y.clone())]),
+        StackDataset(Subset(D, [0] * 20), Y[:20]),
+        StackDataset(x=Subset(D, [0] * 20), y=Y[:20]),
+        [D[0]] * 20,
         ConcatDataset([Subset(D, range(10)), Subset(D, range(9, 20))]),
         TensorDataset(X[:1].expand(40, 6), Y),
     ],
@@ -272,6 +275,8 @@ def test_an_example_that_is_in_the_data_twice_is_refused(data):
 
 def test_distinct_examples_are_not_refused():
     for data in (D, Subset(D, [5, 3]), ConcatDataset([Subset(D, range(10)), Subset(D, range(10, 20)), examples(5)])):
+        PoissonLoader(data, sample_rate=0.5)
+    for data in (StackDataset(X, Y), StackDataset(D, D), [D[k] for k in range(len(D))]):
         PoissonLoader(data, sample_rate=0.5)
 
 

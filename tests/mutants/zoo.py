@@ -1574,6 +1574,58 @@ INNER_NODES = [
     ),
 ]
 
+FILES = [
+    mutant(
+        "a run that could not be restored is gone on with at the second try",
+        "resume.py",
+        "self._unsaid = self._half = from_disk",
+        "self._unsaid = from_disk",
+        "test_checkpoint.py::test_what_was_refused_is_not_gone_on_with_at_the_second_try",
+    ),
+    mutant(
+        "a ledger that lost lines lowers what a trainer spent",
+        "trainer.py",
+        "if again.num_steps < self.accountant.num_steps:",
+        "if False:",
+        "test_checkpoint.py::test_a_ledger_that_lost_lines_between_two_fits_is_refused",
+    ),
+    mutant(
+        "a schedule that is set later is not rehearsed",
+        "trainer.py",
+        "self.scheduler if self.scheduler is not self._rehearsed else None",
+        "None",
+        "test_checkpoint.py::test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent",
+    ),
+    mutant(
+        "the ledger does not say that noise was secure",
+        "trainer.py",
+        "**{name: value for name, value in marks.items() if value},",
+        "",
+        "test_checkpoint.py::test_a_run_does_not_become_secure_half_way",
+    ),
+    mutant(
+        "new weights beside an earlier run's report",
+        "trainer.py",
+        "        remove(path)  # first",
+        "        # first",
+        "test_checkpoint.py::test_no_weights_lie_beside_the_report_of_others",
+    ),
+    mutant(
+        "an object twice in a list counts twice",
+        "distinct.py",
+        "isinstance(dataset, list | tuple)",
+        "False",
+        "test_wrapped.py",
+    ),
+    mutant(
+        "a relation beside a ledger is passed over",
+        "cli.py",
+        '            "neighboring": neighboring,\n        }.items():',
+        "        }.items():",
+        "test_cli.py::test_account_does_not_pass_over_what_a_ledger_does_not_say",
+    ),
+]
+
 MUTANTS = [
     *NOISE,
     *STEP,
@@ -1594,4 +1646,5 @@ MUTANTS = [
     *SUMS,
     *READ_BEFORE_TRAINING_AND_THREADS,
     *INNER_NODES,
+    *FILES,
 ]

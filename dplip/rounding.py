@@ -753,7 +753,9 @@ def distances(module: Any, x: Norms) -> Roundings:
 
 @rounding(dn.TabularInput)
 def tabular_input(module: dn.TabularInput, x: Norms) -> Roundings:
-    # Numbers of order one, from differences in the units of the columns; a block of g sums g entries of at most one,
-    # and is left as it is up to 1e-6 beyond the simplex, here and in what it is compared with.
+    # Numbers of at most one. Those of x alone do not count, however far a column lies from 0: x is cut exactly, and its
+    # difference to low is off by a unit of itself, as are the width, both logarithms (that of 1 + a moves by at most as
+    # many parts of itself as a does) and their quotient: 8 units of at most one. A block of g sums g entries of at most
+    # one, and is left as it is up to 1e-6 beyond the simplex, here and in what it is compared with.
     group = max([0, *module.groups])
-    return Roundings(8.0, 8.0, Norms(x.shape, linf=8.0 + 2.0 * group**2), back=4.0 * group + 32, apart=2e-6, held=True)
+    return Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2.0 * group**2), back=4.0 * group + 32, apart=2e-6, held=True)

@@ -448,3 +448,17 @@ def test_rows_of_weights_are_projected_onto_the_l2_ball():
     assert torch.equal(layer.weight[0], kept)
     assert float(layer.weight[1].detach().norm()) == pytest.approx(0.5, rel=1e-6)
     assert float(layer.weight.detach().norm(dim=1).max()) <= 0.5
+
+
+@pytest.mark.parametrize("log", [(), (0, 1)])
+def test_a_column_far_from_zero_is_certified(log: tuple[int, ...]) -> None:
+    """Years or serial numbers: the difference to the low end is exact but for a unit of itself."""
+    low, high = [1e6, -3e6], [1e6 + 8, -3e6 + 64]
+    front = dn.TabularInput(low, high, log=log)
+    x = torch.stack([a + torch.rand(4096) * (b - a) for a, b in zip(low, high, strict=True)], 1)
+    assert (front(x).double() - copy.deepcopy(front).double()(x.double())).abs().max() <= 8 * 2.0**-24
+    model = nn.Sequential(front, nn.Linear(2, 2))
+    with torch.no_grad():
+        z = model(x)
+    radii = dplip.certify(model, x)
+    assert (radii > 0)[(z[:, 0] - z[:, 1]).abs() > 1e-4].all()

@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -32,8 +33,9 @@ def as_text(value: Any) -> str | None:
         text = value.strip()
         return (text[:-2] if text.endswith(".0") and text[:-2].lstrip("+-").isdecimal() else text) or None
     if isinstance(value, _NUMBERS) and not isinstance(value, bool):
-        whole = math.isfinite(value) and value == int(value)
-        return str(int(value)) if whole else repr(float(value))
+        with suppress(ArithmeticError, ValueError):  # of a number beyond all floats, or a signalling NaN
+            whole = math.isfinite(value) and value == int(value)
+            return str(int(value)) if whole else repr(float(value))
     return as_text(str(value))
 
 

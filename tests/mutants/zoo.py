@@ -1308,6 +1308,13 @@ RANDOMNESS = [
 
 ROUNDINGS = [
     mutant(
+        "the rounding of a column in units of where it lies",
+        "rounding.py",
+        "Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2",
+        "Roundings(8.0, 8.0, Norms(x.shape, linf=8.0 + 2",
+        "test_monotonic.py::test_a_column_far_from_zero_is_certified",
+    ),
+    mutant(
         "one slack for sums of every width",
         "rounding.py",
         "half = n / 2 / (1 - min(n * 2.0**-24, 0.5)) if n < 2.0**23 else math.inf",

@@ -16,12 +16,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
 from small_models import orthogonal
 from small_runs import examples
+from tqdm import tqdm
 
 from dplip import DPLipTrainer
 from dplip.checkpoint import Checkpoint
@@ -74,6 +76,9 @@ def start(folder: Path) -> int:
     process = os.fork()
     if process == 0:
         status = 1
+        tqdm.set_lock(
+            threading.RLock()
+        )  # not the one that all forks share: whoever is killed while holding it keeps it
         try:
             trainer(folder).fit(resume=True)
             status = 0

@@ -201,6 +201,20 @@ def test_dropout_does_not_go_by_torchs_generator():
         assert torch.equal(torch.get_rng_state(), before)
 
 
+def gradients_of_known_seeds(run, called, steps: int) -> list[torch.Tensor]:
+    """The gradient of each step, before each of which torch's state is made known."""
+    found = []
+    for _ in range(steps):
+        torch.manual_seed(0)
+        run.batches.give(4)
+        run.optimizer.zero_grad()
+        run.loss(called(torch.ones(4, D)), torch.zeros(4, 1)).backward()
+        found.append(run.model[3].weight.grad.clone())
+        run.optimizer.step()
+    torch._dynamo.reset()
+    return found
+
+
 @pytest.mark.parametrize("wrapped", [False, True], ids=["model.compile", "torch.compile"])
 def test_a_compiled_model_draws_in_secret(wrapped):
     model = dropping(nn.Dropout(0.5))
@@ -209,16 +223,8 @@ def test_a_compiled_model_draws_in_secret(wrapped):
     called = torch.compile(model, backend="aot_eager") if wrapped else model
     if not wrapped:
         model.compile(backend="aot_eager")
-    sums = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        run.batches.give(4)
-        run.optimizer.zero_grad()
-        run.loss(called(torch.ones(4, D)), torch.zeros(4, 1)).backward()
-        sums.append(model[3].weight.grad.clone())
-        run.optimizer.step()
+    sums = gradients_of_known_seeds(run, called, 3)
     assert len(run.charged) == 3 and not torch.equal(sums[0], sums[1]) and not torch.equal(sums[1], sums[2])
-    torch._dynamo.reset()
 
 
 def test_a_model_that_is_compiled_to_plain_operations_drops_in_secret():
@@ -226,16 +232,8 @@ def test_a_model_that_is_compiled_to_plain_operations_drops_in_secret():
     run = private(model, loss=dplip.losses.Hinge(), input_shape=(D,))
     torch._dynamo.reset()
     model.compile(backend="eager")
-    sums = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        run.batches.give(4)
-        run.optimizer.zero_grad()
-        run.loss(model(torch.ones(4, D)), torch.zeros(4, 1)).backward()
-        sums.append(model[3].weight.grad.clone())
-        run.optimizer.step()
+    sums = gradients_of_known_seeds(run, model, 2)
     assert len(run.charged) == 2 and not torch.equal(*sums)
-    torch._dynamo.reset()
 
 
 class Recomputed(nn.Module):

@@ -1,5 +1,5 @@
 # make run     train on digits in a fresh environment: the first thing to try
-# make test    every check: lint, format, types, tests
+# make test    every check: lint, format, types, layers, tests
 # make lint    all of them but the tests
 # make audit   attack every promise at full size; prints one table
 # make bench   time one training step beside plain SGD and Opacus (a quarter of an hour)
@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 audit: $(VENV)/.installed-dev
 	$(BIN)/python tests/audit_all.py

@@ -22,7 +22,7 @@ def train(name: str, epsilon: str, model: str, out: Path, data_dir: str | None) 
     """One run of the command line in its own process, and its report; a run that is there already is read."""
     report = out / "report.json"
     if not report.exists():
-        command = [sys.executable, "-c", "from dplip.cli import main; main()", "train", "--no-progress"]
+        command = [sys.executable, "-c", "from dplip.cli.main import main; main()", "train", "--no-progress"]
         command += ["--data", name, "--epsilon", epsilon, "--model", model, "--out", str(out)]
         subprocess.run(command + (["--data-dir", data_dir] if data_dir else []), check=True)
     return json.loads(report.read_text())

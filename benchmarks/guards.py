@@ -21,10 +21,10 @@ from steps import Fixed
 from torch import nn
 
 import dplip
-from dplip import witness
-from dplip.arrivals import Arrivals
 from dplip.nn import sums
-from dplip.trace import PublicRows
+from dplip.propagation.public_rows import PublicRows
+from dplip.training import gradient_monitor as witness
+from dplip.training.arrivals import Arrivals
 
 TURN = 0.15
 """Seconds of a turn, at least."""

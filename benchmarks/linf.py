@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dplip.nn import kernel
-from dplip.nn.distance import max_distance
-from dplip.nn.power_mean import mean_distance
+from dplip.nn.linf import kernel
+from dplip.nn.linf.distance import max_distance
+from dplip.nn.linf.power_mean import mean_distance
 
 
 def in_torch(x: Tensor, w: Tensor) -> Tensor:

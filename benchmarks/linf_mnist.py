@@ -29,13 +29,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import TensorDataset
 
 import dplip
-from dplip.certify import certified_accuracy, correct_radii
+from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.losses import CrossEntropy, Loss
-from dplip.models import preset
-from dplip.models_windows import WINDOWS, centred
-from dplip.nn import GroupSort
-from dplip.recipe import Recipe
+from dplip.models import Recipe, preset
+from dplip.models.windows import WINDOWS, centred
+from dplip.nn.groupsort import GroupSort
 
 RADII = (0.1, 0.3)
 

@@ -5,7 +5,7 @@ usage: python benchmarks/scattering.py fashion-mnist:3 fashion-mnist:1 --data-di
 
 What `dplip train --preset accuracy` does, but for the order: the fixed front end runs once over the data, and every run
 trains the rest of the model on its values. Without --held-out the runs are on all the training data and the test data
-is used for the table. With it, combinations of the given values (fields of dplip.models_scattering.ScatteringPreset)
+is used for the table. With it, combinations of the given values (fields of dplip.models.ScatteringPreset)
 are trained on nine tenths of the training data and judged on the rest; the test data is not read.
 """
 
@@ -22,10 +22,9 @@ import torch
 from torch.utils.data import TensorDataset
 from tune import combinations
 
-from dplip import front
 from dplip.data import Data, holdout, load
-from dplip.models import preset
-from dplip.recipe import Recipe
+from dplip.models import Recipe, preset
+from dplip.training import feature_extractor as front
 
 
 def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], epsilon: float, seed: int) -> float:

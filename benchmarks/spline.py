@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import dplip
 from dplip import nn as dn
-from dplip.nn.spline import Spline
+from dplip.nn.splines.spline import Spline
 from dplip.noise import split
 
 

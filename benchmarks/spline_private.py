@@ -25,11 +25,11 @@ from torch import nn
 from tune import combinations
 
 from dplip import nn as dn
-from dplip.certify import certified_accuracy, correct_radii
+from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
-from dplip.nn.spline import Spline
-from dplip.trainer import RADII
+from dplip.nn.splines.spline import Spline
+from dplip.training.trainer import RADII
 
 KINDS = {"slopes": dn.LinearSpline, "values": dn.CoefficientSpline}
 SPLINE = {"kind": "slopes", "init": "absolute", "knots": 21, "range": 1.0, "lr": 1.0, "scale": None}

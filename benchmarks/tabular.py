@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dplip import certify_monotonic
-from dplip.certify import evaluation
-from dplip.data import holdout
-from dplip.models_tabular import CHAINS, TabularPreset, tabular_preset
-from dplip.tabular import Table, load_table, with_scaled_target
-from dplip.trainer import DPLipTrainer
+from dplip.data import Table, holdout, load_table
+from dplip.data.tables import with_scaled_target
+from dplip.models import TabularPreset, tabular_preset
+from dplip.models.monotone import CHAINS
+from dplip.runtime.mode import evaluation
+from dplip.training import DPLipTrainer
 
 DELTA = 1e-5
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dplip.schema import Column, Schema, write_schema
+from dplip.data import Column, Schema, write_schema
 
 LONG_TAILS = {"capital-gain", "capital-loss", "priors_count", "juv_fel_count", "juv_misd_count", "juv_other_count"}
 TARGETS = {

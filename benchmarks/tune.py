@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from dplip.certify import certified_accuracy, correct_radii
+from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
-from dplip.trainer import RADII
+from dplip.training.trainer import RADII
 
 
 def value(text: str) -> Any:

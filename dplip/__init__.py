@@ -1,9 +1,10 @@
 """Differentially private training of Lipschitz networks: one set of bounds for privacy and for robustness."""
 
+import importlib
+
 from dplip import losses, models, nn
-from dplip.accounting import create_accountant
-from dplip.calibration import get_noise_multiplier
-from dplip.certify import certify, lipschitz
+from dplip.accounting import create_accountant, get_noise_multiplier
+from dplip.certificates import certify, certify_monotonic, lipschitz
 from dplip.constraints import (
     ColumnL1Ball,
     EntryBall,
@@ -15,7 +16,6 @@ from dplip.constraints import (
     constrain,
     project,
 )
-from dplip.engine import PrivacyEngine
 from dplip.errors import (
     BudgetExceededError,
     CheckpointError,
@@ -25,24 +25,22 @@ from dplip.errors import (
     UnboundedInputError,
     UnboundedOperationError,
 )
-from dplip.monotonicity import certify_monotonic
 from dplip.norms import Norms, OperatorNorms
-from dplip.optimizer import DPLipOptimizer
-from dplip.propagate import propagate
-from dplip.rules.registry import rule
+from dplip.propagation import propagate
+from dplip.rules import rule
 from dplip.sampling import FixedSizeLoader, PoissonLoader
-from dplip.sensitivity import parameter_bounds, sensitivity
-from dplip.trainer import DPLipTrainer
+from dplip.sensitivities import parameter_bounds, sensitivity
+from dplip.training import DPLipOptimizer, DPLipTrainer, PrivacyEngine
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """The estimators, on first use: scikit-learn is not loaded for those who do not want it."""
+    """What is loaded on first use: the audits, and the estimators with scikit-learn."""
+    if name in ("audit", "estimators"):
+        return importlib.import_module(f"dplip.{name}")
     if name in ("DPLipClassifier", "DPLipRegressor"):
-        from dplip import estimators
-
-        return getattr(estimators, name)
+        return getattr(importlib.import_module("dplip.estimators"), name)
     raise AttributeError(f"module 'dplip' has no attribute {name!r}")
 
 

@@ -1,5 +1,5 @@
 """``python -m dplip``: the command line."""
 
-from dplip.cli import main
+from dplip.cli.main import main
 
 main()

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import dplip
-from dplip.models_sortnet import exponent_at
-from dplip.nn import LInfDistance
-from dplip.nn.distance import ranked_distance
+from dplip.models.sortnet import exponent_at
+from dplip.nn.linf.distance import ranked_distance
+from dplip.nn.linf.linf_distance import LInfDistance
 
 inf = float("inf")
 

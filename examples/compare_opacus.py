@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import dplip
-from dplip.certify import certified_accuracy, correct_radii
+from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import Data, holdout, load
-from dplip.models import MODELS, preset
-from dplip.trainer import RADII
+from dplip.models import preset
+from dplip.models.presets import MODELS
+from dplip.training.trainer import RADII
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from suite import peak_memory

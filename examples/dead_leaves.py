@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from dplip.dead_leaves import dead_leaves
+from dplip.data.dead_leaves import dead_leaves
 
 COLUMNS = 12
 

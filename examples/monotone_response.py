@@ -24,11 +24,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from dplip import certify_monotonic
-from dplip.models_tabular import TabularPreset, tabular_preset
-from dplip.monotonicity import slopes
-from dplip.schema import Column, Schema
-from dplip.tabular import Table, load_table
-from dplip.trainer import DPLipTrainer
+from dplip.certificates.slopes import slopes
+from dplip.data import Column, Schema, Table, load_table
+from dplip.models import TabularPreset, tabular_preset
+from dplip.training import DPLipTrainer
 
 SHOP = Schema(
     Column("bought", "boolean"),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import dplip
 from dplip import nn as dn
-from dplip.nn.spline import Spline
-from dplip.operators import NormCache
+from dplip.nn.splines.spline import Spline
+from dplip.norms import NormCache
 
 
 class Absolute(nn.Module):

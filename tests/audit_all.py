@@ -41,7 +41,7 @@ def tests(*selection: str, **environment: str) -> tuple[bool, str, str]:
 
 def trained() -> tuple[bool, str, str]:
     """``dplip audit`` on a run of ``dplip train``."""
-    command = "from dplip.cli import main; main()"
+    command = "from dplip.cli.main import main; main()"
     with tempfile.TemporaryDirectory() as folder:
         done, output = run("-c", command, "train", "--out", folder, "--no-progress")
         if done:

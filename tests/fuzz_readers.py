@@ -21,7 +21,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-INSTRUMENTED = ["dplip.ledger", "dplip.checkpoint", "dplip.report", "dplip.schema", "dplip.accounting"]
+INSTRUMENTED = [
+    *(f"dplip.records.{name}" for name in ("ledger", "ledger_lines", "files", "checkpoint", "report")),
+    *("dplip.data.schema", "dplip.accounting.events"),
+]
 if "--here" in sys.argv:  # before all else, so that atheris sees which branches an input takes
     import atheris
 
@@ -32,15 +35,13 @@ if "--here" in sys.argv:  # before all else, so that atheris sees which branches
 import torch  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
-from dplip import checkpoint as checkpoint_module  # noqa: E402
-from dplip import ledger as ledger_module  # noqa: E402
-from dplip.accounting import GaussianEvent  # noqa: E402
-from dplip.checkpoint import Checkpoint  # noqa: E402
+from dplip.accounting import FixedSizeEvent, GaussianEvent  # noqa: E402
+from dplip.data import read_schema  # noqa: E402
 from dplip.errors import DPLipError  # noqa: E402
-from dplip.fixed_size import FixedSizeEvent  # noqa: E402
-from dplip.ledger import Ledger, begun  # noqa: E402
-from dplip.report import FIELDS, read_report  # noqa: E402
-from dplip.schema import read_schema  # noqa: E402
+from dplip.records import Checkpoint, Ledger, ledger_lines, read_report  # noqa: E402
+from dplip.records import checkpoint as checkpoints  # noqa: E402
+from dplip.records.ledger import begun  # noqa: E402
+from dplip.records.report import FIELDS  # noqa: E402
 
 
 def ledger(folder: Path, content: bytes) -> None:
@@ -60,7 +61,7 @@ def sealed(content: bytes) -> bytes:
         try:
             record = json.loads(line)
             record.pop("chain", None)
-            line, chain = ledger_module._seal(record, chain)
+            line, chain = ledger_lines.seal(record, chain)
         except (ValueError, TypeError, AttributeError, RecursionError):
             line += b"\n"
         whole += line
@@ -72,7 +73,7 @@ def checkpoint(folder: Path, content: bytes) -> None:
     path = folder / "checkpoint.safetensors"
     tensors = {"0.model.w": torch.zeros(2)}
     text = content.decode(errors="replace")
-    path.write_bytes(save(tensors, {"dplip": text, "digest": checkpoint_module._digest(text, tensors)}))
+    path.write_bytes(save(tensors, {"dplip": text, "digest": checkpoints._digest(text, tensors)}))
     read = refused(Checkpoint.read, path)
     path.write_bytes(content)
     refused(Checkpoint.read, path)
@@ -128,8 +129,8 @@ def seeds() -> dict[str, list[bytes]]:
         state |= {"accountant": {"history": [(1.0, 0.1, 2)], "mechanism": "rdp"}, "sampler": {"sample_rate": 0.1}}
         Checkpoint(**state).write(path)
         whole = path.read_bytes()
-        packed = {name: checkpoint_module._pack(value, {}, name) for name, value in state.items()}
-    metadata = json.dumps({"checkpoint": "dplip", "version": checkpoint_module._VERSION, "state": packed})
+        packed = {name: checkpoints._pack(value, {}, name) for name, value in state.items()}
+    metadata = json.dumps({"checkpoint": "dplip", "version": checkpoints._VERSION, "state": packed})
     full = {section: dict.fromkeys(names, 0.5) for section, names in FIELDS.items()}
     full["certified"] |= {"radii": [0.0, 0.1], "accuracy": [0.5, 0.4]}
     columns = {

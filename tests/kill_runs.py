@@ -26,10 +26,10 @@ from small_runs import examples
 from tqdm import tqdm
 
 from dplip import DPLipTrainer
-from dplip.checkpoint import Checkpoint
-from dplip.ledger import Ledger, begun
 from dplip.losses import CrossEntropy
 from dplip.noise import GaussianNoise
+from dplip.records import Checkpoint, Ledger
+from dplip.records.ledger import begun
 
 STEPS, EPSILON, DELTA = 40, 6.0, 1e-5
 TRAIN, HELD_OUT = examples(400), examples(200, seed=1)

@@ -21,7 +21,7 @@ from torch.func import grad, vmap
 
 from dplip import Norms
 from dplip import nn as dn
-from dplip.propagate import Walk
+from dplip.propagation import Walk
 
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only costs
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from dplip.accounting import (
     Accountant,
+    Budget,
+    FixedSizeEvent,
     GaussianEvent,
     create_accountant,
-    renyi_divergence,
+    get_noise_multiplier,
+    selection_epsilon,
 )
-from dplip.budget import Budget
-from dplip.calibration import get_noise_multiplier
+from dplip.accounting.rdp import renyi_divergence
 from dplip.errors import ConfigurationError
-from dplip.fixed_size import FixedSizeEvent
-from dplip.selection import selection_epsilon
 
 DELTA = 1e-5
 
@@ -39,7 +39,7 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
 
 
 def test_importing_does_not_import_opacus():
-    code = "import sys, dplip.accounting, dplip.ledger; sys.exit('opacus' in sys.modules)"
+    code = "import sys, dplip.accounting, dplip.records; sys.exit('opacus' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

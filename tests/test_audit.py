@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import dplip
 from dplip import audit
-from dplip.audit.run import _ledger as ledger_row
+from dplip.audit.finished_run import _ledger as ledger_row
 from dplip.audit.statistics import best_threshold
-from dplip.cli import app
+from dplip.cli.app import app
 from dplip.data import load
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Huber
@@ -47,7 +47,7 @@ def test_the_search_finds_long_gradients_and_none_beyond_the_declared(name):
 
 def test_the_search_finds_more_than_a_bound_that_is_a_hundredth_too_small(monkeypatch):
     from dplip.audit import gradient
-    from dplip.sensitivity import Sensitivities, sensitivity
+    from dplip.sensitivities import Sensitivities, sensitivity
 
     def small(*arguments):
         return Sensitivities({n: 0.99 * b for n, b in sensitivity(*arguments).items()})
@@ -101,7 +101,7 @@ def test_neighbouring_steps_differ_within_the_sensitivity_and_in_nothing_else(na
 
 
 def test_replay_sees_that_a_batch_is_divided_by_its_own_size(monkeypatch):
-    from dplip.optimizer import DPLipOptimizer
+    from dplip.training import DPLipOptimizer
 
     monkeypatch.setattr(DPLipOptimizer, "_check_constants", lambda self: None)
     monkeypatch.setattr(

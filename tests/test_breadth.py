@@ -9,10 +9,9 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dplip.accounting import ORDERS, Accountant, GaussianEvent
-from dplip.dp_events import fixed_size_epsilon, to_dp_event
+from dplip.accounting import Accountant, GaussianEvent, fixed_size_epsilon, selection_epsilon, to_dp_event
+from dplip.accounting.rdp import ORDERS
 from dplip.errors import ConfigurationError
-from dplip.selection import selection_epsilon
 
 DELTA = 1e-5
 INTEGERS = [float(order) for order in ORDERS if order <= 1024 and float(order).is_integer()]
@@ -32,7 +31,7 @@ def test_the_three_accountants_agree_within_their_documented_gaps(sigma, rate, s
 
 
 def test_pld_is_never_below_the_exact_gaussian():
-    from dplip.audit import gaussian_epsilon
+    from dplip.audit.statistics import gaussian_epsilon
 
     for sigma, steps in ((1.0, 1), (4.0, 100), (10.0, 50)):
         exact = gaussian_epsilon(math.sqrt(steps) / sigma, DELTA)

@@ -11,18 +11,18 @@ from torch.utils.data import TensorDataset
 
 import dplip
 import dplip.nn as dn
-from dplip.certify import (
+from dplip.certificates import (
     Certifier,
     average_certified_radius,
     certified_accuracy,
     certified_curve,
     correct_radii,
-    evaluation,
     predictions,
 )
 from dplip.data import load
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.losses import CrossEntropy
+from dplip.runtime.mode import evaluation
 
 torch.set_num_threads(1)
 
@@ -403,10 +403,10 @@ def test_the_rounding_of_an_input_further_out_is_larger():
 
 
 def test_every_operation_with_a_rule_is_known_to_round_or_has_no_certificate():
-    from dplip.rounding import _ROUNDINGS
+    from dplip.rounding.registry import ROUNDINGS
     from dplip.rules.registry import registered
 
-    assert not [f for f in registered() if f not in _ROUNDINGS and f.__module__.startswith(("dplip", "torch"))]
+    assert not [f for f in registered() if f not in ROUNDINGS and f.__module__.startswith(("dplip", "torch"))]
 
 
 def test_an_operation_that_is_not_known_to_round_is_refused_by_name_until_it_is_said_how():

@@ -18,11 +18,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, O
 
 from dplip import DPLipTrainer
 from dplip.accounting import create_accountant
-from dplip.checkpoint import Checkpoint
 from dplip.errors import CheckpointError, ConfigurationError, LedgerError
-from dplip.ledger import Ledger, epsilon_together
 from dplip.losses import CrossEntropy
-from dplip.report import read_report
+from dplip.records import Checkpoint, Ledger, read_report
+from dplip.records.ledger import epsilon_together
 
 torch.set_num_threads(1)
 
@@ -219,7 +218,7 @@ def test_a_seeded_run_draws_from_another_stream_after_a_crash(tmp_path):
 
     interrupted(run(), 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dplip.trainer.GaussianNoise", Listening)
+        patch.setattr("dplip.noise.gaussian.GaussianNoise", Listening)
         run().fit(resume=True)
     assert len(drawn) == 2 * 16
     assert len({tuple(d.tolist()) for d in drawn}) == len(drawn)
@@ -237,7 +236,7 @@ def test_a_checkpoint_holds_no_state_of_a_random_generator(tmp_path):
 def test_the_command_line_resumes(tmp_path):
     from typer.testing import CliRunner
 
-    from dplip.cli import app
+    from dplip.cli.app import app
 
     arguments = ["train", "--out", str(tmp_path), "--epochs", "2", "--no-progress", "--resume"]
     first = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -348,7 +347,7 @@ def test_no_weights_lie_beside_the_report_of_others(tmp_path, monkeypatch):
         run.fit()
     assert (tmp_path / "model.pt").read_bytes() == weights  # both are still those of the earlier run
     run = trainer(tmp_path)
-    monkeypatch.setattr("dplip.trainer.write_report", raise_interrupt)
+    monkeypatch.setattr("dplip.training.trainer.write_report", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert (tmp_path / "model.pt").read_bytes() != weights
@@ -477,7 +476,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     def full(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dplip.checkpoint.os.fsync", full)
+    monkeypatch.setattr("dplip.records.files.os.fsync", full)
     with pytest.raises(CheckpointError, match=r"no space left.*the steps on the ledger stand"):
         checkpoint(steps=3).write(path)
     assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == [path.name]

@@ -14,8 +14,8 @@ import torch
 
 import dplip
 from dplip.accounting import GaussianEvent, create_accountant
-from dplip.cli import main
-from dplip.report import validate_report
+from dplip.cli.main import main
+from dplip.records import validate_report
 
 torch.set_num_threads(1)
 
@@ -61,7 +61,7 @@ QUICK = ("--data", "digits", "--epochs", 2, "--no-progress")
 def finished(tmp_path_factory) -> Path:
     """A short run on digits, by the command itself in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    command = [sys.executable, "-c", "from dplip.cli import main; main()", "train", *map(str, QUICK)]
+    command = [sys.executable, "-c", "from dplip.cli.main import main; main()", "train", *map(str, QUICK)]
     options = ["--epsilon", "8", "--delta", "1e-5", "--seed", "1", "--epochs", "20", "--out", str(folder)]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

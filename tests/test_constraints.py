@@ -18,11 +18,10 @@ from dplip import (
     RowL1Ball,
     SpectralBall,
     constrain,
-    operators,
     project,
 )
 from dplip.constraints import Constraint
-from dplip.operators import NormCache
+from dplip.norms import NormCache, convolution_norms, matrix_norms
 
 vector_norm = torch.linalg.vector_norm
 
@@ -103,7 +102,7 @@ def test_the_rows_of_a_kernel_stay_in_their_l1_balls(kind: str) -> None:
     layer.weight.data = sized(tuple(layer.weight.shape), kind)
     constrain(layer, "weight", RowL1Ball(0.7))
     assert float(layer.weight.detach().double().flatten(1).abs().sum(1).max()) <= 0.7 * (1 + 1e-5)
-    bounds = operators.convolution(layer.weight, (6, 6), (1, 1), [(1, 1), (1, 1)], (1, 1), 1)
+    bounds = convolution_norms(layer.weight, (6, 6), (1, 1), [(1, 1), (1, 1)], (1, 1), 1)
     assert bounds.inf_inf <= 0.7 * (1 + 1e-4)
 
 
@@ -195,7 +194,7 @@ def test_a_recorded_bound_is_never_below_the_true_norm(build: Callable[[], Const
         with cache:
             if step % 7 != 3:
                 project(layer)
-            bound = operators.matrix(layer.weight).two_two
+            bound = matrix_norms(layer.weight).two_two
         assert float(singular(layer.weight).max()) <= bound * (1 + 1e-9), step
         if step % 7 != 3:
             assert bound <= 1.03, step

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from dplip.data import check_dataset, holdout, load
+from dplip.data.formats import read_cifar_batch, read_idx_split
 from dplip.errors import ConfigurationError
-from dplip.formats import read_cifar_batch, read_idx_split
 
 IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 CIFAR_FILES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]

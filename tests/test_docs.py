@@ -1,10 +1,11 @@
 """The documentation runs: examples, names, signatures and links of README.md and docs/ are those of the code."""
 
 import doctest
-import importlib
 import inspect
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import dplip
 from dplip.losses import Loss
 from dplip.rules import registry
-from dplip.trainer import RADII
+from dplip.training.trainer import RADII
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,20 +65,19 @@ def test_every_public_name_is_on_the_page_of_names():
     assert not missing
 
 
-def resolve(name: str) -> Any:
-    """What a dotted name stands for; a function wins over the module of its name, as it does for a user."""
-    parts = name.split(".")
-    for split in range(1, len(parts)):
-        module = importlib.import_module(".".join(parts[:split]))
-        try:
-            value: Any = module
-            for part in parts[split:]:
-                value = getattr(value, part)
-        except AttributeError:
-            continue
-        if not inspect.ismodule(value):
-            return value
-    raise AttributeError(name)
+def reached(name: str) -> Any:
+    """What a dotted name stands for after ``import dplip``, by attributes alone."""
+    value: Any = dplip
+    for part in name.split(".")[1:]:
+        value = getattr(value, part)
+    return value
+
+
+def test_every_name_is_reached_as_it_is_written():
+    names = sorted(set(re.findall(r"`(dplip(?:\.\w+)+)", API)))
+    assert len(names) > 150
+    code = "import sys, dplip\nfor name in sys.argv[1:]: eval(name)"
+    subprocess.run([sys.executable, "-c", code, *names], check=True)
 
 
 def signatures() -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def test_the_page_of_names_holds_signatures():
 def test_a_signature_on_the_page_of_names_is_that_of_the_code(name, arguments):
     names: dict[str, Any] = {"inf": math.inf, "RADII": RADII}
     exec(f"def stated({arguments}): ...", names)
-    assert parameters(names["stated"]) == parameters(resolve(name))
+    assert parameters(names["stated"]) == parameters(reached(name))
 
 
 def parameters(function: Any) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 
 import dplip
 from dplip import PrivacyEngine
-from dplip.budget import Budget
+from dplip.accounting import Budget
 from dplip.errors import BudgetExceededError, ConfigurationError, UnboundedInputError
 from dplip.losses import CrossEntropy
 from dplip.sampling import PoissonLoader

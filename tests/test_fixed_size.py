@@ -15,15 +15,20 @@ from small_runs import examples, interrupted
 from torch.utils.data import TensorDataset
 
 from dplip import DPLipTrainer
-from dplip.accounting import Accountant, GaussianEvent, event_of, renyi_divergence
-from dplip.calibration import get_noise_multiplier
-from dplip.cli import app
-from dplip.dp_events import fixed_size_epsilon, to_dp_event
+from dplip.accounting import (
+    Accountant,
+    FixedSizeEvent,
+    GaussianEvent,
+    event_of,
+    fixed_size_epsilon,
+    get_noise_multiplier,
+    to_dp_event,
+)
+from dplip.accounting.rdp import renyi_divergence
+from dplip.cli.app import app
 from dplip.errors import ConfigurationError, LedgerError
-from dplip.fixed_size import FixedSizeEvent
-from dplip.ledger import Ledger
 from dplip.losses import CrossEntropy
-from dplip.report import read_report
+from dplip.records import Ledger, read_report
 from dplip.sampling import FixedSizeLoader
 
 torch.set_num_threads(1)

@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dplip
-from dplip import front
 from dplip import nn as dn
 from dplip.losses import CrossEntropy
-from dplip.trainer import DPLipTrainer
+from dplip.training import DPLipTrainer
+from dplip.training import feature_extractor as front
 
 LOSS = CrossEntropy(normalize=True)
 

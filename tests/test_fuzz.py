@@ -13,13 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dplip import ledger as ledger_module
 from dplip.accounting import GaussianEvent
-from dplip.checkpoint import Checkpoint
-from dplip.cli import app
+from dplip.cli.app import app
 from dplip.errors import DPLipError
-from dplip.ledger import Ledger, begun
-from dplip.report import read_report
+from dplip.records import Checkpoint, Ledger, ledger_lines, read_report
+from dplip.records.ledger import begun
 
 COUNT = int(os.environ.get("DPLIP_FUZZ", "120"))
 many = settings(max_examples=COUNT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -48,7 +46,7 @@ def sealed(records: list[dict]) -> bytes:
     chain, content = "", b""
     for record in records:
         try:
-            line, chain = ledger_module._seal(record, chain)
+            line, chain = ledger_lines.seal(record, chain)
         except ValueError:  # NaN has no place in JSON
             continue
         content += line
@@ -130,7 +128,7 @@ def test_any_bytes_are_a_checkpoint_or_refused(tmp_path, content, length):
 def test_any_metadata_is_a_checkpoint_or_refused(tmp_path, state, version):
     from safetensors.torch import save
 
-    from dplip.checkpoint import _digest
+    from dplip.records.checkpoint import _digest
 
     path = tmp_path / "checkpoint.safetensors"
     text = json.dumps({"checkpoint": "dplip", "version": 1, "state": state} if state else version)

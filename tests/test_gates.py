@@ -8,13 +8,13 @@ from small_runs import private
 from torch import Tensor, nn
 
 import dplip
-from dplip import Norms, operators
+from dplip import Norms
 from dplip import nn as dn
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.losses import CrossEntropy
-from dplip.propagate import Walk
+from dplip.propagation import Walk
 from dplip.rules import registry
-from dplip.sensitivity import constant_sensitivity
+from dplip.sensitivities.propagated import constant_sensitivity
 
 X = 3 * torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 4
@@ -311,7 +311,7 @@ def test_a_step_with_constant_bounds_computes_no_operator_norm(monkeypatch: pyte
     def refused(*_: object) -> float:
         raise AssertionError("an operator norm was computed")
 
-    monkeypatch.setattr(operators, "spectral_norm", refused)
+    monkeypatch.setattr("dplip.norms.matrix.spectral_norm", refused)
     before = dict(run.optimizer.sensitivities())
     for p in run.model.parameters():
         p.data.mul_(100)

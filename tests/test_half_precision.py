@@ -11,15 +11,15 @@ from torch import nn
 
 import dplip
 import dplip.nn as dn
-from dplip.audit import gradient_search
+from dplip.audit.gradient import gradient_search
 from dplip.data import load
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.half_precision import enforced_sensitivity
 from dplip.losses import CrossEntropy
 from dplip.norms import Norms
-from dplip.propagate import Walk
+from dplip.propagation import Walk
 from dplip.rules import registry
-from dplip.sensitivity import constant_sensitivity
+from dplip.sensitivities import enforced_sensitivity
+from dplip.sensitivities.propagated import constant_sensitivity
 
 torch.set_num_threads(1)
 
@@ -439,4 +439,4 @@ def test_a_run_goes_on_after_a_crash(tmp_path):
     interrupted(trainer(folder=tmp_path, checkpoint_every=2), 5)
     resumed = trainer(folder=tmp_path, checkpoint_every=2).fit(resume=True)
     assert resumed.accountant.num_steps == resumed.steps == 12
-    assert dplip.report.read_report(tmp_path)["privacy"]["autocast"] == "bfloat16"
+    assert dplip.records.read_report(tmp_path)["privacy"]["autocast"] == "bfloat16"

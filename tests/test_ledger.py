@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from dplip import ledger as ledger_module
 from dplip.accounting import Accountant, GaussianEvent
 from dplip.errors import ConfigurationError, LedgerError
-from dplip.ledger import Ledger
+from dplip.records import Ledger, files, ledger_lines
+from dplip.records import ledger as ledger_module
 
 EVENT = GaussianEvent(1.1, 0.01)
 OTHER = GaussianEvent(0.9, 0.02)
@@ -63,7 +63,7 @@ def test_a_delta_must_come_from_somewhere(path):
 def test_a_step_is_on_disk_when_append_returns(path, monkeypatch):
     synced = []
     with Ledger(path) as ledger:
-        monkeypatch.setattr(ledger_module, "_sync", lambda _: synced.append(path.read_bytes().count(b"\n")))
+        monkeypatch.setattr(ledger_module, "sync", lambda _: synced.append(path.read_bytes().count(b"\n")))
         ledger.append(EVENT)
         assert synced == [2]
         assert Ledger.read(path).history() == [EVENT]
@@ -163,7 +163,7 @@ def test_an_edited_file_is_refused_at_the_line(written, edit, line):
 
 def test_a_sealed_line_of_nonsense_is_refused(path):
     with Ledger(path) as ledger:
-        line, _ = ledger_module._seal({"step": 1, "noise_multiplier": -1.0, "sample_rate": 2.0}, ledger._chain)
+        line, _ = ledger_lines.seal({"step": 1, "noise_multiplier": -1.0, "sample_rate": 2.0}, ledger._chain)
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(LedgerError, match=r"line 2: .*noise_multiplier=-1\.0"):
         Ledger.read(path)
@@ -242,7 +242,7 @@ def test_after_a_failed_write_nothing_follows(path, monkeypatch):
 
     with Ledger(path) as ledger:
         ledger.append(EVENT)
-        monkeypatch.setattr(ledger_module, "_sync", full)
+        monkeypatch.setattr(ledger_module, "sync", full)
         with pytest.raises(LedgerError, match=r"line 3: .*no space left.*must not be released"):
             ledger.append(EVENT)
         monkeypatch.undo()
@@ -267,12 +267,12 @@ def test_facts_must_be_json(path, facts):
 # One writer
 
 
-@pytest.mark.skipif(ledger_module.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
 def test_a_ledger_has_one_writer_at_a_time(path):
     first = Ledger(path)
     with pytest.raises(LedgerError, match="another run"):
         Ledger(path, resume=True)
-    code = f"import sys; from dplip.ledger import Ledger; Ledger({os.fspath(path)!r}, resume=True)"
+    code = f"import sys; from dplip.records import Ledger; Ledger({os.fspath(path)!r}, resume=True)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.returncode == 1 and "another run" in other.stderr
     assert Ledger.read(path).history() == []  # reading needs no lock

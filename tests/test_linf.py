@@ -10,18 +10,20 @@ from torch.utils.data import TensorDataset
 
 import dplip
 import dplip.nn as dn
-from dplip.certify import Certifier, correct_radii, evaluation, predictions, seeds
+from dplip.certificates import Certifier, correct_radii, predictions
+from dplip.certificates.hybrid import Cuts, cuts
+from dplip.certificates.intervals import Boxes
+from dplip.certificates.radii import seeds
 from dplip.data import load
-from dplip.deviations import Cuts, cuts
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.intervals import Boxes
 from dplip.losses import ClippedHinge
-from dplip.models_sortnet import SORTNETS, exponent_at
-from dplip.nn import distance, kernel
-from dplip.nn.distance import distance_bounds, max_distance, ranked_distance
-from dplip.nn.power_mean import mean_distance
-from dplip.nn.pruning import pruned_winners, survivors, worth
-from dplip.propagate import Walk
+from dplip.models.sortnet import SORTNETS, exponent_at
+from dplip.nn.linf import distance, kernel
+from dplip.nn.linf.distance import distance_bounds, max_distance, ranked_distance
+from dplip.nn.linf.power_mean import mean_distance
+from dplip.nn.linf.pruning import pruned_winners, survivors, worth
+from dplip.propagation import Walk
+from dplip.runtime.mode import evaluation
 
 torch.set_num_threads(1)
 inf = math.inf

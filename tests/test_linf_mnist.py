@@ -12,9 +12,8 @@ from torch import nn
 import dplip
 from dplip.errors import ConfigurationError
 from dplip.losses import ClippedHinge, CrossEntropy
-from dplip.models import preset
-from dplip.models_windows import WindowPreset
-from dplip.recipe import Recipe
+from dplip.models import Recipe, preset
+from dplip.models.windows import WindowPreset
 
 torch.set_num_threads(1)
 inf = math.inf

@@ -14,7 +14,6 @@ from torch import Tensor
 import dplip
 from dplip.errors import ConfigurationError
 from dplip.losses import (
-    FLOOR,
     HKR,
     BinaryCrossEntropy,
     ClippedHinge,
@@ -25,6 +24,7 @@ from dplip.losses import (
     Huber,
     MulticlassKR,
 )
+from dplip.losses.base import FLOOR
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from dplip import Norms
 from dplip import nn as dn
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.losses import CrossEntropy, Huber, Loss
-from dplip.mixing import close, mixes
+from dplip.runtime.mixing import close, mixes
 
 torch.set_num_threads(1)
 
@@ -172,11 +172,11 @@ def test_a_loss_of_targets_of_its_own_says_which_it_takes():
 @pytest.mark.parametrize("name", [n for n in dir(dplip.losses) if isinstance(getattr(dplip.losses, n), type)])
 def test_our_own_losses_treat_each_example_by_itself(name, outputs):
     cls = getattr(dplip.losses, name)
-    if not issubclass(cls, Loss) or cls in (Loss, dplip.losses._Regression):
+    if not issubclass(cls, Loss) or cls in (Loss, dplip.losses.regression._Regression):
         return
     if (name == "BinaryCrossEntropy") != (outputs == 1) and name not in ("Huber", "ClippedMSE", "Hinge"):
         return
-    dplip.losses.require_separate(cls(), (outputs,), torch.zeros(1))
+    dplip.losses.base.require_separate(cls(), (outputs,), torch.zeros(1))
 
 
 def test_rows_are_close_in_what_is_not_finite_too():

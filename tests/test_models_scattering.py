@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import dplip
-from dplip import front
 from dplip import nn as dn
-from dplip.cli import main
+from dplip.cli.main import main
 from dplip.data import load
-from dplip.models import KINDS, preset
-from dplip.models_scattering import SCATTERINGS, ScatteringPreset
+from dplip.models import ScatteringPreset, preset
+from dplip.models.presets import KINDS
+from dplip.models.scattering import SCATTERINGS
+from dplip.training import feature_extractor as front
 
 torch.set_num_threads(1)
 

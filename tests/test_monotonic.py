@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import dplip
 from dplip import nn as dn
+from dplip.certificates import feature_radii
+from dplip.certificates.slopes import slopes
 from dplip.constraints import ColumnL1Ball, Constraint, EntryBall, RowL1Ball, RowL2Ball, SpectralBall, constrain
-from dplip.monotonicity import feature_radii, slopes
 from dplip.nn.tabular_input import capped_simplex
 
 CHAINS: dict[str, tuple[Callable[[float], Constraint], Callable[[float], Constraint]]] = {

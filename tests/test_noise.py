@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dplip import noise
 from dplip.errors import ConfigurationError
 from dplip.noise import GaussianNoise, split
+from dplip.noise import gaussian as noise
 
 N = 1_000_000
 

@@ -12,9 +12,10 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
 import dplip
-from dplip import Norms, operators
-from dplip.operators import NormCache, spectral_norm
-from dplip.propagate import Walk
+from dplip import Norms
+from dplip.norms import NormCache, convolution_norms, matrix_norms, spectral_norm
+from dplip.norms.cache import active_cache
+from dplip.propagation import Walk
 
 FIELDS = {
     (1.0, 1.0): "one_one",
@@ -55,7 +56,7 @@ def test_a_matrix_norm_is_exact_from_above(kind: str, shape: tuple[int, int], sc
     w = w * scale
     exact = true_norm(w)
     assert exact <= spectral_norm(w) <= exact * (1 + 1e-5)
-    bounds = operators.matrix(w)
+    bounds = matrix_norms(w)
     for key, value in induced(w.double()).items():
         assert value <= getattr(bounds, FIELDS[key])
         if 1e-15 < scale < 1e15:  # beyond, squares are no float32
@@ -64,9 +65,9 @@ def test_a_matrix_norm_is_exact_from_above(kind: str, shape: tuple[int, int], sc
 
 def test_weights_that_are_zero_or_empty_or_not_finite() -> None:
     assert spectral_norm(torch.zeros(3, 4)) == 0.0
-    assert operators.matrix(torch.zeros(3, 4)).two_two == 0.0
-    assert operators.matrix(torch.zeros(0, 4)).two_two == 0.0
-    assert operators.convolution(torch.zeros(2, 2, 3), (5,), (1,), [(1, 1)], (1,), 1).two_two == 0.0
+    assert matrix_norms(torch.zeros(3, 4)).two_two == 0.0
+    assert matrix_norms(torch.zeros(0, 4)).two_two == 0.0
+    assert convolution_norms(torch.zeros(2, 2, 3), (5,), (1,), [(1, 1)], (1,), 1).two_two == 0.0
     for bad in (math.nan, inf):
         weight = torch.ones(3, 4)
         weight[1, 1] = bad
@@ -74,9 +75,9 @@ def test_weights_that_are_zero_or_empty_or_not_finite() -> None:
         kernel[0, 1, 0] = bad
         for refused in (
             lambda w=weight: spectral_norm(w),
-            lambda w=weight: operators.matrix(w),
-            lambda k=kernel: operators.convolution(k, (5,), (1,), [(1, 1)], (1,), 1),
-            lambda k=kernel: operators.convolution(k[..., :1], (5,), (1,), [(0, 0)], (1,), 1),
+            lambda w=weight: matrix_norms(w),
+            lambda k=kernel: convolution_norms(k, (5,), (1,), [(1, 1)], (1,), 1),
+            lambda k=kernel: convolution_norms(k[..., :1], (5,), (1,), [(0, 0)], (1,), 1),
         ):
             with pytest.raises(dplip.ConfigurationError, match="finite"):
                 refused()
@@ -102,7 +103,7 @@ def sides(layer: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
 def bounds_of(layer: nn.Conv1d | nn.Conv2d, size: Sequence[int] | None) -> dplip.OperatorNorms:
     padding = sides(layer)
     circular = layer.padding_mode == "circular" and any(sum(p) for p in padding)
-    return operators.convolution(layer.weight, size, layer.stride, padding, layer.dilation, layer.groups, circular)
+    return convolution_norms(layer.weight, size, layer.stride, padding, layer.dilation, layer.groups, circular)
 
 
 def random_layer(seed: int) -> tuple[nn.Conv1d | nn.Conv2d, tuple[int, ...]]:
@@ -310,7 +311,7 @@ def test_a_carried_norm_is_never_below_the_true_one(kind: str, scale: float) -> 
     for cache in (NormCache(), NormCache(0.0), NormCache(0.5)):
         for step in range(60):
             with cache:
-                bounds = operators.matrix(layer.weight) if kind == "linear" else bounds_of(layer, (6,))
+                bounds = matrix_norms(layer.weight) if kind == "linear" else bounds_of(layer, (6,))
             plain = layer.weight.detach().double()
             exact = true_norm(plain if kind == "linear" else conv_matrix(plain))
             assert exact <= bounds.two_two * (1 + 1e-9), step
@@ -328,38 +329,38 @@ def conv_matrix(weight: Tensor) -> Tensor:
 
 def test_a_small_drift_costs_no_exact_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    exact = operators.spectral_norm
+    exact = spectral_norm
 
     def counted(weight: Tensor) -> float:
         nonlocal calls
         calls += 1
         return exact(weight)
 
-    monkeypatch.setattr(operators, "spectral_norm", counted)
+    monkeypatch.setattr("dplip.norms.matrix.spectral_norm", counted)
     layer = nn.Linear(20, 20, bias=False)
     generator = seeded(0)
     cache = NormCache()
     for _ in range(200):
         with cache:
-            bound = operators.matrix(layer.weight).two_two
+            bound = matrix_norms(layer.weight).two_two
         assert bound <= 1.011 * true_norm(layer.weight)
         layer.weight.data.add_(1e-5 * torch.randn(20, 20, generator=generator))
     assert 1 <= calls <= 5
     for _ in range(3):  # without a cache, every norm is exact
-        operators.matrix(layer.weight)
+        matrix_norms(layer.weight)
     assert calls <= 8
 
 
 def test_a_cache_is_active_only_inside_its_block() -> None:
     outer, inner = NormCache(), NormCache()
-    assert operators.active_cache() is None
+    assert active_cache() is None
     with outer:
         with inner:
-            assert operators.active_cache() is inner
-        assert operators.active_cache() is outer
+            assert active_cache() is inner
+        assert active_cache() is outer
         with outer:
-            assert operators.active_cache() is outer
-    assert operators.active_cache() is None
+            assert active_cache() is outer
+    assert active_cache() is None
 
 
 def test_an_entry_is_not_taken_for_another_weight() -> None:
@@ -368,7 +369,7 @@ def test_an_entry_is_not_taken_for_another_weight() -> None:
     for seed in range(50):
         weight = torch.randn(4, 4, generator=seeded(seed)) * (seed % 5 + 1)
         with cache:
-            assert operators.matrix(weight).two_two >= true_norm(weight)
+            assert matrix_norms(weight).two_two >= true_norm(weight)
         del weight
 
 

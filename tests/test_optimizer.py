@@ -22,10 +22,10 @@ import dplip
 import dplip.nn as dn
 from dplip.accounting import GaussianEvent
 from dplip.errors import BudgetExceededError, ConfigurationError, DPLipError, UnboundedOperationError
-from dplip.fingerprint import fingerprint
 from dplip.losses import CrossEntropy, Huber
-from dplip.optimizer import DPLipOptimizer
+from dplip.propagation.guards import fingerprint
 from dplip.sampling import PoissonLoader
+from dplip.training import DPLipOptimizer
 
 torch.set_num_threads(1)
 
@@ -934,7 +934,7 @@ def test_a_model_is_traced_once_and_not_at_every_step(name, monkeypatch):
     model, shape = built(name)[:2]
     run = private(model, input_shape=shape, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
     traced = []
-    monkeypatch.setattr("dplip.optimizer.Walk", lambda *arguments: traced.append(arguments))
+    monkeypatch.setattr("dplip.training.optimizer.Walk", lambda *arguments: traced.append(arguments))
     for _ in range(3):
         run.step(torch.rand(5, *shape), torch.zeros(5, dtype=torch.long))
     assert not traced and len(run.charged) == 3

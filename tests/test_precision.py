@@ -8,7 +8,7 @@ from torch import nn
 
 import dplip
 from dplip.errors import ConfigurationError
-from dplip.precision import _SETTINGS, _backend, full_precision, require_full_precision
+from dplip.runtime.precision import _SETTINGS, _backend, full_precision, require_full_precision
 
 torch.set_num_threads(1)
 

@@ -7,11 +7,12 @@ import torch
 
 import dplip
 from dplip import nn as dn
-from dplip.annealing import Annealing
 from dplip.data import load
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
-from dplip.models import PRESETS, Preset
+from dplip.models import Preset
+from dplip.models.l2 import PRESETS
+from dplip.training.schedules import Annealing
 
 DIGITS = dataclasses.replace(PRESETS["digits"], epochs=2)
 COLOUR = (3, 8, 8)

@@ -16,7 +16,7 @@ import dplip
 from dplip import Norms, UnboundedInputError, UnboundedOperationError
 from dplip import nn as dn
 from dplip.errors import DPLipError
-from dplip.propagate import Walk
+from dplip.propagation import Walk
 
 # ------------------------------------------------------------------------------------------------ idioms
 

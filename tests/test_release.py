@@ -10,12 +10,10 @@ from torch.utils.data import TensorDataset
 
 import dplip
 from dplip import nn as dn
-from dplip.accounting import Accountant, GaussianEvent
-from dplip.audit import audit_run
-from dplip.calibration import get_noise_multiplier
-from dplip.ledger import Ledger
-from dplip.release import mean_release
-from dplip.report import read_report
+from dplip.accounting import Accountant, GaussianEvent, get_noise_multiplier
+from dplip.audit.finished_run import audit_run
+from dplip.records import Ledger, read_report
+from dplip.training.mean_release import mean_release
 
 
 class Silent(dplip.noise.GaussianNoise):
@@ -163,7 +161,7 @@ def test_resuming_neither_repeats_nor_forgets_it(tmp_path):
 
 def test_a_crash_between_the_ledger_and_the_release_leaves_it_spent(tmp_path, monkeypatch):
     run = trainer(output_dir=tmp_path)
-    monkeypatch.setattr("dplip.release.MeanRelease.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("dplip.training.mean_release.MeanRelease.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.fit()
     again = trainer(output_dir=tmp_path)

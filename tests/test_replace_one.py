@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import dplip
 from dplip import DPLipTrainer, PrivacyEngine
-from dplip.accounting import NEIGHBORING, ORDERS, Accountant, GaussianEvent, renyi_divergence
-from dplip.cli import app
+from dplip.accounting import NEIGHBORING, Accountant, FixedSizeEvent, GaussianEvent
+from dplip.accounting.rdp import ORDERS, renyi_divergence
+from dplip.accounting.replace_one import replacing
+from dplip.cli.app import app
 from dplip.errors import ConfigurationError
-from dplip.fixed_size import FixedSizeEvent
 from dplip.losses import CrossEntropy
-from dplip.replace_one import replacing
 
 torch.set_num_threads(1)
 

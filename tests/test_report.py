@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dplip.errors import ConfigurationError
-from dplip.report import FIELDS, validate_report, versions, write_report
+from dplip.records import validate_report, versions, write_report
+from dplip.records.report import FIELDS
 
 
 def example() -> dict[str, dict[str, object]]:

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 import dplip
 from dplip import Norms, OperatorNorms
 from dplip import nn as dn
-from dplip.propagate import Walk
-from dplip.rounding import Rounding
+from dplip.propagation import Walk
+from dplip.rounding.walk import Rounding
 from dplip.rules import registry
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -22,7 +22,8 @@ from torch.utils.data import (
 )
 
 from dplip.errors import ConfigurationError
-from dplip.sampling import PoissonLoader, example_shape
+from dplip.sampling import PoissonLoader
+from dplip.sampling.loader import example_shape
 
 
 def numbered(size: int) -> TensorDataset:

@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import dplip
 from dplip.errors import ConfigurationError, DPLipError
-from dplip.front import features
-from dplip.noise import GaussianNoise, _Pool
-from dplip.release import mean_release
+from dplip.noise import GaussianNoise
+from dplip.noise.gaussian import _Pool
+from dplip.runtime.secret import Secret, lent
 from dplip.sampling import FixedSizeLoader, PoissonLoader
-from dplip.secret import Secret, lent
+from dplip.training.feature_extractor import features
+from dplip.training.mean_release import mean_release
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -366,7 +367,7 @@ def test_two_threads_have_masks_of_their_own_and_leave_the_global_state_as_it_wa
 
 
 def test_a_thread_does_not_wait_for_ever_for_one_that_stays_inside(monkeypatch):
-    monkeypatch.setattr("dplip.secret.PATIENCE", 0.01)
+    monkeypatch.setattr("dplip.runtime.secret.PATIENCE", 0.01)
     with lent(Secret(), dropout=False), ThreadPoolExecutor(1) as pool:
         with pytest.raises(ConfigurationError, match="another thread"):
             pool.submit(lent(Secret(), dropout=False).__enter__).result()
@@ -374,7 +375,7 @@ def test_a_thread_does_not_wait_for_ever_for_one_that_stays_inside(monkeypatch):
 
 @forks
 def test_a_fork_has_its_own_turn(monkeypatch):
-    monkeypatch.setattr("dplip.secret.PATIENCE", 0.01)
+    monkeypatch.setattr("dplip.runtime.secret.PATIENCE", 0.01)
     inside, leave = threading.Event(), threading.Event()
 
     def stay() -> None:

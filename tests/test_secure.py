@@ -13,10 +13,11 @@ from small_runs import examples
 
 import dplip
 from dplip import audit
-from dplip.accounting import GaussianEvent, renyi_divergence
+from dplip.accounting import GaussianEvent
+from dplip.accounting.rdp import renyi_divergence
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
-from dplip.secure import SecureNoise
+from dplip.noise import SecureNoise
 
 torch.set_num_threads(1)
 

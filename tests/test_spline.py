@@ -11,9 +11,9 @@ import dplip
 import dplip.nn as dn
 from dplip import Norms
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.nn.spline import INITS, Spline
-from dplip.nn.spline_constraints import centred
-from dplip.nn.spline_regularity import linear_regions, penalize_variation, prune, total_variation
+from dplip.nn.splines.constraints import centred
+from dplip.nn.splines.regularity import linear_regions, penalize_variation, prune, total_variation
+from dplip.nn.splines.spline import INITS, Spline
 
 torch.set_num_threads(1)
 inf = math.inf

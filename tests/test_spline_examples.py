@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dplip
-from dplip.nn.spline import Spline
+from dplip.nn.splines.spline import Spline
 
 torch.set_num_threads(1)
 

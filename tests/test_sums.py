@@ -19,7 +19,7 @@ from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Hinge, Loss
 from dplip.nn import sums
 from dplip.nn.bounded import summed
-from dplip.propagate import Walk
+from dplip.propagation import Walk
 from dplip.rules.linear import linear
 from dplip.rules.registry import rule
 

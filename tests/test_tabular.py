@@ -13,13 +13,14 @@ import torch
 
 import dplip
 from dplip.audit import replay
-from dplip.certify import predictions
-from dplip.cli import main
-from dplip.cli_tabular import audit_table, trained_table
-from dplip.models_tabular import TabularPreset, tabular_preset
-from dplip.report import read_report, validate_report
-from dplip.schema import Column, Schema, parse_monotone, read_schema, write_schema
-from dplip.tabular import draft, encode, encode_features, is_table, load_table, read_frame, with_scaled_target
+from dplip.certificates import predictions
+from dplip.cli.main import main
+from dplip.cli.tables import audit_table, trained_table
+from dplip.data import Column, Schema, draft, encode, encode_features, load_table, read_schema, write_schema
+from dplip.data.schema import parse_monotone
+from dplip.data.tables import is_table, read_frame, with_scaled_target
+from dplip.models import TabularPreset, tabular_preset
+from dplip.records import read_report, validate_report
 
 torch.set_num_threads(1)
 
@@ -541,7 +542,7 @@ def test_a_regression_reports_its_error_in_the_targets_units(tmp_path, dplip_com
 
 
 def test_audit_attacks_a_regression_on_a_table(tmp_path, dplip_command, monkeypatch):
-    monkeypatch.setattr("dplip.audit.run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
+    monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
     x = np.linspace(0, 10, 60)
     pd.DataFrame({"x": x, "y": 50 - 3 * x}).to_csv(tmp_path / "t.csv", index=False)
     schema = Schema(Column("y", "numeric", 0, 60), (Column("x", "numeric", 0, 10, monotone=-1),))

@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import dplip
 import dplip.nn as dn
 from dplip import DPLipTrainer
-from dplip.accounting import GaussianEvent
-from dplip.budget import Budget
+from dplip.accounting import Budget, GaussianEvent
 from dplip.data import load
 from dplip.errors import BudgetExceededError, ConfigurationError, LedgerError, UnboundedInputError
-from dplip.ledger import Ledger
 from dplip.losses import BinaryCrossEntropy, CrossEntropy, Huber
 from dplip.models import preset
-from dplip.report import FIELDS, read_report, validate_report
+from dplip.records import Ledger, read_report, validate_report
+from dplip.records.report import FIELDS
 
 torch.set_num_threads(1)
 

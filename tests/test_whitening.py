@@ -12,7 +12,7 @@ from torch import nn
 
 import dplip
 from dplip import nn as dn
-from dplip.dead_leaves import dead_leaves
+from dplip.data.dead_leaves import dead_leaves
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
 
@@ -44,7 +44,8 @@ def test_images_are_the_same_for_the_same_arguments_and_others_for_another_seed(
 
 def test_images_owe_nothing_to_the_state_of_a_generator():
     program = (
-        "from dplip.dead_leaves import dead_leaves; import torch, numpy; torch.manual_seed(5); numpy.random.seed(5)"
+        "from dplip.data.dead_leaves import dead_leaves; import torch, numpy; "
+        "torch.manual_seed(5); numpy.random.seed(5)"
     )
     program += "; print(repr(float(dead_leaves(6, 12).double().sum())))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -116,7 +117,7 @@ def test_it_has_nothing_to_train_or_to_save():
     assert not list(layer.parameters()) and not layer.state_dict()
     model = nn.Sequential(layer, nn.Flatten(), dn.BallProjection(2.0), nn.Linear(12, 2, bias=False))
     assert dplip.sensitivity(model, CrossEntropy(normalize=True), SHAPE).total == pytest.approx(2.0, rel=1e-4)
-    fixed, _ = dplip.front.split(model, CrossEntropy(), SHAPE)
+    fixed, _ = dplip.training.feature_extractor.split(model, CrossEntropy(), SHAPE)
     assert type(fixed[0]) is dn.Whitening and len(fixed) == 2
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
 from dplip import DPLipTrainer, PoissonLoader
 from dplip.errors import ConfigurationError
-from dplip.ledger import Ledger
 from dplip.losses import CrossEntropy
+from dplip.records import Ledger
 
 X, Y = examples(40).tensors
 

@@ -1,10 +1,10 @@
 """Attacks on the library's own promises: what they find is a lower bound of the truth, never a proof."""
 
 from dplip.audit.canary import CanaryAudit, audit_noise
+from dplip.audit.finished_run import Row, audit_run, table
 from dplip.audit.gradient import GradientAudit, gradient_search
 from dplip.audit.one_run import one_run
 from dplip.audit.replay import ReplayAudit, replay
-from dplip.audit.run import Row, audit_run, table
 from dplip.audit.statistics import canary_epsilon, gaussian_epsilon, one_run_epsilon
 
 __all__ = [

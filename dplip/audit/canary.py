@@ -15,8 +15,8 @@ from dplip.audit.statistics import best_threshold, canary_epsilon, gaussian_epsi
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import DPLipOptimizer
-from dplip.sensitivity import sensitivity
+from dplip.sensitivities import sensitivity
+from dplip.training import DPLipOptimizer
 
 CERTAIN = 0.9999
 """Confidence of a verdict: at 95%, three sound audits of a thousand would be called violations."""

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dplip.losses import Loss
 from dplip.nn import BallProjection
-from dplip.sensitivity import Sensitivities, sensitivity
+from dplip.sensitivities import Sensitivities, sensitivity
 
 
 @dataclass(frozen=True)

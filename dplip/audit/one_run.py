@@ -18,8 +18,8 @@ from dplip.audit.canary import CanaryAudit
 from dplip.audit.statistics import one_run_epsilon
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import DPLipOptimizer
 from dplip.sampling import PoissonLoader
+from dplip.training import DPLipOptimizer
 
 
 def one_run(

@@ -16,9 +16,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from dplip.accounting import NEIGHBORING, Event
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
-from dplip.optimizer import DPLipOptimizer
 from dplip.sampling import PoissonLoader
-from dplip.sensitivity import sensitivity
+from dplip.sensitivities import sensitivity
+from dplip.training import DPLipOptimizer
 
 _ROUNDING = 1e-4  # of a comparison of float32 gradients before and after noise, relative to the largest entry
 

@@ -9,7 +9,8 @@ from dplip.nn.gradient_ball import GradientBall
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
 from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
-from dplip.nn.linf_distance import LInfDistance, LInfDistance2d, relax
+from dplip.nn.linf.linf_distance import LInfDistance, LInfDistance2d, relax
+from dplip.nn.linf.sortnet import SortNetLinear
 from dplip.nn.log_compression import LogCompression
 from dplip.nn.low_pass import ChannelLowPass, LowPass
 from dplip.nn.monotonic import Monotonic
@@ -18,9 +19,8 @@ from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.private_mean import PrivateMean
 from dplip.nn.scattering import Scattering2d
 from dplip.nn.shift import Shift
-from dplip.nn.sortnet import SortNetLinear
-from dplip.nn.spline import CoefficientSpline, LinearSpline
-from dplip.nn.spline_constraints import SplineProj
+from dplip.nn.splines.constraints import SplineProj
+from dplip.nn.splines.spline import CoefficientSpline, LinearSpline
 from dplip.nn.tabular_input import TabularInput
 from dplip.nn.views import MeanOverViews, Mirror
 from dplip.nn.whitening import Whitening

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dplip.constraints import positive
 from dplip.nn.gradient_ball import project_rows
-from dplip.norms import Norms, OperatorNorms, least
-from dplip.rules.registry import Pullback, rule
+from dplip.norms import Norms, OperatorNorms
+from dplip.norms.value_norms import least
+from dplip.rules import rule
+from dplip.rules.registry import Pullback
+from dplip.validate import positive
 
 
 class BallProjection(nn.Module):

@@ -6,7 +6,7 @@ over the examples of ``s v x^T`` with ``s = min(1, radius / (|v| |x|))``: no gra
 needs neither a bound of the input nor any operator norm. What goes on to the layers below is the true cotangent.
 
 Under ``torch.autocast`` the layer's output and the cotangent for the layers below are products in half precision; x and
-v are turned into the weight's type, exactly, before they meet (see :mod:`dplip.half_precision`).
+v are turned into the weight's type, exactly, before they meet (see :mod:`dplip.sensitivities.enforced`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from dplip.constraints import positive
 from dplip.errors import ConfigurationError
 from dplip.nn.gradient_ball import ROUNDING, row_norms, scale_into
 from dplip.nn.sums import of_convolution, of_products, of_rows
 from dplip.norms import Norms
+from dplip.rules import rule
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, by_position, linear
-from dplip.rules.registry import ENFORCED, SUMMATIONS, Pullback, Summation, module_rule, rule
+from dplip.rules.registry import ENFORCED, SUMMATIONS, SUMMED, Pullback, Summation, module_rule
+from dplip.validate import positive
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -232,11 +233,8 @@ def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     return _Convolution.apply(x, module.weight, module.bias, output.detach(), None, 1.0, settings)
 
 
-SUMMED = {
-    *(nn.Linear.forward, BoundedLinear.forward),
-    *(nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward),
-}
-"""The ``forward`` of the layers that :func:`summed` is for."""
+SUMMED.update({nn.Linear.forward, BoundedLinear.forward})
+SUMMED.update({nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward})
 
 
 def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:

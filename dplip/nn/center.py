@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms
-from dplip.rules.registry import Pullback, rule, through
+from dplip.rules import rule
+from dplip.rules.registry import Pullback, through
 
 
 class Center(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dplip.norms import Norms
-from dplip.rules.registry import Pullback, rule
+from dplip.rules import rule
+from dplip.rules.registry import Pullback
 
 
 class Frozen(nn.Module):

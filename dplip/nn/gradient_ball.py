@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.constraints import positive
-from dplip.norms import Norms, least
-from dplip.rules.registry import Pullback, rule
+from dplip.norms import Norms
+from dplip.norms.value_norms import least
+from dplip.rules import rule
+from dplip.rules.registry import Pullback
+from dplip.validate import positive
 
 ROUNDING = 4e-6
 

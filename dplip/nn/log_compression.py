@@ -6,9 +6,11 @@ import math
 
 from torch import Tensor, nn
 
-from dplip.constraints import positive
-from dplip.norms import ROUNDING, Bound, Norms, OperatorNorms, below, times
-from dplip.rules.registry import Pullback, rule, through
+from dplip.norms import Norms, OperatorNorms
+from dplip.norms.value_norms import ROUNDING, Bound, below, times
+from dplip.rules import rule
+from dplip.rules.registry import Pullback, through
+from dplip.validate import positive
 
 
 class LogCompression(nn.Module):

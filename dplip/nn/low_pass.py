@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, OperatorNorms, times
-from dplip.operators import matrix, of_fixed
-from dplip.rules.registry import Pullback, rule, through
+from dplip.norms import Norms, OperatorNorms, matrix_norms
+from dplip.norms.matrix import of_fixed
+from dplip.norms.value_norms import times
+from dplip.rules import rule
+from dplip.rules.registry import Pullback, through
 
 
 class LowPass(nn.Module):
@@ -64,7 +66,7 @@ def _cosines(size: int, keep: int) -> Tensor:
 
 def _norms(module: LowPass) -> OperatorNorms:
     """Of x -> a x b^T, the Kronecker product of the two: each of these norms is the product of theirs."""
-    a, b = (of_fixed(t, matrix) for t in (module.rows, module.columns))
+    a, b = (of_fixed(t, matrix_norms) for t in (module.rows, module.columns))
     return OperatorNorms(*(float(times(p, q)) for p, q in zip(astuple(a), astuple(b), strict=True)))
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip.constraints import Constraint, Constraints, constrain, project
+from dplip.constraints import Constraint, constrain, project
+from dplip.constraints.base import Constraints
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, largest
-from dplip.operators import NormCache
-from dplip.propagate import Walk
+from dplip.norms import NormCache, Norms
+from dplip.norms.value_norms import largest
+from dplip.propagation import Walk
 
 RESERVE = 1e-4
 """The residual is this much steeper than asked for: it covers the rounding slack of a certified slope."""

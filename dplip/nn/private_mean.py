@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.constraints import positive
 from dplip.norms import Norms
-from dplip.rules.registry import Pullback, rule
+from dplip.rules import rule
+from dplip.rules.registry import Pullback
+from dplip.validate import positive
 
 
 class PrivateMean(nn.Module):

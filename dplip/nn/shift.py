@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms
-from dplip.rules.registry import Pullback, rule
+from dplip.rules import rule
+from dplip.rules.registry import Pullback
 
 
 class Shift(nn.Module):

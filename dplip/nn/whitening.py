@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, OperatorNorms
-from dplip.operators import matrix, of_fixed
-from dplip.rules.registry import Pullback, rule, through
+from dplip.norms import Norms, OperatorNorms, matrix_norms
+from dplip.norms.matrix import of_fixed
+from dplip.rules import rule
+from dplip.rules.registry import Pullback, through
 
 
 class Whitening(nn.Module):
@@ -22,7 +23,7 @@ class Whitening(nn.Module):
 
     Args:
         samples: public features, (count, channels, height, width): those of synthetic images
-            (:func:`dplip.dead_leaves.dead_leaves`), or of a public data set. C is in units of their mean variance.
+            (:func:`dplip.data.dead_leaves.dead_leaves`), or of a public data set. C is in units of their mean variance.
         power: 0 changes nothing; 1/2 whitens in full.
         floor: added to every variance, > 0; a direction of less is left small.
 
@@ -71,5 +72,5 @@ class Whitening(nn.Module):
 
 @rule(Whitening)
 def whitening(module: Whitening, x: Norms) -> tuple[Norms, Pullback]:
-    norms = of_fixed(module.matrices, lambda stack: OperatorNorms.block_diagonal(map(matrix, stack)))
+    norms = of_fixed(module.matrices, lambda stack: OperatorNorms.block_diagonal(map(matrix_norms, stack)))
     return through(norms, x, x.shape)

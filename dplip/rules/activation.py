@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip.errors import UnboundedOperationError
-from dplip.norms import Norms, OperatorNorms, times
+from dplip.norms import Norms, OperatorNorms
+from dplip.norms.value_norms import times
 from dplip.rules.registry import Call, Pullback, refuse_module, rule, through
 
 

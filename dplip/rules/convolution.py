@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip import operators
-from dplip.norms import Norms
+from dplip.norms import Norms, convolution_norms
 from dplip.rules.linear import by_tensor, outer
 from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, refuse_module, rule
 
@@ -59,7 +58,7 @@ def _convolution(
     taps = weight.shape[2:]
     axes = list(zip(size, taps, stride, padding, dilation, strict=True))
     shape = (weight.shape[0], *(output_size(*axis) for axis in axes))
-    jacobian = operators.convolution(weight, size, stride, padding, dilation, groups, circular)
+    jacobian = convolution_norms(weight, size, stride, padding, dilation, groups, circular)
     # d/dK sums over positions: tap by tap |v x_t^T|_F <= |v| |x_t|, and sum_t |x_t|^2 <= reads |x|^2.
     reuse = math.sqrt(most_reads(*map(tuple, (size, taps, stride, padding, dilation)), circular))
     output = jacobian(x, shape)

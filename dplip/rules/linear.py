@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip import operators
-from dplip.norms import Norms, OperatorNorms, least, times
+from dplip.norms import Norms, OperatorNorms, matrix_norms
+from dplip.norms.value_norms import least, times
 from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule
 
 
@@ -30,7 +30,7 @@ def outer(x: Norms, v: Norms, shape: tuple[int, ...], reuse: float = 1.0) -> Nor
 
 
 def _linear(x: Norms, weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:
-    return _mapped(x, operators.matrix(weight), weight.shape[0], weight, bias)
+    return _mapped(x, matrix_norms(weight), weight.shape[0], weight, bias)
 
 
 def _mapped(
@@ -86,7 +86,7 @@ def product(call: Call, input: Norms, other: Tensor) -> tuple[Norms, Pullback]:
         )
     if other.ndim != 2 or not input.shape:
         call.refuse("is not of an example's last axis and a matrix.", "Use x @ w with w of shape (inputs, outputs).")
-    return by_tensor(_mapped(input, operators.matrix(other).T, other.shape[1], other, None), other, None)
+    return by_tensor(_mapped(input, matrix_norms(other).T, other.shape[1], other, None), other, None)
 
 
 SUMMATIONS[product] = by_position

@@ -25,7 +25,7 @@ _CLASSES: set[type] = set()  # registered by name, so that what they define them
 
 ENFORCED: set[Rule] = set()
 """Rules of layers that hold each example's gradient of their own parameters to a bound by themselves, computed in the
-parameters' type from whatever input and cotangent they are given: see :mod:`dplip.half_precision`."""
+parameters' type from whatever input and cotangent they are given: see :mod:`dplip.sensitivities.enforced`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Summation:
 SUMMATIONS: dict[Rule, Callable[[tuple[int, ...], tuple[int, ...]], Summation]] = {}
 """For a rule, how a parameter's gradient is summed, from the shapes of the parameter and of one example's output. Where
 nothing is said, each entry of the output adds a term to each entry of the parameter."""
+
+SUMMED: set[Any] = set()
+"""The ``forward`` of the layers whose backward pass sums over a batch in blocks: :func:`dplip.nn.bounded.summed`."""
 
 R = TypeVar("R", bound=Rule)
 

@@ -47,28 +47,15 @@ def warm() -> None:
     del dp_accounting, hypothesis, opacus, pytest, safetensors, scipy, sklearn, tqdm, typer
 
 
-def copied(changes: tuple[tuple[str, str], ...], file: str, place: Path) -> str | None:
-    """A copy of the package with the substitutions made; what is wrong with them, if anything."""
-    shutil.copytree(ROOT / "dplip", place / "dplip", ignore=shutil.ignore_patterns("__pycache__"))
-    path = place / "dplip" / file
-    source = path.read_text(encoding="utf-8") if file else ""
-    for old, new in changes:
-        if source.count(old) != 1:
-            return f"{file} holds {source.count(old)} times, and not once: {old!r}"
-        source = source.replace(old, new)
-    if file:
-        path.write_text(source, encoding="utf-8")
-    return None
-
-
 def outcome(mutant: Mutant, selection: list[str]) -> tuple[str, float]:
     """What the tests make of a mutant: "caught", "survived", or what went wrong."""
     place = Path(tempfile.mkdtemp())
     started = time.perf_counter()
     try:
-        problem = copied(mutant.changes, mutant.file, place)
-        if problem:
-            return problem, 0.0
+        shutil.copytree(ROOT / "dplip", place / "dplip", ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant.changes:
+            for path, text in mutant.sources(place / "dplip").items():
+                path.write_text(text, encoding="utf-8")
         process = os.fork()
         if process == 0:
             status = 99

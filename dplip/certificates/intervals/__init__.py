@@ -1,0 +1,7 @@
+"""Boxes of values through a model; importing this package registers their rules."""
+
+from dplip.certificates.intervals import rules
+from dplip.certificates.intervals.box import Box, interval
+from dplip.certificates.intervals.walk import Boxes
+
+__all__ = ["Box", "Boxes", "interval", "rules"]

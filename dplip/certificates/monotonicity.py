@@ -1,0 +1,133 @@
+"""Certificates of monotonicity: an interval for every slope of a model, by a pullback that keeps signs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dplip.certificates.slopes.walk import slopes
+from dplip.errors import ConfigurationError
+from dplip.nn.monotonic import Directions
+from dplip.norms import Norms
+from dplip.propagation import Walk
+from dplip.rounding import Rounding
+from dplip.runtime.mode import evaluation
+
+
+@dataclass(frozen=True)
+class Monotonicity:
+    """A proof that outputs are monotone in features.
+
+    Attributes:
+        directions: (features, outputs), of -1, 0, +1.
+        lower, upper: (outputs, features): the interval of every slope, at every input.
+        margin: how far the least constrained slope, in its direction, lies above 0 inside the ranges of clamps
+            (outside them the output does not move at all).
+        names: of the features, for the table.
+    """
+
+    directions: Tensor
+    lower: Tensor
+    upper: Tensor
+    margin: float
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.names))
+        rows = [f"monotone, margin {self.margin:.6g}"]
+        for i, name in enumerate(self.names):
+            for j in range(len(self.lower)):
+                sign = {-1: "-", 0: " ", 1: "+"}[int(self.directions[i, j])]
+                rows.append(
+                    f"{name:<{width}}  output {j}  {sign}  slope in [{self.lower[j, i]:.6g}, {self.upper[j, i]:.6g}]"
+                )
+        return "\n".join(rows)
+
+
+def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str, ...] | None = None) -> Monotonicity:
+    """Prove that a model's outputs are monotone in its features, for its present weights.
+
+    Args:
+        model: any model that the algebra can walk, from (batch, features) to (batch, outputs).
+        directions: -1, 0 or +1 for each feature, or a matrix (features, outputs) of them.
+        names: of the features, for messages.
+
+    Raises:
+        ConfigurationError: it cannot be proved; the worst slope and its interval are named.
+
+    Guarantee: in exact arithmetic, in evaluation mode, no pair of inputs that differ in the direction of one
+    constrained feature (or of several) has outputs that move the other way. What float32 makes of the two outputs may
+    differ from that by its rounding.
+    """
+    s = torch.as_tensor(directions, dtype=torch.float64)
+    names = tuple(f"feature {i}" for i in range(len(s))) if names is None else names
+    lower, upper = slopes(model, len(s))
+    s = s[:, None].expand(-1, len(lower)) if s.ndim == 1 else s
+    if s.shape != lower.T.shape:
+        raise ConfigurationError(
+            f"directions of shape {tuple(s.shape)}: the model's slopes are {tuple(lower.T.shape)}."
+        )
+    ahead = _ahead(s.T, lower, upper)
+    if not bool((ahead >= 0).all()):
+        j, i = divmod(int(torch.where(ahead.isnan(), -math.inf, ahead).argmin()), lower.shape[1])
+        low, high, margin = float(lower[j, i]), float(upper[j, i]), float(ahead[j, i])
+        raise ConfigurationError(
+            f"{names[i]}: as far as can be proved, the slope of output {j} lies in [{low:.6g}, {high:.6g}], and "
+            f"direction {int(s[i, j]):+d} asks for the other sign (margin {margin:.6g}). Add the residual "
+            "dplip.nn.Monotonic(module, directions, lipschitz) around a module whose slope bound is at most lipschitz, "
+            "and constrain that module's layers."
+        )
+    inner = _ahead(s.T, *slopes(model, len(s), inside=True))
+    return Monotonicity(s, lower, upper, float(inner.min()), names)
+
+
+def _ahead(s: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The least slope in the direction asked for; infinite where none is."""
+    return torch.where(s > 0, lower, torch.where(s < 0, -upper, math.inf))
+
+
+def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
+    """How far one feature alone may rise, or fall, before a binary prediction can change.
+
+    Args:
+        model: one score per example, whose sign decides.
+        x: (batch, features).
+
+    Returns:
+        float64 (batch, features, 2): the certified distances upwards and downwards, in the units of the feature;
+        infinite in the direction in which a monotone score cannot move towards its threshold; 0 for a tie.
+
+    Proof: a score m > 0 whose slope in feature i lies in [l, u] is at least ``m + t min(l, 0)`` after a rise by t, and
+    at least ``m - t max(u, 0)`` after a fall; for m < 0 the signs change. m is reduced by the roundings within the
+    distance that is left without them, as :func:`dplip.certify` does; an infinite distance, within which they have no
+    bound but behind one of the input, by those at x itself: beyond x it is a statement of exact arithmetic.
+    """
+    lower, upper = slopes(model, x.shape[1])
+    if len(lower) != 1:
+        raise ConfigurationError(f"outputs={len(lower)}: the radius of one feature is that of a single score.")
+    with evaluation(model), torch.no_grad():
+        rounding = Rounding(Walk(model, (x.shape[1],)), {}, 1)
+        found, sizes = rounding.at(x)
+        score = found.double().reshape(len(x), 1, 1).cpu()
+        agree = (model(x).reshape(len(x), 1, 1) > 0).cpu() == (score > 0)
+    # How fast the score comes nearer to its threshold as a feature rises, and as it falls.
+    rise = torch.where(score > 0, -lower[..., None], upper[..., None]).clamp_min(0)
+    fall = torch.where(score > 0, upper[..., None], -lower[..., None]).clamp_min(0)
+    steep = torch.cat([rise, fall], dim=2).abs()  # no -0, by which a margin would be -inf
+
+    def within(distance: Tensor) -> Tensor:
+        """What is left of the margins, one distance for each example."""
+        moved = Norms((x.shape[1],), *[torch.nan_to_num(distance, nan=math.inf, posinf=math.inf)] * 3)
+        return (
+            score[:, 0, 0].abs() - rounding.of_scores(rounding.errors(sizes, moved), torch.zeros(len(x)).long())[:, 0]
+        )
+
+    still = within(torch.zeros(len(x), dtype=torch.float64))
+    distances = score.abs() / steep
+    parts = [within(d) for d in distances.flatten(1).unbind(1)]
+    left = torch.stack(parts, 1).reshape(distances.shape)
+    left = torch.where(distances.isinf(), still[:, None, None], left)
+    return torch.where(agree & (left > 0), left / steep, 0.0)

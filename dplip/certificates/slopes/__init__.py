@@ -1,0 +1,7 @@
+"""Intervals of slopes through a model; importing this package registers their rules."""
+
+from dplip.certificates.slopes import rules
+from dplip.certificates.slopes.registry import slope_rule
+from dplip.certificates.slopes.walk import slopes
+
+__all__ = ["rules", "slope_rule", "slopes"]

@@ -1,0 +1,95 @@
+"""Intervals of slopes, and the registry of rules by which they go back through operations."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dplip.norms import Norms
+
+SLACK = 1e-12
+"""Relative slack for float64 sums of intervals."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What is known of the gradients of every output in one value: an interval for each entry, and norms of the whole.
+
+    Attributes:
+        lower, upper: float64, of shape (outputs, \\*shape).
+        norms: bounds with one entry for each output.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    norms: Norms
+
+    @classmethod
+    def meet(cls, lower: Tensor, upper: Tensor, norms: Norms) -> Slopes:
+        """Both hold, so each tightens the other: entries lie within the l-infinity norm, norms within the entries'."""
+        rows = len(lower), *[1] * (lower.ndim - 1)
+        peak = torch.as_tensor(norms.linf, dtype=torch.float64).expand(len(lower)).reshape(rows)
+        lower, upper = torch.maximum(lower, -peak), torch.minimum(upper, peak)
+        size = torch.maximum(lower.abs(), upper.abs()).reshape(len(lower), -1)
+        known = [torch.linalg.vector_norm(size, p, 1) * (1 + SLACK) for p in (1, 2, math.inf)]
+        return cls(lower, upper, norms & Norms(norms.shape, *(torch.nan_to_num(k, nan=math.inf) for k in known)))
+
+    @classmethod
+    def within(cls, norms: Norms, outputs: int) -> Slopes:
+        """All that norms alone say."""
+        wide = torch.full((outputs, *norms.shape), math.inf, dtype=torch.float64)
+        return cls.meet(-wide, wide, norms)
+
+    def __add__(self, other: Slopes) -> Slopes:
+        return Slopes.meet(self.lower + other.lower, self.upper + other.upper, self.norms + other.norms)
+
+
+Interval = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What a slope rule is told beside the cotangent.
+
+    Attributes:
+        subject: the module, or the :class:`Call`.
+        shapes: of one example of each input that depends on it.
+        inside: slopes are asked for inside the ranges of clamps alone.
+        steepest: the largest slope of an elementwise function, from its own rule.
+    """
+
+    subject: Any
+    shapes: list[tuple[int, ...]]
+    inside: bool
+    steepest: Callable[[], float]
+
+
+SlopeRule = Callable[..., list[Interval] | None]
+
+SLOPE_RULES: dict[Any, SlopeRule] = {}
+
+R = TypeVar("R", bound=SlopeRule)
+
+
+def slope_rule(*functions: Any) -> Callable[[R], R]:
+    """Register how intervals of cotangent entries go back through functions or module classes (their ``forward``).
+
+    The rule is called as ``rule(slope, (lower, upper), *arguments)`` and returns one interval for each input that
+    depends on the example, or None where it knows nothing. What has no rule goes through by norms alone.
+
+    Guarantee: none of its own; a rule claims that every cotangent within the interval comes back within its answer.
+    """
+
+    def register(function: R) -> R:
+        for target in functions:
+            cls: Any = target
+            SLOPE_RULES[cls.forward if inspect.isclass(target) else target] = function
+        return function
+
+    return register

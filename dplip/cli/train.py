@@ -1,0 +1,182 @@
+"""``dplip train``: a private model from a data set and a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dplip.cli.app import AccountantName, DataDir, Delta, Epsilon, Neighboring, app
+from dplip.errors import ConfigurationError
+
+
+class ModelName(str, Enum):
+    """The kinds of model."""
+
+    l2 = "l2"
+    sortnet = "sortnet"
+    windows = "windows"
+    scattering = "scattering"
+
+
+class PresetName(str, Enum):
+    """The goals that a kind of model may be chosen by."""
+
+    certified = "certified"
+    accuracy = "accuracy"
+
+
+KIND_OF = {None: ModelName.l2, PresetName.certified: ModelName.l2, PresetName.accuracy: ModelName.scattering}
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10; adult, compas, ...; a FILE.")
+    ] = "digits",
+    data_dir: DataDir = None,
+    model: Annotated[
+        ModelName | None,
+        typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima; scattering. [l2]"),
+    ] = None,
+    goal: Annotated[
+        PresetName | None, typer.Option("--preset", help="certified: --model l2; accuracy: --model scattering.")
+    ] = None,
+    norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
+    epsilon: Epsilon = 8.0,
+    delta: Delta = 1e-5,
+    seed: Annotated[int | None, typer.Option(help="Repeatable, and so not private: for tests.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report, weights and ledger. [runs/DATA]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [the preset's]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Expected Poisson batch. [the preset's]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [the preset's]")] = None,
+    accountant: Annotated[AccountantName, typer.Option(help="How steps are composed.")] = AccountantName.rdp,
+    max_physical_batch_size: Annotated[int | None, typer.Option(help="Most examples at once in memory.")] = None,
+    neighboring: Annotated[Neighboring, typer.Option(help="The neighbouring relation.")] = Neighboring.add_remove,
+    public_size: Annotated[int | None, typer.Option(help="Size of the data, if its length is private.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show the plan and a progress bar.")] = True,
+    target: Annotated[str | None, typer.Option(help="Tables: the column to predict. [the schema's]")] = None,
+    monotone: Annotated[str | None, typer.Option(help='Tables: such as "age:+,price:-". [the schema\'s]')] = None,
+    schema: Annotated[Path | None, typer.Option(help="Tables: the schema's file. [NAME.schema.json]")] = None,
+    test: Annotated[Path | None, typer.Option(help="Tables: held-out rows. [NAME.test.csv, or a fifth]")] = None,
+    chain: Annotated[str | None, typer.Option(help="Tables: inf, one or two. [the preset's]")] = None,
+    secure: Annotated[bool, typer.Option(help="Exact discrete noise (needs the extra 'secure').")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out, if there is one.")] = False,
+) -> None:
+    """Train a private, certified model on a data set, and write DIR/report.json."""
+    import torch
+
+    from dplip.data import load
+    from dplip.data.tables import is_table
+    from dplip.models import preset
+
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
+    if is_table(data):
+        images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
+        for option, value in images.items():
+            if value is not None:
+                raise ConfigurationError(f"--{option}: it is for images, and data={data!r} is a table. Leave it out.")
+        from dplip.cli.tables import train_table
+
+        folder = train_table(
+            data,
+            data_dir,
+            table,
+            {**given, "chain": chain},
+            epsilon=epsilon,
+            target_delta=delta,
+            seed=seed,
+            out=out,
+            accountant=accountant.value,
+            neighboring=neighboring.value,
+            public_size=public_size,
+            max_physical_batch_size=max_physical_batch_size,
+            secure=secure,
+            resume=resume,
+            progress=progress,
+        )
+        show(folder)
+        return
+    if model is not None and goal is not None and model is not KIND_OF[goal]:
+        raise ConfigurationError(
+            f"--model {model.value} --preset {goal.value}: the preset means --model {KIND_OF[goal].value}. Give one."
+        )
+    kind = KIND_OF[goal] if model is None else model
+    for option, value in {**table, "chain": chain}.items():
+        if value is not None:
+            raise ConfigurationError(f"--{option}: it is for a table, and data={data!r} is none. Leave it out.")
+    loaded = load(data, data_dir)
+    recipe = dataclasses.replace(preset(loaded.name, kind.value), **{k: v for k, v in given.items() if v is not None})
+    if seed is not None:
+        torch.manual_seed(seed)
+    memory: dict[str, Any] = (
+        {"max_physical_batch_size": max_physical_batch_size} if max_physical_batch_size is not None else {}
+    )
+    trainer = recipe.trainer(
+        loaded,
+        target_epsilon=epsilon,
+        target_delta=delta,
+        accountant=accountant.value,
+        neighboring=neighboring.value,
+        public_size=public_size,
+        output_dir=Path("runs") / loaded.name if out is None else out,
+        seed=seed,
+        secure=secure,
+        progress=progress,
+        norm=recipe.norm if norm is None else norm,
+        **memory,
+    )
+    assert trainer.output_dir is not None
+    if not resume:
+        _mention_earlier(trainer.output_dir, delta)
+    trainer.plan()
+    settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}
+    try:
+        trainer.fit(resume=resume, extra={"run": settings})
+    except KeyboardInterrupt:
+        spent = trainer.get_epsilon()
+        typer.echo(f"interrupted: epsilon {spent:.4f} is spent; go on with --resume and the same flags", err=True)
+        raise
+    show(trainer.output_dir)
+
+
+def _mention_earlier(folder: Path, delta: float) -> None:
+    """Say what a run spent whose report and weights are about to be replaced: the two compose."""
+    from dplip.records import Ledger
+
+    ledger = folder / "ledger.jsonl"
+    if ledger.exists():
+        spent = Ledger.read(ledger).epsilon(delta)
+        typer.echo(
+            f"an earlier run in {folder} spent epsilon {spent:.4f}; its ledger is kept, and the two add up", err=True
+        )
+
+
+def show(folder: Path) -> None:
+    from dplip.records import read_report
+
+    report = read_report(folder)
+    privacy, certified = report["privacy"], report["certified"]
+    for name, value in report["utility"].items():
+        if name in ("accuracy", "rmse") and value is not None:
+            typer.echo(f"{name:<9} {value:.4f}")
+    proof = report.get("monotonicity", {})
+    if proof.get("directions"):
+        typer.echo(f"monotone  {proof['directions']}, proved with margin {proof['margin']:.3g}")
+    for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
+        if radius > 0:
+            typer.echo(f"certified {accuracy:.4f} at l{number(certified['norm'])} radius {radius:.4f}")
+    seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
+    epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
+    typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
+    if isinstance(privacy["epsilon"], str):
+        typer.echo("           no noise was added, so this model is not private")
+    typer.echo(f"report    {folder / 'report.json'}")
+
+
+def number(norm: float | str) -> str:
+    return norm if isinstance(norm, str) else f"{norm:g}"

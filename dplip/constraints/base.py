@@ -1,0 +1,86 @@
+"""Projections of weights after a step: post-processing of what is already private, so they cost no privacy.
+
+A constraint is attached to a stock layer as a child module without parameters. It adds nothing to ``state_dict``,
+and goes along with ``deepcopy``, ``torch.save`` and ``.to``. Bounds never rest on it: they are computed from the
+weight that is there, and a constraint only keeps them small.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Constraint(nn.Module):
+    """A set of weights, and the projection onto it.
+
+    Attributes:
+        axes: the least number of axes of a parameter that it is for.
+    """
+
+    axes = 2
+
+    def project(self, weight: Tensor, layer: nn.Module) -> None:
+        """Move ``weight``, a parameter of ``layer``, into the set, in place."""
+        raise NotImplementedError
+
+
+class Constraints(nn.ModuleDict):
+    """The constraints of one layer, by the name of the parameter."""
+
+
+def constrain(layer: M, name: str, constraint: Constraint) -> M:
+    """Attach a constraint to a parameter of a layer, and project it at once.
+
+    Args:
+        layer: a module that holds the parameter itself.
+        name: the parameter's name in the layer, such as ``"weight"``.
+        constraint: such as ``Orthogonal()``.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ConfigurationError: the layer has no such parameter.
+    """
+    if not isinstance(layer._parameters.get(name), nn.Parameter):
+        raise ConfigurationError(
+            f"name={name!r}: {type(layer).__name__} has no such parameter. It has {list(layer._parameters)}."
+        )
+    weight, held = layer.get_parameter(name), layer._modules.get("constraints")
+    if not isinstance(held, Constraints) and hasattr(layer, "constraints"):
+        raise ConfigurationError(f"{type(layer).__name__} uses the name 'constraints' itself: rename that.")
+    if weight.ndim < constraint.axes:
+        raise ConfigurationError(
+            f"{name} has shape {tuple(weight.shape)}: {type(constraint).__name__} is for a matrix or a kernel."
+        )
+    if not bool(weight.isfinite().all()):
+        raise ConfigurationError(f"{name} is NaN or infinite: restore finite values.")
+    with torch.no_grad():
+        constraint.project(weight, layer)
+    if not isinstance(held, Constraints):
+        held = Constraints()
+        layer.add_module("constraints", held)
+    held[name] = constraint
+    return layer
+
+
+@torch.no_grad()
+def project(model: nn.Module) -> None:
+    """Project every constrained parameter of a model onto its set."""
+    for layer in model.modules():
+        held = layer._modules.get("constraints")
+        if isinstance(held, Constraints):
+            for name, constraint in held.items():
+                if isinstance(constraint, Constraint):
+                    constraint.project(layer.get_parameter(name), layer)
+
+
+def _groups(layer: nn.Module) -> int:
+    return layer.groups if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else 1

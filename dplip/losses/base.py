@@ -1,0 +1,210 @@
+"""What every loss is: a sum of per-example losses that declares the norms of their logit gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError, first_line
+from dplip.norms import Norms
+from dplip.norms.value_norms import largest
+from dplip.runtime.mixing import mixes
+
+FLOOR = 0.05
+"""With ``normalize=True`` a logit gradient is divided by max(norm, FLOOR): below it, it may shrink."""
+
+INSIDE = 1 - 1e-6
+"""Rescaled gradients end this far inside their bound, so that float32 rounding does not take them out."""
+
+
+PROBED = 7
+"""Examples with which a loss is probed for mixing."""
+
+
+class Witness(Protocol):
+    """Who is told which outputs a loss saw, and what gradient its backward pass sent."""
+
+    def made(self, outputs: Tensor) -> bool: ...
+
+    def passed(self, gradient: Tensor, genuine: bool) -> None: ...
+
+    def weighed(self) -> None: ...
+
+
+class Loss(nn.Module):
+    """Base class: a per-example loss with a bound on the norms of its gradient with respect to the outputs.
+
+    Args:
+        max_gradient: scale each example's logit gradient down to at most this l2 norm (a K-vector operation).
+        normalize: divide each example's logit gradient by max(its l2 norm, 0.05), so that it keeps its size as the
+            loss falls. Applied before ``max_gradient``.
+
+    Guarantee: the gradient that one example sends back has norms within :meth:`gradient_norms`, whatever the outputs
+    and the targets: the bound is proved for the loss as written, and enforced on every row besides (a row that is
+    not finite becomes 0).
+    """
+
+    def __init__(self, max_gradient: float | None = None, normalize: bool = False) -> None:
+        super().__init__()
+        if max_gradient is not None and not (math.isfinite(max_gradient) and max_gradient > 0):
+            raise ConfigurationError(f"max_gradient={max_gradient}: a bound on a norm is a finite number > 0.")
+        self.max_gradient, self.normalize = max_gradient, normalize
+        self.witness: Witness | None = None
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, shape (batch,)."""
+        raise NotImplementedError
+
+    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
+        """Bounds on the gradient of one example's loss in its output of this shape, before any rescaling."""
+        raise NotImplementedError
+
+    def direction(self, shape: tuple[int, ...]) -> Norms:
+        """Bounds on that gradient divided by its l2 norm."""
+        return Norms(shape, l2=1.0)
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse targets that the loss is not defined for."""
+
+    def classes(self, outputs: int) -> int | None:
+        """The number of classes that targets tell apart, for a model of so many outputs; None: a regression."""
+        return max(2, outputs)
+
+    def sample_targets(self, outputs: Tensor) -> Tensor:
+        """Some targets that the loss takes for these outputs, to probe it with: class numbers, or numbers like them."""
+        classes = self.classes(outputs[0].numel())
+        if classes is None:
+            return torch.randn_like(outputs)
+        return torch.arange(len(outputs), device=outputs.device) % classes
+
+    def gradient_norms(self, shape: tuple[int, ...]) -> Norms:
+        """Bounds on the gradient that one example sends back into its output of this shape."""
+        norms = self.direction(shape) if self.normalize else self.logit_gradient(shape)
+        return norms if self.max_gradient is None else norms & Norms(shape, l2=self.max_gradient)
+
+    def forward(self, outputs: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+        if reduction not in ("sum", "none"):
+            raise ConfigurationError(
+                f"reduction={reduction!r}: dividing by the batch's own size would leak it. "
+                "Use 'sum' (the optimizer divides by the public expected batch size) or 'none'."
+            )
+        if len(outputs) != len(targets):
+            raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
+        targets = targets if targets.is_floating_point() else targets.long()
+        self.check(outputs, targets)
+        values = _Weights.apply(self.per_example(_Gate.apply(outputs, self), targets), self)
+        return values.sum() if reduction == "sum" else values
+
+    def extra_repr(self) -> str:
+        names = [k for k in vars(self) if not k.startswith("_") and k not in ("training", "witness")]
+        return ", ".join(f"{k}={getattr(self, k)}" for k in names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "witness": None}
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, whose backward pass rescales each example's logit gradient into the declared bounds."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, loss: Loss) -> Tensor:
+        ctx.loss = loss
+        ctx.genuine = loss.witness is None or loss.witness.made(outputs)
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        loss: Loss = ctx.loss
+        gradient = bounded(gradient, loss)
+        if loss.witness is not None:
+            loss.witness.passed(gradient, ctx.genuine)
+        return gradient, None
+
+
+class _Weights(torch.autograd.Function):
+    """The identity on the values of the loss, whose backward pass sees how much each counts: once, or it is told.
+
+    A factor that all examples share may depend on them all, and then one example moves the gradients of the others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, loss: Loss) -> Tensor:
+        ctx.loss = loss
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
+        witness = ctx.loss.witness
+        if witness is not None and not bool((weights == 1).all()):
+            witness.weighed()
+        return weights, None
+
+
+def bounded(gradient: Tensor, loss: Loss) -> Tensor:
+    """The rows of a logit gradient, normalised as the loss asks and scaled into its declared norms."""
+    rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
+    if not rows.numel():
+        return gradient
+    rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, torch.zeros_like(rows))
+    norms = loss.gradient_norms(tuple(gradient.shape[1:]))
+    if loss.normalize:
+        rows = rows / torch.linalg.vector_norm(rows, 2, 1, keepdim=True).clamp_min(FLOOR)
+    excess = torch.ones_like(rows[:, :1])
+    for p in (1, 2, math.inf):
+        bound = largest(norms.norm(p))
+        excess = torch.maximum(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
+    return (rows / excess).reshape(gradient.shape)
+
+
+def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
+    """Refuse a loss that was seen to make of one example's outputs, of a shape, something that depends on the others.
+
+    Args:
+        like: of the type and on the device of the outputs.
+
+    Raises:
+        ConfigurationError: it was, or it does not run on such outputs.
+    """
+    what = type(loss).__name__
+    if type(loss).forward is not Loss.forward or "forward" in vars(loss):
+        raise ConfigurationError(
+            f"loss={what}: it has a forward of its own, which may mix the examples of a batch around what is probed. "
+            "Define per_example, and leave forward as dplip.losses.Loss has it."
+        )
+    generator = torch.Generator().manual_seed(0)
+    outputs = 3 * torch.randn((PROBED, *shape), generator=generator, dtype=like.dtype).to(like.device)
+    targets = loss.sample_targets(outputs)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(outputs.device.type, enabled=False):
+            values = loss.per_example(outputs, targets)
+            separate = values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])
+    except Exception as wrong:
+        raise ConfigurationError(
+            f"loss={what}: it does not run on targets of type {targets.dtype} and shape {tuple(targets.shape)} "
+            f"({type(wrong).__name__}: {first_line(wrong)}), so nothing shows whether it mixes examples. Define its "
+            "sample_targets(outputs): some targets that it takes."
+        ) from None
+    if not separate:
+        raise ConfigurationError(
+            f"loss={what}: the value or the gradient of one example depends on the others of its batch, so that one "
+            "example moves more than its own. Let per_example treat each by itself, and give one value for each."
+        )
+
+
+def check_labels(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim != 2:
+        raise ConfigurationError(f"outputs of shape {tuple(outputs.shape)}: this loss takes (batch, classes).")
+    if targets.is_floating_point() or targets.ndim != 1:
+        raise ConfigurationError(
+            f"targets of type {targets.dtype} and shape {tuple(targets.shape)}: give class numbers (targets.long()), "
+            "shape (batch,)."
+        )
+    classes = outputs.shape[1]
+    if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < classes):
+        raise ConfigurationError(
+            f"targets from {int(targets.min())} to {int(targets.max())}: with {classes} outputs, labels are 0 to "
+            f"{classes - 1}. Renumber the classes, or give the model more outputs."
+        )

@@ -1,0 +1,47 @@
+"""Presets: for each data set a model and a recipe that are good without a flag."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from dplip.errors import ConfigurationError
+from dplip.models.l2 import PRESETS, Preset
+from dplip.models.recipe import Recipe
+from dplip.models.scattering import SCATTERINGS, ScatteringPreset
+from dplip.models.sortnet import SORTNETS, SortNetPreset
+from dplip.models.windows import WINDOWS, WindowPreset
+
+MODELS: Mapping[str, Mapping[str, Recipe]] = {
+    "l2": PRESETS,
+    "sortnet": SORTNETS,
+    "windows": WINDOWS,
+    "scattering": SCATTERINGS,
+}
+"""The presets of each kind of model, by data set."""
+
+KINDS: Mapping[str, Callable[..., Recipe]] = {
+    "l2": Preset,
+    "sortnet": SortNetPreset,
+    "windows": WindowPreset,
+    "scattering": ScatteringPreset,
+}
+"""The presets' classes, which a report's settings are read back into."""
+
+
+def preset(name: str, model: str = "l2") -> Recipe:
+    """The preset of a data set for a kind of model: ``"l2"``, ``"sortnet"``, ``"windows"`` or ``"scattering"``.
+
+    Raises:
+        ConfigurationError: there is none of that name; the nearest is named.
+    """
+    if model not in MODELS:
+        raise ConfigurationError(f"model={model!r}: there is no such kind of model. Choose one of {list(MODELS)}.")
+    presets = MODELS[model]
+    if name not in presets:
+        nearest = difflib.get_close_matches(name, presets, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigurationError(
+            f"name={name!r}: there is no such preset for model={model!r}.{hint} Known: {list(presets)}."
+        )
+    return presets[name]

@@ -1,0 +1,59 @@
+"""Presets for private training with certificates in l-infinity: order statistics with public points, a linear layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dplip.losses import CrossEntropy
+from dplip.models.recipe import Recipe
+from dplip.nn import Clamp, Shift
+
+
+def centred(low: float, high: float) -> tuple[nn.Module, nn.Module]:
+    """``Clamp(low, high)`` less its middle; the clamp comes last, so that half the width is what bounds an entry."""
+    half = (high - low) / 2
+    return Shift((low + high) / 2), Clamp(-half, half)
+
+
+@dataclass(frozen=True)
+class WindowPreset(Recipe):
+    """The largest pixel of every window, then one learned linear layer; certified by intervals.
+
+    A window's maximum is an l-infinity distance to a public point: 1-Lipschitz, free of noise. Pixels are cut
+    to [low, high] first: a change inside that margin of black or white moves nothing, which intervals know.
+
+    Attributes:
+        low, high: the range of a pixel that counts; its middle is subtracted, so that entries, and with them the
+            gradient, are bounded.
+        window, stride: of the maxima.
+        temperature: of the cross-entropy.
+        momentum: of SGD.
+    """
+
+    low: float
+    high: float
+    window: int
+    stride: int
+    temperature: float
+    momentum: float = 0.9
+
+    def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        pool = nn.MaxPool2d(self.window, self.stride, self.window // 2)
+        features = math.prod(pool(torch.zeros(1, *input_shape)).shape)
+        return nn.Sequential(*centred(self.low, self.high), pool, nn.Flatten(), nn.Linear(features, classes))
+
+    def loss(self) -> CrossEntropy:
+        return CrossEntropy(self.temperature, normalize=True)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+
+
+WINDOWS = {
+    "mnist": WindowPreset(0.3, 0.7, 3, 2, 5.0, lr=0.3, batch_size=8192, epochs=30, ema_decay=0.95),
+}

@@ -1,0 +1,1 @@
+"""l-infinity distances and their order statistics."""

@@ -1,0 +1,1 @@
+"""Learnable piecewise linear activations."""

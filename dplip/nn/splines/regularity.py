@@ -1,0 +1,118 @@
+"""How simple splines are: their second-order total variation, its penalty, active linear regions, and pruning.
+
+All of it reads the weights alone, so that it costs no privacy where it comes after the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from dplip.errors import ConfigurationError
+from dplip.nn.splines.spline import Spline
+from dplip.propagation.checks import PublicHook
+
+ROUNDING = 1e-5
+"""Changes of slope that the float32 rounding of coefficients may leave behind."""
+
+
+def total_variation(model: nn.Module) -> Tensor:
+    """The second-order total variation of all splines of a model: the sum of their absolute changes of slope.
+
+    It is that of the derivative, tails included, and does not depend on the scale. Differentiable.
+    """
+    parts = [spline.changes().abs().sum() for _, spline in _splines(model)]
+    return torch.stack(parts).sum()
+
+
+def penalize_variation(optimizer: Optimizer, model: nn.Module, weight: float) -> RemovableHandle:
+    """Add the gradient of ``weight * total_variation(model)`` to ``.grad`` before each step of an optimizer.
+
+    Args:
+        optimizer: a torch optimizer, or the private one that wraps it.
+        model: a model with splines.
+        weight: in the units of the mean loss of an example.
+
+    Returns:
+        A handle that removes the penalty.
+
+    Guarantee: costs no privacy. A private step runs the wrapped optimizer, and this hook of it, after the noise: the
+    penalty is a function of weights that are public already.
+    """
+    if not weight >= 0:
+        raise ConfigurationError(f"weight={weight}: a penalty has a weight >= 0.")
+    total_variation(model)  # refuses a model without splines
+
+    def add(*_: Any) -> None:
+        learned = [p for _, spline in _splines(model) for p in spline.parameters() if p.grad is not None]
+        with torch.enable_grad():
+            found = torch.autograd.grad(weight * total_variation(model), learned, allow_unused=True)
+        for p, g in zip(learned, found, strict=True):
+            if p.grad is not None and g is not None:
+                p.grad.add_(g)
+
+    return getattr(optimizer, "original", optimizer).register_step_pre_hook(_Penalty(add))
+
+
+class _Penalty(PublicHook):
+    """The hook of a penalty on the weights, which are public."""
+
+    def __init__(self, add: Callable[..., None]) -> None:
+        self._add = add
+
+    def __call__(self, *arguments: Any) -> None:
+        self._add(*arguments)
+
+
+@torch.no_grad()
+def linear_regions(model: nn.Module, tolerance: float = 1e-3) -> dict[str, Tensor]:
+    """For each layer of splines, the number of linear regions of each spline: one more than its active knots.
+
+    A knot is active where the slope changes by more than ``tolerance``.
+    """
+    return {name: 1 + (s.changes().abs() > tolerance).sum(1) for name, s in _splines(model)}
+
+
+@torch.no_grad()
+def prune(model: nn.Module, tolerance: float = 1e-2) -> int:
+    """Give one slope to neighbouring pieces whose slopes lie within ``tolerance``; returns how many knots that frees.
+
+    Guarantee: slopes stay within the interval that they were in, and no value of a spline of range R and scale a moves
+    by more than ``tolerance R / a``. Post-processing: it costs no privacy.
+    Proof: a run of slopes within ``tolerance`` that is replaced by its mean keeps its rise. Inside, where a share p of
+    it lies above, the function moves by at most ``p (1 - p) tolerance`` times its length, at most 2 R: half of the
+    bound. Keeping the mean over the knots shifts all of it by no more than that again.
+    """
+    freed = 0
+    for _, spline in _splines(model):
+        before = spline.changes()
+        spline.set_slopes(_merged(spline.between(), tolerance))
+        freed += int((before.abs() > ROUNDING).sum() - (spline.changes().abs() > ROUNDING).sum())
+    return freed
+
+
+def _merged(slope: Tensor, tolerance: float) -> Tensor:
+    """Left to right, each row cut into the longest runs within the tolerance, and each run replaced by its mean."""
+    rows, pieces = slope.shape
+    run = torch.zeros(rows, pieces, dtype=torch.int64, device=slope.device)
+    least, most = slope[:, 0].clone(), slope[:, 0].clone()
+    for k in range(1, pieces):
+        least, most = torch.minimum(least, slope[:, k]), torch.maximum(most, slope[:, k])
+        broken = most - least > tolerance
+        run[:, k] = run[:, k - 1] + broken
+        least, most = (torch.where(broken, slope[:, k], edge) for edge in (least, most))
+    total = torch.zeros_like(slope).scatter_add(1, run, slope)
+    length = torch.zeros_like(slope).scatter_add(1, run, torch.ones_like(slope))
+    return (total / length.clamp_min(1)).gather(1, run)
+
+
+def _splines(model: nn.Module) -> Iterator[tuple[str, Spline]]:
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, Spline)]
+    if not found:
+        raise ConfigurationError(f"{type(model).__name__} has no splines: use dplip.nn.LinearSpline.")
+    yield from found

@@ -1,0 +1,48 @@
+"""How the noise of one step is divided among parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from dplip.errors import ConfigurationError
+from dplip.noise.gaussian import _require_magnitude
+
+
+def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float) -> dict[str, float]:
+    """Standard deviation of the noise of each parameter, for the least total noise energy.
+
+    Args:
+        sensitivities: l2 bound Delta_l of one example's gradient of each parameter.
+        sizes: Number d_l of entries of each parameter; the same keys.
+        noise_multiplier: sigma, the noise per unit of sensitivity of the joint release.
+
+    Raises:
+        ConfigurationError: If the keys differ, or a number is negative or not finite.
+
+    Guarantee: releasing every parameter with its noise is one Gaussian mechanism of noise multiplier sigma,
+    sum Delta_l^2 / s_l^2 = 1 / sigma^2. Of all such deviations these have the least energy sum d_l s_l^2. A
+    parameter with Delta_l = 0 gets 0.
+
+    >>> stds = split({"weight": 1.0, "bias": 1.0}, {"weight": 10000, "bias": 100}, noise_multiplier=1.0)
+    >>> {name: round(std, 3) for name, std in stds.items()}
+    {'weight': 1.049, 'bias': 3.317}
+    """
+    if sensitivities.keys() != sizes.keys():
+        raise ConfigurationError(
+            f"sensitivities of {sorted(sensitivities)}, sizes of {sorted(sizes)}: every parameter needs "
+            "both; pass the same names to each"
+        )
+    _require_magnitude("noise_multiplier", noise_multiplier)
+    for name, sensitivity in sensitivities.items():
+        _require_magnitude(f"sensitivities[{name!r}]", sensitivity)
+        if sizes[name] < 1:
+            raise ConfigurationError(
+                f"sizes[{name!r}]={sizes[name]}: a parameter has at least one entry; leave empty ones out"
+            )
+    # In units of the noise, one example moves the release by sqrt(sum Delta_l^2 / s_l^2), to be 1 / sigma.
+    # Cauchy-Schwarz: total^2 = (sum Delta_l sqrt(d_l))^2 <= (sum Delta_l^2 / s_l^2) * energy, with equality
+    # if Delta_l / s_l is proportional to sqrt(d_l) s_l; hence s_l^2 = sigma^2 * total * Delta_l / sqrt(d_l).
+    total = math.fsum(sensitivity * math.sqrt(sizes[name]) for name, sensitivity in sensitivities.items())
+    scale = noise_multiplier * math.sqrt(total) * (1 + 1e-12)  # rounding only ever adds noise
+    return {name: scale * math.sqrt(value / math.sqrt(sizes[name])) for name, value in sensitivities.items()}

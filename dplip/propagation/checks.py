@@ -1,0 +1,175 @@
+"""What a model may not have: hooks, replaced code, operations without a rule."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from dplip.norms.value_norms import is_real
+from dplip.propagation.graph import path_of, shadows_rule, target_of
+from dplip.rules.registry import module_rule, refuse, rule_of
+
+REMEDIES = {
+    "BatchNorm": (
+        "mixes the examples of a batch.",
+        "Use dplip.nn.Center, or GroupNorm without affine, instead; one with statistics of public data may stay in "
+        "eval() mode, its weights frozen.",
+    ),
+    "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
+    "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
+    "MultiheadAttention": (
+        "multiplies values that depend on the example.",
+        "Use linear and convolutional layers.",
+    ),
+}
+
+FOLDABLE = {
+    *(
+        operator.neg,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.getitem,
+        operator.pow,
+    ),
+    *(torch.sqrt, torch.exp, torch.reciprocal, torch.rsqrt, torch.square, torch.abs, torch.Tensor.view),
+    *(
+        torch.Tensor.reshape,
+        torch.Tensor.unsqueeze,
+        torch.Tensor.sqrt,
+        torch.Tensor.exp,
+        torch.Tensor.reciprocal,
+    ),
+    *(
+        torch.Tensor.abs,
+        torch.Tensor.flatten,
+        torch.Tensor.t,
+        torch.t,
+        torch.Tensor.float,
+        torch.Tensor.double,
+    ),
+    *(
+        torch.flatten,
+        torch.reshape,
+        torch.unsqueeze,
+        torch.Tensor.transpose,
+        torch.Tensor.permute,
+        torch.clamp,
+    ),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.Tensor.contiguous, torch.Tensor.expand),
+}
+"""Pure functions of constants alone, which are simply evaluated."""
+
+
+def check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        path, what = name or "the model", type(module).__name__
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            refuse(path, what, "has no weights yet.", "Run the model once, on a batch of public shape.")
+        if parametrize.is_parametrized(module):
+            refuse(
+                path,
+                what,
+                "has a parametrization; the gradient of its raw parameter has no known bound (and "
+                "torch's spectral_norm is a lower bound).",
+                "Use dplip.constrain(layer, 'weight', ...) instead.",
+            )
+        tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for table in tables:
+            if any(not isinstance(hook, Observer) for hook in getattr(module, table).values()):
+                refuse(
+                    path,
+                    what,
+                    "has a hook, which may do anything.",
+                    "Remove the hook (or the wrapper that adds it).",
+                )
+        if "forward" in vars(module):
+            remedy = "Make it a module with a rule; to compile a model, call model.compile()."
+            refuse(path, what, "has had its forward replaced on the instance.", remedy)
+    for name, parameter in model.named_parameters():
+        if not is_real(parameter):
+            refuse(
+                name,
+                "a parameter",
+                f"is of type {parameter.dtype}, {parameter.layout}, whose arithmetic the bounds do not cover.",
+                "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
+            )
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            refuse(name, "a parameter", "has a hook on its gradient.", "Remove the hook.")
+    held = torch.nn.modules.module
+    if any(getattr(held, f"_global{t}") for t in tables):
+        refuse("torch", "a global hook", "is registered, which may do anything.", "Remove it.")
+
+
+BESIDE = "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"
+"""What else a call of a module runs: what ``module.compile()`` made of its code, which fx cannot trace, and hooks, of
+which :func:`check_modules` allows only those that look and change nothing."""
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """Run the modules' own Python code inside, and nothing besides."""
+    dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
+    dressed = [(held, beside) for held, beside in dressed if beside]
+    for held, beside in dressed:
+        held.update({k: None if k == BESIDE[0] else {} for k in beside})
+    try:
+        yield
+    finally:
+        for held, beside in dressed:
+            held.update(beside)
+
+
+class Observer:
+    """Base class of hooks of the library's own, which look and change nothing."""
+
+
+class PublicHook(Observer):
+    """A hook of the library's own on a step: what it adds after the noise is a function of public weights."""
+
+
+def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse by name what has no rule, before anything is run."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            if module_rule(module) is None or _takes_statistics(module):
+                what = type(module).__name__
+                reason, remedy = next(
+                    (v for k, v in REMEDIES.items() if what.startswith(k)),
+                    ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
+                )
+                if module_rule(module) is None and shadows_rule(module):
+                    reason = "changes a layer that has a rule, so that the rule may no longer hold."
+                refuse(path_of(node), what, reason, remedy)
+        elif node.op in ("call_function", "call_method"):
+            target = target_of(node)
+            if target is None:
+                refuse(path_of(node), f"Tensor.{node.target}", "is not a tensor method.", "Use another operation.")
+            known = rule_of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
+            if not known and not _reads_shape(node):
+                name = getattr(target, "__name__", str(target))
+                reason = (
+                    "changes a value in place."
+                    if name.endswith("_") and not name.endswith("__")
+                    else "has no rule that bounds it."
+                )
+                refuse(path_of(node), name, reason, "Use another operation, or write a rule: @dplip.rule(...).")
+
+
+def _takes_statistics(module: nn.Module) -> bool:
+    """Whether a module normalises by what its batch holds; refused before it is run, since it would keep count."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+
+
+_SHAPE_READERS = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, operator.floordiv, operator.mod}
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

@@ -1,0 +1,85 @@
+"""Tracing a model: its torch.fx graph, checked against the model itself, or a refusal that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+from dplip.errors import DPLipError
+from dplip.propagation.graph import Root, shadows_rule
+from dplip.rules.registry import module_rule, refuse
+from dplip.runtime.random_state import random_states, undisturbed
+
+
+class _Proxy(fx.Proxy):
+    """A proxy on which in-place operators raise: plain fx records ``x += y`` as if it made a new value."""
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    def method(self: Any, *_: Any) -> Any:
+        refuse("the model", name, "changes a value in place.", "Write x = x + y in place of x += y.")
+
+    return method
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
+    setattr(_Proxy, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in ("__setitem__", "__delitem__"):
+    setattr(_Proxy, _name, _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        return own or module_rule(m) is not None or shadows_rule(m)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def trace(root: Root) -> fx.Graph:
+    with undisturbed():
+        before = random_states()
+        try:
+            graph = _Tracer().trace(root)
+        except DPLipError:
+            raise
+        except TraceError as wrong:
+            refuse(
+                "the model",
+                "its forward",
+                f"depends on the data in its control flow ({wrong}).",
+                "Write it without if, while, len() or int() on values.",
+            )
+        except Exception as wrong:
+            refuse(
+                "the model",
+                "its forward",
+                f"cannot be traced by torch.fx ({type(wrong).__name__}: {wrong}).",
+                "Write it with layers and torch functions of its input alone.",
+            )
+        drawn = random_states() != before
+    if drawn:
+        refuse("the model", "its forward", "draws random numbers outside a layer with a rule.", "Use nn.Dropout.")
+    if sum(n.op == "placeholder" for n in graph.nodes) != 1:
+        refuse("the model", "its forward", "takes several inputs.", "Give it one tensor.")
+    return graph

@@ -1,0 +1,1 @@
+"""Devices, precision, random states and processes: what a run happens on."""

@@ -1,0 +1,253 @@
+"""What the loaders of private batches share: a fresh draw for each step, handed out in parts that fit into memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+from dplip.accounting import Event
+from dplip.accounting.budget import Fixed
+from dplip.errors import ConfigurationError
+from dplip.runtime.secret import Secret, lent_to_readers
+from dplip.sampling.distinct import require_distinct
+from dplip.validate import whole
+
+
+class SampledLoader(Fixed, ABC):
+    """Iterates over one epoch of random batches, each in physical batches that fit into memory.
+
+    Everything but the choice of examples follows from public constants, so a neighbouring data set is sampled
+    at the same rate for the same number of steps. An empty logical batch is a step too: it is handed
+    out as one blank row of zeros, which counts as no example and whose gradient the optimizer drops, since not
+    every model runs on 0 rows. A logical batch may be drawn before the last was taken; ``logical_batches`` then says 2.
+
+    Attributes:
+        sample_rate, steps_per_epoch, public_size: Public constants of every step.
+        expected_batch_size: sample_rate * public_size, the public divisor of a sum over a batch.
+        handed_out: Examples handed out since the last :meth:`take`.
+        logical_batches: Logical batches begun since the last :meth:`take`; a step may cover one only.
+        number: Number of the logical batch that the last physical batch belongs to, over all iterations.
+        complete: Whether the last physical batch ended its logical batch.
+    """
+
+    _FIXED = frozenset({"dataset", "collate_fn", "max_physical_batch_size"})
+
+    handed_out: int
+    logical_batches: int
+    number: int
+    complete: bool
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        public_size: int,
+        sample_rate: float,
+        expected_batch_size: float,
+        steps_per_epoch: int | None,
+        max_physical_batch_size: int | None,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        seed: int | None,
+    ) -> None:
+        self.dataset = dataset
+        self._public_size, self._sample_rate = public_size, sample_rate
+        self._expected_batch_size = expected_batch_size
+        default_steps = max(1, round(1 / self.sample_rate))
+        self.steps_per_epoch = whole(
+            "steps_per_epoch", default_steps if steps_per_epoch is None else steps_per_epoch, least=1
+        )
+        self.max_physical_batch_size = max_physical_batch_size
+        if max_physical_batch_size is not None:
+            whole("max_physical_batch_size", max_physical_batch_size, least=1)
+        self._part_count = _part_count(self.expected_batch_size, max_physical_batch_size)
+        self._secret, self._dealer, self._chance = (Secret(seed, *key) for key in ((), (2,), (1,)))
+        self.collate_fn = collate_fn
+        self._size = length(dataset)
+        self._collate = default_collate if collate_fn is None else collate_fn
+        self._rows = _row_reader(dataset) if self._collate is default_collate else None
+        require_distinct(dataset, self._size)
+        # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
+        self._blank = _blank(self._collate([dataset[0]]))
+        self._iteration = 0
+        self.number = 0
+        self._reset()
+
+    @abstractmethod
+    def event(self, noise_multiplier: float) -> Event:
+        """What a step on one of these batches spends, at this noise."""
+
+    @abstractmethod
+    def event_of_all(self, noise_multiplier: float) -> Event:
+        """What a release on all of the data spends, at this noise."""
+
+    @abstractmethod
+    def _draw(self) -> np.ndarray[Any, Any]:
+        """The positions of a fresh logical batch."""
+
+    # Read-only: a rate that changed between a draw and its step would be charged for what it was not.
+
+    @property
+    def sample_rate(self) -> float:
+        return self._sample_rate
+
+    @property
+    def public_size(self) -> int:
+        return self._public_size
+
+    @property
+    def expected_batch_size(self) -> float:
+        return self._expected_batch_size
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the draws were fixed by a seed; a report must say so."""
+        return self._secret.seeded
+
+    @property
+    def _generator(self) -> np.random.Generator:
+        return self._secret.numbers
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin an epoch; what an earlier, abandoned iteration left pending is dropped."""
+        self._iteration += 1
+        self._reset()
+        return self._epoch(self._iteration)
+
+    def restart(self, seed: int | None) -> None:
+        """Draw from a new stream from now on: of this seed, or of fresh entropy."""
+        self._secret.restart(seed)
+        self._chance.restart(seed)
+        self._dealer.restart(seed)
+
+    def take(self) -> int:
+        """The number of examples handed out since the last call; starts the count anew."""
+        handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0
+        return handed_out
+
+    @property
+    def expected_part_size(self) -> float:
+        """How many examples of a batch are expected in a part, of which each takes one by a coin of its own.
+
+        So another example changes its own part alone, and moves the rounding of no other part's sum.
+        """
+        return self._expected_batch_size / self._part_count
+
+    def _parts(self, chosen: Tensor) -> list[Tensor]:
+        """A batch in parts that fit into memory, at least one, and none empty but that of an empty batch."""
+        if self.max_physical_batch_size is None:
+            return [chosen]
+        part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))
+        dealt = chosen[part.argsort(stable=True)].split(part.bincount(minlength=self._part_count).tolist())
+        return [fit for p in dealt if len(p) for fit in p.split(self.max_physical_batch_size)] or [chosen]
+
+    def _reset(self) -> None:
+        self.handed_out, self.logical_batches, self.complete = 0, 0, True
+
+    def _epoch(self, iteration: int) -> Iterator[Any]:
+        process = os.getpid()
+        for _ in range(self.steps_per_epoch):
+            parts = self._parts(torch.from_numpy(self._draw()))
+            for number, part in enumerate(parts, start=1):
+                if iteration != self._iteration:
+                    raise ConfigurationError(
+                        f"iterations={self._iteration - iteration + 1} over one {type(self).__name__} at a time: "
+                        "their batches would mix in one step; finish one before the next, or make two loaders"
+                    )
+                if process != os.getpid():
+                    raise ConfigurationError(
+                        f"os.getpid()={os.getpid()}: this iteration began in process {process}, which goes on with it, "
+                        "and one batch would be in two releases; begin another here: iter(loader)"
+                    )
+                batch = self._read(part) if len(part) else self._blank
+                self.handed_out += len(part)
+                self.logical_batches += number == 1
+                self.number += number == 1
+                self.complete = number == len(parts)
+                yield batch
+
+    def _read(self, part: Tensor) -> Any:
+        if self._rows is not None:
+            return self._rows(part)
+        with lent_to_readers(self._chance):  # a row's augmentation must owe nothing to the rows before it
+            return self._collate([self.dataset[index] for index in part.tolist()])
+
+
+def _part_count(expected: float, most: int | None) -> int:
+    """Parts that a batch is dealt into, so few that each is a little smaller than what fits, and seldom larger."""
+    if most is None:
+        return 1
+    return max(1, math.ceil(expected / max(most / 2, most - 2 * math.sqrt(most))))
+
+
+def length(dataset: Dataset[Any]) -> int:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ConfigurationError(
+            f"dataset={type(dataset).__name__}: examples are drawn by index, and this has none or no length; "
+            "pass a map-style data set with __getitem__ and __len__"
+        )
+    size = len(dataset)
+    if size == 0:
+        raise ConfigurationError(f"len(dataset)={size}: there is nothing to train on; pass at least one example")
+    return size
+
+
+def _row_reader(dataset: Dataset[Any]) -> Callable[[Tensor], list[Tensor]] | None:
+    """Indexing of the tensors behind a data set, if it is a plain TensorDataset or a Subset of one."""
+    if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
+        return partial(_rows, dataset.tensors)
+    if isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__:
+        rows = _row_reader(dataset.dataset)
+        if rows is not None:
+            return partial(_rows_of_subset, rows, torch.as_tensor(dataset.indices, dtype=torch.int64))
+    return None
+
+
+def _rows(tensors: tuple[Tensor, ...], indices: Tensor) -> list[Tensor]:
+    return [tensor[indices.to(tensor.device)] for tensor in tensors]
+
+
+def _rows_of_subset(whole: Callable[[Tensor], list[Tensor]], positions: Tensor, indices: Tensor) -> list[Tensor]:
+    return whole(positions[indices])
+
+
+def _blank(batch: Any) -> Any:
+    """The same structure with zeros in every tensor."""
+    if isinstance(batch, Tensor):
+        return torch.zeros_like(batch)
+    if isinstance(batch, Mapping):
+        return {key: _blank(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_blank, batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map(_blank, batch))
+    return batch
+
+
+def example_shape(dataset: Dataset[Any]) -> tuple[int, ...]:
+    """The shape of one example's input: the first field of the first item, without a batch dimension.
+
+    Raises:
+        ConfigurationError: If the data are empty or not map-style, or that field is not an array.
+    """
+    length(dataset)
+    item = dataset[0]
+    first = item[0] if isinstance(item, tuple | list) else item
+    try:
+        return tuple(torch.as_tensor(first).shape)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigurationError(
+            f"dataset[0] begins with a {type(first).__name__}: a model's input is an array of numbers; "
+            "transform it into a tensor in the data set"
+        ) from None

@@ -1,0 +1,145 @@
+"""How large one example's gradient of each parameter can be, read off the pullback of the loss's gradient norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
+from dplip.losses import Loss
+from dplip.losses.base import require_separate
+from dplip.norms import Norms
+from dplip.norms.value_norms import largest
+from dplip.propagation import Walk
+from dplip.rounding import Rounded
+
+SLACK = 1e-5
+"""Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
+gradient's products, and one for each further use of a value, whose cotangents add up."""
+
+
+class Sensitivities(Mapping[str, float]):
+    """Per parameter, an l2 bound of one example's gradient of the loss; ``str`` gives a table."""
+
+    def __init__(self, bounds: Mapping[str, float]) -> None:
+        self._bounds = dict(bounds)
+
+    def __getitem__(self, name: str) -> float:
+        return self._bounds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    @property
+    def total(self) -> float:
+        """The l2 bound of the whole gradient: the root of the sum of squares."""
+        return math.sqrt(sum(b * b for b in self._bounds.values()))
+
+    def __repr__(self) -> str:
+        return f"Sensitivities({self._bounds})"
+
+    def __str__(self) -> str:
+        width = max([len("parameter"), *map(len, self._bounds)])
+        rows = [f"{name:<{width}}  {bound:12.6g}" for name, bound in self._bounds.items()]
+        return "\n".join(
+            [f"{'parameter':<{width}}  {'sensitivity':>12}", *rows, f"{'total':<{width}}  {self.total:12.6g}"]
+        )
+
+
+def sensitivity(
+    model: nn.Module, loss: Loss, input_shape: tuple[int, ...], input_norms: Norms | None = None
+) -> Sensitivities:
+    """Bound one example's gradient of the loss, parameter by parameter, for the present weights and mode.
+
+    Args:
+        model: a module that the algebra can walk; its first layer usually bounds the input (``BallProjection``).
+        loss: a :class:`dplip.losses.Loss`.
+        input_shape: shape of one example, without the batch.
+        input_norms: bounds of the input that hold outside the model; None: nothing is known.
+
+    Raises:
+        ConfigurationError: the loss was seen to mix the examples of a batch.
+        UnboundedOperationError: something in the model has no rule.
+        UnboundedInputError: a parameter's gradient grows with an input that nothing bounds.
+
+    Guarantee: for every example whatsoever (within ``input_norms``) and every target, the l2 norm of the gradient of
+    ``loss(model(x), y)`` with respect to each trainable parameter, as it is computed in floating point, is at most its
+    entry. Each value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
+    """
+    require_loss(loss)
+    walk = Walk(model, input_shape)
+    bounds = sensitivity_of(walk, loss, input_norms)
+    require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
+    return bounds
+
+
+def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
+    """The sensitivity that holds for all weights and buffers, if every parameter has a finite one; else None.
+
+    It needs layers that bound activations and cotangents by themselves, such as ``BallProjection`` and
+    ``GradientBall``; then no operator norm is ever computed.
+    """
+    try:
+        return sensitivity_of(walk.without_weights(), loss)
+    except (DPLipError, RuntimeError):  # RuntimeError: a rule asks for the value of a weight, and there is none
+        return None
+
+
+def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:
+    """:func:`sensitivity` of a model that has been traced before."""
+    require_loss(loss)
+    rounded = Rounded(walk)
+    output, pullback = rounded(input_norms)
+    # The loss's own sums are over the scores of one example.
+    sent = loss.gradient_norms(output.shape) * (1 + (output.size + 16) * rounded.unit)
+    _, bounds = pullback(sent)
+    return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
+
+
+def require_loss(loss: object) -> None:
+    """Refuse what is not a loss that declares the norms of its gradient."""
+    if not isinstance(loss, Loss):
+        raise ConfigurationError(
+            f"loss={type(loss).__name__}: it declares no bound on its gradient. Use one of dplip.losses, or derive "
+            "from dplip.losses.Loss."
+        )
+
+
+def parameter_bounds(module: nn.Module, input_shape: tuple[int, ...], input_norms: Norms | None) -> dict[str, float]:
+    """Per parameter, the l2 bound of its gradient for an output cotangent of l2 norm 1.
+
+    Args:
+        module: a layer or a model.
+        input_shape: shape of one example.
+        input_norms: norms of one example's input.
+    """
+    output, pullback = Walk(module, input_shape)(input_norms)
+    _, bounds = pullback(Norms(output.shape, l2=1.0))
+    return _finite(module, bounds)
+
+
+def _finite(model: nn.Module, bounds: Mapping[str, Norms]) -> dict[str, float]:
+    """The l2 bounds in the model's order; every trainable parameter must have a finite one."""
+    found: dict[str, float] = {}
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    for name in reversed(list(bounds)):  # in the order of the forward pass
+        if not math.isfinite(largest(bounds[name].l2)):
+            layer = name.rpartition(".")[0] or "the model"
+            raise UnboundedInputError(
+                f"{layer}: the gradient of {name!r} grows with the layer's input, which nothing bounds. "
+                "Put dplip.nn.BallProjection(radius) (or Clamp) first in the model, or give input_norms."
+            )
+    for name in trainable:
+        if name not in bounds:
+            raise UnboundedOperationError(
+                f"{name}: a trainable parameter that the model's output does not use, or that no rule accounts for. "
+                "Freeze it with requires_grad_(False), or use it through layers that have rules."
+            )
+        found[name] = largest(bounds[name].l2)
+    return found

@@ -1,0 +1,7 @@
+"""The private step and what takes it: the optimizer, the engine and the trainer."""
+
+from dplip.training.engine import PrivacyEngine
+from dplip.training.optimizer import DPLipOptimizer
+from dplip.training.trainer import DPLipTrainer
+
+__all__ = ["DPLipOptimizer", "DPLipTrainer", "PrivacyEngine"]

@@ -1,0 +1,181 @@
+"""What reaches the weights in a backward pass: the gradients of the model's own graph, all of them and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.propagation.guards import Same
+
+_WATCHED = "dplip"
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Arrivals:
+    """Follows each gradient from the graph of the model's output to ``.grad``.
+
+    A hook on each node of that graph sees what it was given, and what it sends on to a node or to a weight; one before
+    the node that accumulates sees what arrives there; the end of the pass what has become of it. What is given, or
+    arrives, has to be what the graph sent, and nothing besides, whoever else has hooks there. A pass that reaches no
+    weight, such as the search for an adversarial example, releases nothing, and may be of any loss.
+
+    Args:
+        model: whose weights are watched.
+        report: told what is wrong, as a sentence.
+    """
+
+    def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
+        self._model, self._report, self._numbers = model, report, count()
+        self._left: dict[int, Same] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the gradients of this batch; what lies in ``.grad`` now is public, or nothing."""
+        self.settle()
+        self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
+
+    def settle(self) -> None:
+        """Forget those of a physical batch, which are moved elsewhere: nothing is in ``.grad`` then."""
+        self._sent: dict[Any, tuple[Tensor, int]] = {}  # to a weight or a node, with its version
+        self._doubts: list[Tensor] = []  # whether a node was given something else
+        self._suspicion: str | None = None  # of the present pass
+        self._touched = False  # whether it has reached a weight
+        self._due: dict[int, Tensor] = {}
+        self._found: list[Tensor] = []  # whether something differs
+        self._arrived: set[int] = set()
+        self._left = {}
+
+    def follow(self, output: Tensor) -> Any:
+        """Watch the graph of an output of the model; returns what :meth:`begin` is to be told of that output."""
+        numbers = dict(zip(_nodes(output), self._numbers, strict=False))  # a hook that held nodes would never be freed
+        for node, number in numbers.items():
+            ways = []
+            for following, index in node.next_functions:
+                leaf = getattr(following, "variable", None)
+                ways.append((numbers.get(following), index) if leaf is None else id(leaf))
+                if leaf is not None and following.metadata.get(_WATCHED) is not self:
+                    following.metadata[_WATCHED] = self  # the passes that are under way share it
+                    following.register_prehook(partial(self._arrive, leaf))
+            node.register_hook(partial(self._through, number, ways))
+        return numbers[output.grad_fn], output.output_nr
+
+    def begin(self, way: Any, gradient: Tensor) -> None:
+        """A gradient goes into an output that is watched."""
+        self._at_the_end()
+        self._enter(way, gradient)
+
+    def suspect(self, problem: str) -> None:
+        """Report this if the present backward pass goes on to a weight."""
+        self._at_the_end()
+        self._suspicion = self._suspicion or problem
+
+    def finish(self) -> None:
+        """Compare what arrived with what the backward pass left in ``.grad``."""
+        own = {id(p): p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None}
+        if any(Same.state(own[key]) != self._left.get(key) for key in own.keys() - self._arrived):
+            self._report(_ALTERED)
+        for key, due in self._due.items():
+            grad = own.get(key)
+            if grad is None or grad.shape != due.shape or grad.dtype != due.dtype or grad.layout != due.layout:
+                self._report(_ALTERED)
+            else:
+                self._found.append(_differ(grad, due))
+        if self._found and bool(torch.stack(self._found).any()):  # one answer for all of them
+            self._report(_ALTERED)
+        self._found, self._due = [], {}
+
+    def _at_the_end(self) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
+
+    def _end(self) -> None:
+        """A backward pass is over, which may have reached no weight."""
+        if self._touched and self._doubts and bool(torch.stack(self._doubts).any()):
+            self._report(_BESIDE)
+        self._sent.clear()
+        self._doubts.clear()
+        self._suspicion, self._touched = None, False
+
+    def _enter(self, way: Any, gradient: Tensor) -> None:
+        """A gradient goes to a weight or a node of a watched graph."""
+        before = self._sent.get(way)
+        if isinstance(way, int):  # a copy, since whoever comes after may change the tensor itself
+            total = gradient.clone() if before is None else before[0].add_(gradient)
+        else:
+            total = gradient if before is None else before[0] + gradient  # in the order of the engine
+        self._sent[way] = total, total._version
+
+    @torch.no_grad()
+    def _through(self, number: int, ways: list[Any], inputs: tuple[Tensor | None, ...], given: Any) -> None:
+        """A node was given some gradients, after all hooks before it, and has made of them those of its inputs."""
+        for index, gradient in enumerate(given):
+            sent = self._sent.pop((number, index), None)
+            if sent is None or gradient is None:
+                if sent is not None or gradient is not None:
+                    self.suspect(_BESIDE)
+            elif sent[0].shape != gradient.shape or sent[0].dtype != gradient.dtype or sent[0]._version != sent[1]:
+                self.suspect(_BESIDE)
+            elif sent[0] is not gradient:
+                self._doubts.append(_differ(sent[0], gradient))
+        for way, gradient in zip(ways, inputs, strict=True):
+            if gradient is not None:
+                self._enter(way, gradient)
+
+    @torch.no_grad()
+    def _arrive(self, p: nn.Parameter, gradients: tuple[Tensor | None, ...]) -> None:
+        """A gradient is about to be added to ``p.grad``."""
+        sent, gradient = self._sent.pop(id(p), None), gradients[0]
+        if gradient is None:
+            return
+        self._touched = True
+        if self._suspicion is not None:
+            self._report(self._suspicion)
+        if sent is None or sent[0].shape != gradient.shape or sent[0].dtype != gradient.dtype:
+            self._report(_BESIDE)
+            return
+        self._found.append(_differ(sent[0], gradient))
+        if p.grad is not None and id(p) not in self._arrived and not self._untouched(p):
+            self._report(_ALTERED)
+        self._arrived.add(id(p))
+        self._due[id(p)] = sent[0] if p.grad is None else sent[0].add_(p.grad)
+
+    def _untouched(self, p: nn.Parameter) -> bool:
+        grad = p.grad
+        return grad is None or self._left.get(id(p)) == Same.state(grad) or not bool(grad.any())
+
+
+def _nodes(output: Tensor) -> list[Any]:
+    """The nodes of a graph, from that of the output on, but for those that accumulate gradients."""
+    found: dict[Any, None] = dict.fromkeys([output.grad_fn])
+    left: list[Any] = [output.grad_fn]
+    while left:
+        for following, _ in left.pop().next_functions:
+            if following is not None and not hasattr(following, "variable") and following not in found:
+                found[following] = None
+                left.append(following)
+    return list(found)
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Whether any bit of two tensors of one type differs; NaN equals itself."""
+    bits = _BITS[a.element_size()]
+    a, b = a.detach().contiguous().view(bits), b.detach().contiguous().view(bits)
+    if a.device.type == "cpu":
+        return torch.tensor(not torch.equal(a, b))  # twice as fast; elsewhere it would wait for the device
+    return (a != b).any()
+
+
+_BESIDE = (
+    "a gradient reached a weight otherwise than through the model's output (a penalty on weights or hidden values "
+    "beside the loss, a hook on a node of the graph, or a part of the model called directly), and it may depend on the "
+    "batch, so the bounds do not hold. Backward the loss alone; weight_decay= of the optimizer acts after the noise."
+)
+_ALTERED = (
+    "what lies in .grad is not what the backward pass brought there (a hook on a gradient or its accumulator, as "
+    "libraries of distributed training register, or an assignment before the pass), so the bounds are not those of "
+    "what would be released. Remove it, and leave .grad as backward() fills it."
+)

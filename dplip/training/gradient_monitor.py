@@ -1,0 +1,292 @@
+"""Whose gradient a step holds: hooks that look at the model and its loss, and lend the model secret random numbers."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError
+from dplip.losses import Loss
+from dplip.nn.bounded import summed
+from dplip.norms import Norms
+from dplip.propagation.checks import Observer
+from dplip.propagation.graph import Root
+from dplip.propagation.guards import Same, fingerprint, sample
+from dplip.propagation.public_rows import PublicRows, agree
+from dplip.rules.registry import SUMMED
+from dplip.runtime.precision import require_full_precision
+from dplip.runtime.secret import Secret, lent
+from dplip.training.arrivals import Arrivals
+
+PASSES = 4
+"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.added`)."""
+
+BACKWARD = 32
+"""In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
+
+
+class Witness(Observer):
+    """Sees what a model puts out, what its loss takes and sends back, and what becomes of the gradients.
+
+    Args:
+        model, loss: what is watched; an earlier witness of the same model is dismissed.
+        input_shape: the declared shape of one example.
+        half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
+        masks: what the model draws from while its gradients are recorded (see :func:`dplip.runtime.secret.lent`).
+
+    Attributes:
+        draws: whether the model may draw random numbers.
+        examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
+        problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
+        most: the most examples whose gradients are covered when they are summed in the parameters' type.
+        rows: what the model made of the public rows, as it was in the forward pass; None without one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        input_shape: tuple[int, ...],
+        half_precision: bool = False,
+        masks: Secret | None = None,
+    ) -> None:
+        self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
+        self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
+        self._sent: list[weakref.ref[Tensor]] = []
+        self._public, self._passes = PublicRows(Root(model), input_shape), 0
+        self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
+        self._inside = self._rounded = False
+        self.most = math.inf
+        self._masks, self._lent, self.draws = Secret() if masks is None else masks, ExitStack(), True
+        self._arrivals = Arrivals(model, self._report)
+        self.reset()
+        for module in model.modules():
+            for table in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(table.items()):
+                    if isinstance(hook, _Hook):
+                        del table[key]
+            if module is not model and module._parameters:
+                module.register_forward_hook(_Hook(self._part_ran))
+            if type(module).forward in SUMMED:
+                self._summed[module] = module.register_forward_hook(_Hook(summed)).id
+        model.register_forward_pre_hook(_Hook(self._entered))
+        model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
+        loss.witness = self
+
+    def reset(self) -> None:
+        """Forget the gradients seen so far."""
+        self.examples = self._losses = self._together = 0
+        self.problem: str | None = None
+        self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
+        self._unfit: str | None = None  # why an output was not taken for the model's
+        self._state: Any = None  # of the model and the loss at the forward pass
+        self.rows: list[Tensor] | None = None
+        self._norms: Norms | None = None  # that the loss held its gradient to
+        self._gradients: Any = None  # as the last backward pass left them
+        self._arrivals.reset()
+        self._sent = [ref for ref in self._sent if ref() is not None]
+        self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
+
+    def check(self) -> None:
+        """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
+        if self._state != self._present_state():
+            self._report(CHANGED)
+        if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):
+            self._report(CHANGED)
+        if self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        layers = [m for m in self._model.modules() if type(m).forward in SUMMED]
+        if not all(self._summed.get(m) in m._forward_hooks for m in layers):
+            self._report(_REPLACED)
+
+    def settle(self) -> None:
+        """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
+        if self._gradients is not None and self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        self._gradients, self._losses, self._together = None, 0, 0
+        self._arrivals.settle()
+
+    # What the loss reports (dplip.losses.base.Witness).
+
+    def made(self, outputs: Tensor) -> bool:
+        return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
+
+    def passed(self, gradient: Tensor, genuine: bool) -> None:
+        if self._gradients is not None and self._gradients != self._present_gradients():
+            self._report(_EDITED)
+        if self._state is not None and self._state[1] != fingerprint(self._loss):
+            self._report(CHANGED)
+        norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
+        if self._norms not in (None, norms):
+            self._report(CHANGED)
+        self._norms = norms
+        if self._rounds(gradient):
+            self._report(_ROUNDED)
+        self._check_precision()
+        self.examples += len(gradient)
+        self._losses += 1
+        self._together += len(gradient)
+        if self._together > self.most:
+            self.crowded = _TOGETHER
+        if self._losses > PASSES:
+            self._report(_SEVERAL)
+        self._sent.append(weakref.ref(gradient))
+        if not genuine:
+            self._report(self._unfit or _FOREIGN)
+        torch.autograd.Variable._execution_engine.queue_callback(self._finished)
+
+    def weighed(self) -> None:
+        self._report(_WEIGHED)
+
+    # What the hooks report.
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
+    def _entered(self, module: nn.Module, args: Any) -> None:
+        self._lent.close()  # of a pass that was interrupted
+        self._inside, self._rounded = True, False
+        # A global state may be known to an adversary, and would give masks by place. Of a mapped pass comes no step.
+        if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
+            self._lent.enter_context(lent(self._masks, dropout=self.draws))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
+    def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._inside = False
+        self._lent.close()
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            return
+        shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
+        if self._rounded or self._rounds(output):
+            self._unfit = _ROUNDED
+            return
+        if len(args) != 1 or kwargs:
+            self._unfit = (
+                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds "
+                "are those of model(x), every other argument being as it is by default. Call model(x); what is to vary "
+                "can be an attribute of the model."
+            )
+            return
+        if shapes != [self._shape]:
+            self._unfit = (
+                f"the model was given examples of shape {shapes}, but its bounds are those of {self._shape}. Train on "
+                "one tensor of examples of the declared input_shape."
+            )
+            return
+        self._check_precision()
+        state = self._present_state()
+        rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
+        self._passes += 1
+        seen, way = weakref.ref(output), self._arrivals.follow(output)
+        self._outputs.append((seen, output._version))
+        output.register_hook(lambda gradient: self._arrived(gradient, seen(), way, state, rows))
+
+    def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._rounded = self._rounded or self._rounds(output)
+        if not self._inside and isinstance(output, Tensor) and output.requires_grad:
+            self._report(
+                f"a part of the model, {type(module).__name__}, was called by itself, and a gradient through it would "
+                "not be bounded. Call the whole model, or do it within torch.no_grad()."
+            )
+
+    def _arrived(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
+        """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
+        self._arrivals.begin(way, gradient)
+        sent = [ref() for ref in self._sent]
+        if not any(s is not None and torch.equal(s, gradient) for s in sent):
+            self._arrivals.suspect(self._unfit or _FOREIGN)
+            return
+        if self._state not in (None, state) or state[1] != fingerprint(self._loss):
+            self._report(CHANGED)
+        if rows and self.rows and not agree(self.rows, rows):
+            self._report(CHANGED)
+        self._state, self.rows = state, rows
+        if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
+            self._report(_HOOKED)
+
+    def _finished(self) -> None:
+        self._arrivals.finish()
+        self._gradients = self._present_gradients()
+
+    def _present_state(self) -> tuple[Any, ...]:
+        """What the bounds of a gradient depend on."""
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], sample(tensors)
+
+    def _present_gradients(self) -> tuple[Any, ...]:
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return [Same.state(g) for g in gradients], sample(gradients)
+
+    def _rounds(self, value: Any) -> bool:
+        """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
+        return not self._half and isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type)
+
+    def _check_precision(self) -> None:
+        """While the passes run, and not only at the step: a setting may be back by then."""
+        try:
+            require_full_precision(self._model)
+        except ConfigurationError as wrong:
+            self._report(str(wrong))
+
+    def _report(self, problem: str) -> None:
+        self.problem = self.problem or problem
+
+
+class _Hook(Observer):
+    """One hook of a witness; in a copy of the model it watches nothing."""
+
+    def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, ())
+
+
+_FOREIGN = (
+    "the loss was given something else than the model's own output, or something else than the loss sent a gradient "
+    "into it, so the bounds do not hold. Call loss(model(x), y).backward(), with the output as it is and nothing added "
+    "to the loss."
+)
+_WEIGHED = (
+    "the values of the loss were weighed, divided or combined otherwise than by a sum, and a factor may depend on the "
+    "other examples. Call loss(model(x), y).backward(): the optimizer divides by the public expected batch size. For a "
+    "smaller step lower the learning rate."
+)
+_HOOKED = (
+    "a hook is registered on the model's output, and may change the gradient that enters the model, so the bounds do "
+    "not hold. Remove it."
+)
+_ROUNDED = (
+    "torch.autocast was on, and propagated bounds do not hold in half precision. Train without it; or make every layer "
+    "bound its own gradient, dplip.nn.bound_gradients(model), and say so: half_precision=True (of DPLipTrainer: "
+    "autocast=torch.bfloat16)."
+)
+_REPLACED = (
+    "a layer was put in, or its hooks were taken away, since the model was made private, so its gradients are not "
+    "summed as the bounds say. Make the model private again."
+)
+_SEVERAL = (
+    f"more than {PASSES} losses went into the gradient of one batch, whose sum rounds more than is covered. Take one "
+    "backward pass and one step() for each batch that the loader hands out; for less memory give the loader "
+    "max_physical_batch_size."
+)
+_TOGETHER = (
+    "the gradients of more examples were summed at once than a part of a batch has, and their sum rounds more than is "
+    "covered. Take one backward pass and one step() for each batch that the loader hands out, as it is, and leave its "
+    "max_physical_batch_size as it was."
+)
+CHANGED = (
+    "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "
+    "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
+)
+_EDITED = (
+    "a gradient has changed since the backward pass (gradient clipping, or an assignment to .grad), so the bounds are "
+    "not those of what would be released. Leave .grad as backward() fills it."
+)

@@ -28,13 +28,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 audit: $(VENV)/.installed-dev
-	$(BIN)/python tests/audit_all.py
+	$(BIN)/python tests/attacks/audit_all.py
 
 # Nightly: 2e5 inputs of the readers by atheris, which sees the branches that they take, about 4e4 by hypothesis.
 fuzz: $(VENV)/.installed-dev
 	$(INSTALL) -e '.[fuzz]'
-	$(BIN)/python tests/fuzz_readers.py --runs 50000
-	DPLIP_FUZZ=4000 $(BIN)/python -m pytest -q tests/test_fuzz.py
+	$(BIN)/python tests/attacks/fuzz_readers.py --runs 50000
+	DPLIP_FUZZ=4000 $(BIN)/python -m pytest -q tests/attacks/test_fuzz.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/suite.py --json runs/suite.json --markdown runs/suite.md

@@ -1,0 +1,156 @@
+"""Mutants of layers that bound gradients by themselves, and of their sums."""
+
+from attacks.mutants.mutant import mutant
+
+AUTOCAST_OFF = "        with torch.autocast(v.device.type, enabled=False):\n"
+LINEAR_BACKWARD = (
+    "            if for_weight or for_bias:\n"
+    "                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+)
+
+WHATEVER_THE_WEIGHTS = [
+    mutant(
+        "a row scaled to twice the radius",
+        "nn/gradient_ball.py",
+        "inside = radius * (1 - ROUNDING)",
+        "inside = 2 * radius",
+        "nn/test_gradient_ball.py::test_no_cotangent_leaves_a_gradient_ball",
+    ),
+    mutant(
+        "a factor below the normal numbers kept",
+        "nn/gradient_ball.py",
+        "scale = torch.where(scale < torch.finfo(like.dtype).tiny, 0.0, scale)",
+        "pass",
+        "nn/test_gradient_ball.py::test_factors_below_the_normal_numbers_do_not_round_out_of_the_ball",
+    ),
+    mutant(
+        "a bounded layer that forgets its input",
+        "nn/bounded.py",
+        "norms, on_input = reuse * sizes * lengths,",
+        "norms, on_input = reuse * lengths,",
+        "nn/test_bounded.py::test_every_example_is_scaled_by_itself_to_the_radius",
+    ),
+    mutant(
+        "a bounded layer that stays in half precision",
+        "nn/bounded.py",
+        "x, v = x.to(weight.dtype), v.to(weight.dtype)",
+        "x, v = x.to(v.dtype), v",
+        "nn/test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
+    ),
+    mutant(
+        "autocast left on where a bounded layer makes its gradient",
+        "nn/bounded.py",
+        AUTOCAST_OFF + LINEAR_BACKWARD,
+        "        if True:\n" + LINEAR_BACKWARD,
+        "nn/test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
+    ),
+    mutant(
+        "propagated bounds used under autocast",
+        "training/optimizer.py",
+        "enforced_sensitivity(self._walk) if self._half else ",
+        "",
+        "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
+    ),
+    mutant(
+        "every finite bound of a layer believed under autocast",
+        "sensitivities/enforced.py",
+        "believed = module is not None and module_rule(module) in ENFORCED",
+        "believed = True",
+        "sensitivities/test_enforced.py::test_a_parameter_that_no_layer_bounds_by_itself_is_refused",
+    ),
+    mutant(
+        "autocast around the backward pass alone unseen",
+        "training/gradient_monitor.py",
+        "if self._rounds(gradient):",
+        "if False:",
+        "training/test_half_precision_run.py::test_autocast_is_refused_unless_the_optimizer_was_told",
+    ),
+    mutant(
+        "constants of the present weights",
+        "sensitivities/propagated.py",
+        "sensitivity_of(walk.without_weights(), loss)",
+        "sensitivity_of(walk, loss)",
+        "sensitivities/test_constants.py::test_a_model_whose_bounds_need_a_weight_has_no_constants",
+    ),
+    mutant(
+        "a surrogate taken for a derivative",
+        "propagation/walk.py",
+        'if getattr(module, "surrogate", False) and module.training:',
+        "if False:",
+        "nn/test_gradient_ball.py::test_derivatives_are_not_read_off_a_surrogate",
+    ),
+    mutant(
+        "gradients edited after the backward pass",
+        "training/gradient_monitor.py",
+        "        if self._gradients != self._present_gradients():\n            self._report(_EDITED)\n        layers",
+        "        layers",
+        "training/test_refused_gradients.py"
+        "::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
+    ),
+    mutant(
+        "a layer called by itself",
+        "training/gradient_monitor.py",
+        "if not self._inside and isinstance",
+        "if False and isinstance",
+        "training/test_refused_gradients.py::test_a_part_that_was_called_by_itself_is_named",
+    ),
+]
+
+SUMS = [
+    mutant(
+        "parts that are joined are covered as parts",
+        "training/gradient_monitor.py",
+        "if self._together > self.most:",
+        "if False:",
+        "training/test_parts_of_a_batch.py::test_more_examples_at_once_than_a_part_has_are_refused",
+    ),
+    mutant(
+        "a bias beside a frozen weight is not summed in blocks",
+        "nn/bounded.py",
+        "for p in (module.weight, module.bias))",
+        "for p in (module.weight,))",
+        "nn/test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "an attribute turns sums in blocks off",
+        "nn/bounded.py",
+        "done = bounded and module.training",
+        'done = hasattr(module, "radius") and module.training',
+        "nn/test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
+    ),
+    mutant(
+        "norms are taken anew when an example is left out",
+        "nn/bounded.py",
+        "sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))",
+        "sizes, lengths = row_norms(x), row_norms(v)",
+        "nn/test_sums.py::test_an_example_that_is_left_out_moves_no_other",
+    ),
+    mutant(
+        "a radius is looked at only when a layer is made",
+        "nn/bounded.py",
+        "radius = _radius(module.radius)",
+        "radius = module.radius",
+        "nn/test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "a radius below the digits of float32",
+        "nn/bounded.py",
+        "if positive(radius) < SMALLEST:",
+        "if positive(radius) < 0:",
+        "nn/test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
+    ),
+    mutant(
+        "products below the normal numbers",
+        "training/optimizer.py",
+        "+ self._lost(n)) if bound",
+        ") if bound",
+        "sensitivities/test_neighbouring_sums.py::test_products_below_the_normal_numbers_are_covered",
+    ),
+    mutant(
+        "whoever has the rule of a layer has its sums",
+        "propagation/walk.py",
+        "if use.blocked and not summed:",
+        "if False:",
+        "nn/test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",
+    ),
+]

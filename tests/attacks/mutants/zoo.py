@@ -1,0 +1,40 @@
+"""Bugs, put into the library on purpose: each breaks a promise and must be caught by the test that is named.
+
+Many are bugs that private-training libraries have had."""
+
+from attacks.mutants.accounting import ACCOUNTING, EPSILONS
+from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
+from attacks.mutants.data import TABLES
+from attacks.mutants.losses import LOSSES
+from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
+from attacks.mutants.noise import NOISE
+from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
+from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
+from attacks.mutants.records import FILES, RECORDS
+from attacks.mutants.rules import BOUNDS
+from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
+from attacks.mutants.sampling import SAMPLING
+from attacks.mutants.training import MEAN
+
+MUTANTS = [
+    *NOISE,
+    *STEP,
+    *SAMPLING,
+    *BOUNDS,
+    *LOSSES,
+    *ACCOUNTING,
+    *EPSILONS,
+    *RECORDS,
+    *WHATEVER_THE_WEIGHTS,
+    *CERTIFICATES,
+    *MEAN,
+    *WEIGHTS_MOVED,
+    *THE_TRACE_IS_THE_MODEL,
+    *RANDOMNESS,
+    *ROUNDINGS,
+    *TABLES,
+    *SUMS,
+    *READ_BEFORE_TRAINING_AND_THREADS,
+    *INNER_NODES,
+    *FILES,
+]

@@ -1,0 +1,53 @@
+"""The audit of a finished run: sound ones survive, false claims are seen."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from dplip.audit.finished_run import _ledger as ledger_row
+from dplip.cli.app import app
+
+# A finished run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    done = CliRunner().invoke(
+        app, ["train", "--out", str(folder), "--epochs", "3", "--no-progress"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    return folder
+
+
+def test_a_finished_run_survives_its_audit(finished):
+    done = CliRunner().invoke(
+        app, ["audit", str(finished), "--canaries", "2000", "--starts", "4"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].split() == ["promise", "tried", "bound", "found", "survived"]
+    assert len(lines) >= 8 and all(line.endswith("yes") for line in lines[1:])
+
+
+@pytest.mark.parametrize("field, value", [("epsilon", 1.0), ("neighboring", "replace_one"), ("steps", 2)])
+def test_a_report_that_claims_less_than_its_ledger_is_seen(finished, field, value):
+    privacy = json.loads((finished / "report.json").read_text())["privacy"]
+    assert ledger_row(finished, privacy).survived
+    row = ledger_row(finished, {**privacy, field: value})
+    assert not row.survived and "something else" in row.note
+
+
+def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path):
+    for name in ("report.json", "model.pt", "ledger.jsonl"):
+        shutil.copy(finished / name, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    report["privacy"]["epsilon"] = 1.0
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    done = CliRunner().invoke(
+        app, ["audit", str(tmp_path), "--canaries", "200", "--starts", "2"], catch_exceptions=False
+    )
+    assert done.exit_code == 1
+    assert "NO  (the ledger shows something else than the report says)" in done.output

@@ -31,11 +31,11 @@ BACKWARD = 32
 """In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
 
 
-class Witness(Observer):
+class GradientMonitor(Observer):
     """Sees what a model puts out, what its loss takes and sends back, and what becomes of the gradients.
 
     Args:
-        model, loss: what is watched; an earlier witness of the same model is dismissed.
+        model, loss: what is watched; an earlier monitor of the same model is dismissed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
         masks: what the model draws from while its gradients are recorded (see :func:`dplip.runtime.secret.lent`).
@@ -77,7 +77,7 @@ class Witness(Observer):
                 self._summed[module] = module.register_forward_hook(_Hook(summed)).id
         model.register_forward_pre_hook(_Hook(self._entered))
         model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
-        loss.witness = self
+        loss.monitor = self
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
@@ -112,12 +112,12 @@ class Witness(Observer):
         self._gradients, self._losses, self._together = None, 0, 0
         self._arrivals.settle()
 
-    # What the loss reports (dplip.losses.base.Witness).
+    # What the loss reports (dplip.losses.base.Monitor).
 
-    def made(self, outputs: Tensor) -> bool:
+    def is_model_output(self, outputs: Tensor) -> bool:
         return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
-    def passed(self, gradient: Tensor, genuine: bool) -> None:
+    def on_gradient(self, gradient: Tensor, genuine: bool) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != fingerprint(self._loss):
@@ -141,7 +141,7 @@ class Witness(Observer):
             self._report(self._unfit or _FOREIGN)
         torch.autograd.Variable._execution_engine.queue_callback(self._finished)
 
-    def weighed(self) -> None:
+    def on_reweighting(self) -> None:
         self._report(_WEIGHED)
 
     # What the hooks report.
@@ -237,7 +237,7 @@ class Witness(Observer):
 
 
 class _Hook(Observer):
-    """One hook of a witness; in a copy of the model it watches nothing."""
+    """One hook of a monitor; in a copy of the model it watches nothing."""
 
     def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
         self._function = function

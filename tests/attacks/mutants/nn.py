@@ -46,8 +46,8 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "propagated bounds used under autocast",
-        "training/optimizer.py",
-        "enforced_sensitivity(self._walk) if self._half else ",
+        "training/step_bounds.py",
+        "enforced_sensitivity(self.walk) if self._half else ",
         "",
         "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
     ),
@@ -141,7 +141,7 @@ SUMS = [
     ),
     mutant(
         "products below the normal numbers",
-        "training/optimizer.py",
+        "training/step_bounds.py",
         "+ self._lost(n)) if bound",
         ") if bound",
         "sensitivities/test_neighbouring_sums.py::test_products_below_the_normal_numbers_are_covered",

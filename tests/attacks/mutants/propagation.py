@@ -54,9 +54,9 @@ THE_TRACE_IS_THE_MODEL = [
     ),
     mutant(
         "a stored bound for a loss whose norms have changed",
-        "training/optimizer.py",
-        "state = fingerprint(self.loss), self.loss.gradient_norms(shape)",
-        "state = fingerprint(self.loss)",
+        "training/step_bounds.py",
+        "state = fingerprint(self._loss), self._loss.gradient_norms(shape)",
+        "state = fingerprint(self._loss)",
         "training/test_what_a_forward_reads.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
     ),
     mutant(

@@ -124,8 +124,8 @@ def _log_binomials(order: int) -> tuple[Any, float]:
 Event = GaussianEvent | FixedSizeEvent
 """What one step spends: a record of public numbers that names its sampling and the relations it is proved for."""
 
-_KINDS: dict[tuple[str, ...], type[Event]] = {
-    tuple(field.name for field in fields(kind)): kind for kind in (GaussianEvent, FixedSizeEvent)
+_FIELDS: dict[type[Event], tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (GaussianEvent, FixedSizeEvent)
 }
 
 
@@ -135,14 +135,15 @@ def event_of(record: Mapping[str, Any]) -> Event:
     Raises:
         ConfigurationError: There is none, or a field is out of range.
     """
-    kind = _KINDS.get(tuple(record))
+    kind = next((kind for kind, names in _FIELDS.items() if record.keys() == set(names)), None)
     if kind is None:
-        raise ConfigurationError(f"an event of {sorted(record)}: pass the fields of one of {sorted(_KINDS)}")
+        raise ConfigurationError(f"an event of {sorted(record)}: pass the fields of one of {sorted(_FIELDS.values())}")
     return kind(**record)
 
 
 def event_of_values(values: list[Any]) -> Event:
-    names = next((names for names in _KINDS if len(names) == len(values)), ())
+    """The event of these values, as Opacus's history has them: without names, so that their number tells the class."""
+    names = next((names for names in _FIELDS.values() if len(names) == len(values)), ())
     return event_of(dict(zip(names, values, strict=False)))
 
 

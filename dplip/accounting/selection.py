@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,9 +58,7 @@ def selection_epsilon(
         raise ConfigurationError(f"mean_runs={mean_runs!r}: a search makes at least one run.")
     if not (is_number(shape) and math.isfinite(shape) and shape >= 0):
         raise ConfigurationError(f"shape={shape!r}: the shape of the distribution of runs is a finite number >= 0.")
-    counted: dict[GaussianEvent, int] = {}
-    for event in events:
-        counted[event] = counted.get(event, 0) + 1
+    counted = Counter(events)
     if any(event.noise_multiplier == 0 for event in counted):
         return math.inf
     if not counted:

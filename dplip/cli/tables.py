@@ -29,6 +29,7 @@ from dplip.data.schema import parse_monotone
 from dplip.data.tables import with_scaled_target
 from dplip.models import TabularPreset, tabular_preset
 from dplip.models.monotone import settings_of
+from dplip.runtime.files import write_text
 from dplip.runtime.mode import evaluation
 from dplip.training import DPLipTrainer
 
@@ -177,7 +178,7 @@ def draft_schema(path: Path, target: str | None, look: bool, out: Path | None) -
         raise ConfigurationError(
             f"schema {beside}: it is there already, and is not overwritten: name another by --out."
         )
-    beside.write_text(text, encoding="utf-8")
+    write_text(beside, text)
     if look:
         return (
             f"{beside}: kinds, ranges and levels were TAKEN FROM THE VALUES of {path} (--from-data), so they are not "

@@ -30,7 +30,7 @@ from dplip.losses import Loss
 from dplip.noise import GaussianNoise, SecureNoise
 from dplip.noise.discrete import check_secure, secure_noise
 from dplip.records import validate_report, versions, write_report
-from dplip.records.files import write_whole
+from dplip.records.checkpoint import write_state
 from dplip.records.report import remove
 from dplip.records.run_folder import RunFolder
 from dplip.runtime.device import chosen, device_of
@@ -426,7 +426,7 @@ class DPLipTrainer(Fixed):
         report = {**self.report(), **(extra or {})}
         validate_report(report)
         remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
-        write_whole(self.output_dir / "model.pt", weights.getvalue())
+        write_state(self.output_dir / "model.pt", weights.getvalue())
         write_report(path, report)
         return path
 

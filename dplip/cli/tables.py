@@ -47,7 +47,7 @@ def schema(
     typer.echo(draft_schema(file, target, from_data, out))
 
 
-RADII = (0.0, 0.01, 0.05, 0.1)
+TABLE_RADII = (0.0, 0.01, 0.05, 0.1)
 """The l1 radii of a table's certificates, in parts of the public ranges of its columns."""
 
 MODEL = "monotone"
@@ -203,8 +203,8 @@ def _certified(model: Any, table: Table) -> dict[str, Any]:
     return {
         "norm": 1,
         "unit": "public range of a column",
-        "radii": list(RADII),
-        "accuracy": certified_accuracy(radii, RADII),
+        "radii": list(TABLE_RADII),
+        "accuracy": certified_accuracy(radii, TABLE_RADII),
     }
 
 

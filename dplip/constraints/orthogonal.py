@@ -25,7 +25,7 @@ class Orthogonal(Constraint):
     """
 
     TARGET = 0.01  # root mean square of the eigenvalues of W W^T - I at which the iteration stops
-    ROUNDING = 1e-4  # float32 rounding of an iterate; observed 1e-5
+    ITERATE_SLACK = 1e-4  # float32 rounding of an iterate; observed 1e-5
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = active_cache()
@@ -44,7 +44,7 @@ class Orthogonal(Constraint):
             projected = projected.mT
         weight.detach().copy_((projected * scale if scale != 1.0 else projected).reshape(weight.shape))
         if cache is not None:
-            cache.certify(key, weight, 1.0 + self.ROUNDING, projected=True)
+            cache.certify(key, weight, 1.0 + self.ITERATE_SLACK, projected=True)
 
     def _iterate(self, w: Tensor) -> Tensor | None:
         """Bjorck's iterate of matrices with no more rows than columns; None where the start is not certified."""

@@ -14,7 +14,7 @@ from dplip.norms.cache import _sum_slack, carried
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
-SLACK = 4e-6
+EIGENVALUE_SLACK = 4e-6
 """Relative slack on a float64 eigenvalue: its own rounding, and that of a weight stored in float32 afterwards."""
 
 
@@ -35,7 +35,7 @@ def spectral_norm(weight: Tensor) -> float:
         return 0.0
     w = w / scale
     gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    return scale * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1])) * (1 + SLACK)
+    return scale * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1])) * (1 + EIGENVALUE_SLACK)
 
 
 def greatest(terms: Tensor, dim: int) -> float:

@@ -13,7 +13,7 @@ from dplip.errors import ConfigurationError, UnboundedOperationError
 Bound = float | Tensor
 """A bound: one number for every example, or a float64 tensor of one entry per example."""
 
-ROUNDING = 1e-6
+REDUCTION_SLACK = 1e-6
 """Relative slack that covers float64 reductions over float32 data."""
 
 
@@ -133,7 +133,7 @@ class Norms:
         )
         if not math.isfinite(l1):
             raise ConfigurationError("A weight or constant of the model is NaN or infinite: restore finite values.")
-        return cls(tuple(v.shape), l1 * (1 + ROUNDING), l2 * (1 + ROUNDING), linf)
+        return cls(tuple(v.shape), l1 * (1 + REDUCTION_SLACK), l2 * (1 + REDUCTION_SLACK), linf)
 
     @property
     def size(self) -> int:

@@ -37,7 +37,7 @@ from dplip.runtime.device import chosen, device_of
 from dplip.runtime.mode import evaluation
 from dplip.runtime.precision import full_precision, require_autocast
 from dplip.runtime.processes import OwnProcess
-from dplip.sampling.kinds import SAMPLING
+from dplip.sampling import SAMPLING
 from dplip.sampling.loader import example_shape
 from dplip.training import feature_extractor as front
 from dplip.training.data_checks import check_data

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dplip.nn.linf import kernel
-from dplip.nn.linf.pruning import pruned_winners, survivors, worth
+from dplip.nn.linf.pruning import candidates, pruned_winners, worth
 
 BLOCK = 400_000
 """Entries of a block of differences: small enough for a processor's second-level cache."""
@@ -80,7 +80,7 @@ class _MaxDistance(torch.autograd.Function):
             return kernel.winners(x, points, keep)
         n, d, m = x.shape[0], x.shape[1], points.shape[0]
         if keep is None and n:
-            alive = survivors(x, points)
+            alive = candidates(x, points)
             if worth(alive):
                 return pruned_winners(x, points, alive, BLOCK)
         # Features stand in `groups` of `taps`: the maximum of each group is one fast reduction along rows, and only

@@ -1,4 +1,4 @@
-"""What a run spent: one event a step, composed into epsilon by Opacus's RDP or PRV implementation.
+"""The accountant: it counts the event of every step and composes them into epsilon.
 
 Opacus is imported when an epsilon is first asked for, so that importing this module stays cheap.
 """

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from dplip.accounting.fixed_size import FixedSizeEvent
 from dplip.accounting.replace_one import replacing
-from dplip.errors import ConfigurationError, is_number
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number
 
 # Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
 # integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 2^16

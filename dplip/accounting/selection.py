@@ -1,4 +1,4 @@
-"""What choosing hyper-parameters by looking at private runs costs, if it is done in a way that can be accounted for."""
+"""The cost of choosing hyper-parameters by the scores of private runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 
 from dplip.accounting.events import GaussianEvent
 from dplip.accounting.rdp import ORDERS, rdp_to_epsilon, renyi_divergence
-from dplip.errors import ConfigurationError, is_number
-from dplip.validate import require_delta
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number, require_delta
 
 
 def selection_epsilon(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dplip.constraints.base import Constraint, _groups
+from dplip.constraints.base import Constraint
 from dplip.errors import ConfigurationError
 from dplip.norms.cache import active_cache
 
@@ -33,7 +33,8 @@ class Orthogonal(Constraint):
         if cache is not None and cache.near_projection(key, weight):
             return
         scale = patch_scale(layer)
-        matrix = weight.detach().unflatten(0, (_groups(layer), -1)).flatten(2)
+        groups = layer.groups if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else 1
+        matrix = weight.detach().unflatten(0, (groups, -1)).flatten(2)
         if scale != 1.0:
             matrix = matrix / scale
         wide = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT

@@ -1,4 +1,4 @@
-"""Stock layers whose weight gradient is bounded example by example, in the one backward pass that there is.
+"""Linear layers and convolutions that bound each example's gradient of the weight, within one ordinary backward pass.
 
 An example's gradient of a linear layer's weight is the outer product of its cotangent v and its input x, so its norm is
 at most ``|v| |x|``, two norms that cost next to nothing. In training mode the weight's gradient is therefore the sum

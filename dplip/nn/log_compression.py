@@ -1,4 +1,4 @@
-"""The logarithm of magnitudes: features whose sizes span decades, brought to one scale."""
+"""The logarithm of magnitudes, which brings features whose sizes span decades to one scale."""
 
 from __future__ import annotations
 

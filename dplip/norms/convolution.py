@@ -1,4 +1,4 @@
-"""Operator norms of matrices and convolutions, certified from above (never by power iteration)."""
+"""Operator norms of convolutions, certified from above (never by power iteration)."""
 
 from __future__ import annotations
 
@@ -92,15 +92,7 @@ def convolution_norms(
     kernel = _polyphase(_dilate(w.unflatten(0, (groups, -1)), dilation), stride)
     taps = kernel.shape[3:]
     dense = w.unflatten(0, (groups, -1)).flatten(2)
-    key = (
-        id(weight),
-        tuple(input_size or ()),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        circular,
-    )
+    key = (id(weight), tuple(input_size or ()), tuple(stride), tuple(padding), tuple(dilation), groups, circular)
     gain = math.sqrt(math.prod(taps))  # a pixel meets one tap of each polyphase kernel per output it reaches
 
     def spectral() -> float:

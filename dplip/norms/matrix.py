@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dplip.errors import ConfigurationError
-from dplip.norms.cache import _sum_slack, carried
+from dplip.norms.cache import carried, sum_slack
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
@@ -40,7 +40,7 @@ def spectral_norm(weight: Tensor) -> float:
 
 def greatest(terms: Tensor, dim: int) -> float:
     """The largest sum of nonnegative terms along an axis, from above."""
-    return float(terms.sum(dim).max()) * _sum_slack(terms, terms.shape[dim])
+    return float(terms.sum(dim).max()) * sum_slack(terms, terms.shape[dim])
 
 
 def greatest_root(squares: Tensor, dim: int) -> float:

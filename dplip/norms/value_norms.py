@@ -1,4 +1,4 @@
-"""Upper bounds on the l1, l2 and l-infinity norms of one example's value, and of the operators that act on it."""
+"""Upper bounds on the l1, l2 and l-infinity norms of one example's value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ Bound = float | Tensor
 
 REDUCTION_SLACK = 1e-6
 """Relative slack that covers float64 reductions over float32 data."""
-
 
 FLOATS = torch.float32, torch.float64
 _WHOLE = torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64

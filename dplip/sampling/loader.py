@@ -1,4 +1,4 @@
-"""What the loaders of private batches share: a fresh draw for each step, handed out in parts that fit into memory."""
+"""The base of the loaders of private batches: a fresh draw for each step, handed out in parts that fit into memory."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ EPSILONS = [
     ),
     mutant(
         "a truth value taken for a number",
-        "errors.py",
+        "validate.py",
         "isinstance(value, Real) and not isinstance(value, bool)",
         "isinstance(value, Real)",
         "accounting/test_accountant.py::test_what_is_no_number_is_refused_by_name",

@@ -14,7 +14,7 @@ from typing import Any
 
 from dplip.accounting.events import NEIGHBORING, Event, GaussianEvent, event_of_values, require_relation
 from dplip.accounting.fixed_size import FixedSizeEvent
-from dplip.accounting.numerical import no_other, pld_epsilon, prv_epsilon
+from dplip.accounting.numerical import pld_epsilon, prv_epsilon
 from dplip.accounting.rdp import rdp_epsilon
 from dplip.errors import ConfigurationError
 from dplip.validate import require_delta, whole
@@ -204,7 +204,7 @@ def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delt
 
 # An upper bound beside that of RDP; infinite where there is none.
 _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
-    "rdp": no_other,
+    "rdp": lambda events, delta: math.inf,
     "prv": prv_epsilon,
     "pld": pld_epsilon,
 }

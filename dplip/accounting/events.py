@@ -13,10 +13,7 @@ from dplip.accounting.replace_one import replacing
 from dplip.errors import ConfigurationError
 from dplip.validate import is_number
 
-# Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
-# integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 2^16
-# use the plain Gaussian.
-LARGEST_SAMPLED_ORDER = 2**16
+LARGEST_SAMPLED_ORDER = 2**16  # above it the plain Gaussian's divergence is taken
 _LEAST_NOISE = 1e-3  # below it Opacus's series becomes NaN or does not end; the plain Gaussian costs as much there
 
 

@@ -111,9 +111,10 @@ class BoundedConv2d(nn.Conv2d):
 def _bounded_rows(
     x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight, and cotangents for the bias when they are called for, in its type.
+    """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
 
-    Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius, if there is one.
+    All are in the weight's type. If there is a radius, they are scaled example by example so that ``reuse |v| |x|`` and
+    ``sqrt(positions) |v|`` lie within it.
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     if radius is None:

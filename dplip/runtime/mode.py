@@ -10,7 +10,7 @@ from torch import nn
 
 from dplip.runtime.precision import full_precision
 
-KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "maia", "xla")
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "maia", "xla")
 """The devices that torch.autocast knows."""
 
 
@@ -20,7 +20,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as settings:
         settings.enter_context(full_precision())
-        for kind in KINDS:
+        for kind in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(kind):
                 settings.enter_context(torch.autocast(kind, enabled=False))
         model.eval()

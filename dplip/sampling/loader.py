@@ -127,9 +127,10 @@ class SampledLoader(Fixed, ABC):
 
     @property
     def expected_part_size(self) -> float:
-        """How many examples of a batch are expected in a part, of which each takes one by a coin of its own.
+        """The expected number of examples in a part.
 
-        So another example changes its own part alone, and moves the rounding of no other part's sum.
+        Each example takes a part by a coin of its own, so that one more changes its own part alone, and moves the
+        rounding of no other part's sum.
         """
         return self.expected_batch_size / self._part_count
 

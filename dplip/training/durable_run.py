@@ -21,7 +21,7 @@ from dplip.accounting import NEIGHBORING, Accountant, Budget, Event, create_acco
 from dplip.errors import CheckpointError, ConfigurationError, LedgerError
 from dplip.noise import SecureNoise
 from dplip.records import Checkpoint, validate_report, write_report
-from dplip.records.files import write_whole
+from dplip.records.checkpoint import write_state
 from dplip.records.report import remove
 from dplip.records.run_folder import RunFolder
 from dplip.sampling.loader import SampledLoader
@@ -293,6 +293,6 @@ def write_run(folder: Path, model: nn.Module, report: Mapping[str, Any]) -> Path
     torch.save(model.state_dict(), weights)
     validate_report(report)
     remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
-    write_whole(folder / "model.pt", weights.getvalue())
+    write_state(folder / "model.pt", weights.getvalue())
     write_report(path, report)
     return path

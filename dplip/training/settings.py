@@ -6,7 +6,7 @@ import warnings
 
 from dplip.certificates.radii import dual_of
 from dplip.errors import ConfigurationError
-from dplip.sampling.kinds import SAMPLING
+from dplip.sampling import SAMPLING
 
 PART = 2048
 """Most examples at once, where nothing else is said."""

@@ -29,7 +29,7 @@ from dplip.records.run_folder import RunFolder
 from dplip.runtime.device import device_of, resolve_device
 from dplip.runtime.precision import full_precision, require_autocast
 from dplip.runtime.processes import OwnProcess
-from dplip.sampling.kinds import SAMPLING
+from dplip.sampling import SAMPLING
 from dplip.sampling.loader import example_shape
 from dplip.training.data_checks import check_data
 from dplip.training.durable_run import DurableRun, write_run

@@ -12,7 +12,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a row scaled to twice the radius",
         "nn/gradient_ball.py",
-        "inside = radius * (1 - ROUNDING)",
+        "inside = radius * (1 - ROW_SLACK)",
         "inside = 2 * radius",
         "nn/test_gradient_ball.py::test_no_cotangent_leaves_a_gradient_ball",
     ),

@@ -75,7 +75,7 @@ RECORDS = [
     ),
     mutant(
         "checkpoints written in place",
-        "records/files.py",
+        "runtime/files.py",
         'part = path.with_name(f".{path.name}.part")',
         "part = path",
         "records/test_checkpoint.py::test_a_checkpoint_that_cannot_be_written_leaves_the_one_before",

@@ -41,7 +41,7 @@ MEAN = [
     mutant(
         "rows near the radius scaled only beside an outlier",
         "nn/bounded.py",
-        "<= radius * (1 - ROUNDING))",
+        "<= radius * (1 - ROW_SLACK))",
         "<= radius)",
         "nn/test_bounded.py::test_an_example_far_out_changes_no_other_row",
     ),

@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from dplip.norms.value_norms import is_real
-from dplip.propagation.graph import path_of, shadows_rule, target_of
-from dplip.rules.registry import module_rule, refuse, rule_of
+from dplip.propagation.graph import path_of, target_of
+from dplip.rules.registry import RULES, refuse
 
 REMEDIES = {
     "BatchNorm": (
@@ -28,41 +28,14 @@ REMEDIES = {
     ),
 }
 
+T = torch.Tensor
+
 FOLDABLE = {
-    *(
-        operator.neg,
-        operator.add,
-        operator.sub,
-        operator.mul,
-        operator.truediv,
-        operator.getitem,
-        operator.pow,
-    ),
-    *(torch.sqrt, torch.exp, torch.reciprocal, torch.rsqrt, torch.square, torch.abs, torch.Tensor.view),
-    *(
-        torch.Tensor.reshape,
-        torch.Tensor.unsqueeze,
-        torch.Tensor.sqrt,
-        torch.Tensor.exp,
-        torch.Tensor.reciprocal,
-    ),
-    *(
-        torch.Tensor.abs,
-        torch.Tensor.flatten,
-        torch.Tensor.t,
-        torch.t,
-        torch.Tensor.float,
-        torch.Tensor.double,
-    ),
-    *(
-        torch.flatten,
-        torch.reshape,
-        torch.unsqueeze,
-        torch.Tensor.transpose,
-        torch.Tensor.permute,
-        torch.clamp,
-    ),
-    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.Tensor.contiguous, torch.Tensor.expand),
+    *(operator.neg, operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, operator.pow),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.clamp, torch.sqrt, T.sqrt, torch.exp, T.exp),
+    *(torch.reciprocal, T.reciprocal, torch.rsqrt, torch.square, torch.abs, T.abs, T.float, T.double, T.contiguous),
+    *(T.view, torch.reshape, T.reshape, torch.unsqueeze, T.unsqueeze, torch.flatten, T.flatten, torch.t, T.t),
+    *(T.transpose, T.permute, T.expand),
 }
 """Pure functions of constants alone, which are simply evaluated."""
 
@@ -139,20 +112,20 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
-            if module_rule(module) is None or _takes_statistics(module):
+            if RULES.of_module(module) is None or _takes_statistics(module):
                 what = type(module).__name__
                 reason, remedy = next(
                     (v for k, v in REMEDIES.items() if what.startswith(k)),
                     ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
                 )
-                if module_rule(module) is None and shadows_rule(module):
+                if RULES.of_module(module) is None and RULES.of(type(module).forward) is not None:
                     reason = "changes a layer that has a rule, so that the rule may no longer hold."
                 refuse(path_of(node), what, reason, remedy)
         elif node.op in ("call_function", "call_method"):
             target = target_of(node)
             if target is None:
                 refuse(path_of(node), f"Tensor.{node.target}", "is not a tensor method.", "Use another operation.")
-            known = rule_of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
+            known = RULES.of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
             if not known and not _reads_shape(node):
                 name = getattr(target, "__name__", str(target))
                 reason = (

@@ -16,7 +16,7 @@ _INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 
 
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+def guards_of(model: nn.Module) -> tuple[Any, ...]:
     """What a trace depends on: the modules at their places, their modes and plain attributes, and what is trained."""
     modules = tuple(
         (name, Same(m), Same(type(m)), Same(type(m).forward), _class_constants(type(m)), _attributes(m))

@@ -37,7 +37,8 @@ def sent_back(result: Tensor, x: Tensor, root: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
 
 
-def alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether a model and its trace, or two passes of the one, made the same of the same rows."""
     return len(ours) == len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -87,8 +88,3 @@ class PublicRows:
             if not isinstance(result, Tensor):
                 return []
             return [result, *sent_back(result, self._x, self._root)] if gradients else [result]
-
-
-def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether the same was made of the public rows, as far as both tell."""
-    return len(ours) > 0 < len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=False))

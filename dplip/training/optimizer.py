@@ -23,7 +23,7 @@ from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.noise import GaussianNoise, split
 from dplip.norms import NormCache
 from dplip.propagation import Walk
-from dplip.propagation.guards import fingerprint
+from dplip.propagation.guards import guards_of
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities, enforced_sensitivity
@@ -212,7 +212,7 @@ class DPLipOptimizer(Fixed, Optimizer):
                 raise ConfigurationError(f"step(): {CHANGED}")
         require_loss(self.loss)
         shape = self._walk.shape(self._walk.output())
-        state = fingerprint(self.loss), self.loss.gradient_norms(shape)
+        state = guards_of(self.loss), self.loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
             require_separate(self.loss, shape, next(p for p in self.model.parameters() if p.requires_grad))
             constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)

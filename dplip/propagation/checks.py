@@ -22,10 +22,7 @@ REMEDIES = {
     ),
     "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
     "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
-    "MultiheadAttention": (
-        "multiplies values that depend on the example.",
-        "Use linear and convolutional layers.",
-    ),
+    "MultiheadAttention": ("multiplies values that depend on the example.", "Use linear and convolutional layers."),
 }
 
 T = torch.Tensor
@@ -57,10 +54,7 @@ def check_modules(model: nn.Module) -> None:
         for table in tables:
             if any(not isinstance(hook, Observer) for hook in getattr(module, table).values()):
                 refuse(
-                    path,
-                    what,
-                    "has a hook, which may do anything.",
-                    "Remove the hook (or the wrapper that adds it).",
+                    path, what, "has a hook, which may do anything.", "Remove the hook (or the wrapper that adds it)."
                 )
         if "forward" in vars(module):
             remedy = "Make it a module with a rule; to compile a model, call model.compile()."

@@ -22,7 +22,7 @@ CERTIFICATES = [
 ROUNDINGS = [
     mutant(
         "the rounding of a column in units of where it lies",
-        "rounding/rules.py",
+        "rounding/rules/normalization.py",
         "Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2",
         "Roundings(8.0, 8.0, Norms(x.shape, linf=8.0 + 2",
         "certificates/test_slopes.py::test_a_column_far_from_zero_is_certified",

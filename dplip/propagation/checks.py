@@ -1,4 +1,4 @@
-"""What a model may not have: hooks, replaced code, operations without a rule."""
+"""Refusals of models: with hooks, with replaced code, with operations that have no rule."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def check_modules(model: nn.Module) -> None:
 
 
 BESIDE = "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"
-"""What else a call of a module runs: what ``module.compile()`` made of its code, which fx cannot trace, and hooks, of
-which :func:`check_modules` allows only those that look and change nothing."""
+"""What a call of a module runs besides ``forward``: the code that ``module.compile()`` made, which fx cannot trace, and
+hooks, of which :func:`check_modules` allows observers alone."""
 
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """Run the modules' own Python code inside, and nothing besides."""
+    """Within it a call of a module runs its ``forward`` and nothing else."""
     dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
     dressed = [(held, beside) for held, beside in dressed if beside]
     for held, beside in dressed:

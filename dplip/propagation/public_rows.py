@@ -1,4 +1,4 @@
-"""Rows of public numbers, which the model and its trace must turn into the same."""
+"""Public rows: random examples on which a model and its trace are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rounding of an operation is told by, and the registry of rules that tell it."""
+"""The roundings of one operation, and the registry of rules that say how large they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity under ``torch.autocast``: what layers enforce on their own gradients, and no propagated norm.
+"""Sensitivity under ``torch.autocast``, from the bounds alone that layers enforce on their own gradients.
 
 bfloat16 rounds every value by up to 2^-8 of it, float16 by 2^-11 and to infinity beyond 65504. An operator norm, a ball
 or a loss says nothing exact of values that are rounded after it, so nothing propagated is used here: to every rule the

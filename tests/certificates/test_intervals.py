@@ -37,7 +37,7 @@ def test_intervals_are_never_looser_than_the_margin_and_no_attack_succeeds_insid
         assert torch.equal(predictions(model(moved).detach()), before)
 
 
-def test_boxes_up_to_a_cut_and_norms_behind_it_certify_more_than_either():
+def test_intervals_up_to_a_point_and_norms_from_there_certify_more_than_either():
     model, shape = built("windows")
     torch.manual_seed(0)
     x = torch.rand(64, *shape).round()  # pixels at the ends of their range, which a small change does not move
@@ -51,7 +51,7 @@ def test_boxes_up_to_a_cut_and_norms_behind_it_certify_more_than_either():
     assert not Certifier(small().eval(), (12,), inf).hybrid  # pure l-infinity: nothing to be had from a norm
 
 
-def test_cuts_are_what_all_later_values_pass_through():
+def test_articulation_points_are_what_all_later_values_pass_through():
     model, shape = built("branches")
     walk = Walk(model, shape)
     assert [call.node.name for call in walk.calls()] == [
@@ -61,8 +61,8 @@ def test_cuts_are_what_all_later_values_pass_through():
 
 
 @pytest.mark.parametrize("name", ["windows", "branches", "convolutional", "residual"])
-def test_no_score_moves_further_than_the_deviation_at_a_cut_allows(name):
-    """The claim itself, at every cut: differences of scores change by at most slope times deviation."""
+def test_no_score_moves_further_than_the_hybrid_bound_allows(name):
+    """The claim itself, at every articulation point: differences of scores change by at most slope times change."""
     model, shape = built(name)
     walk = Walk(model, shape)
     boxes, held = Boxes(walk), HybridBound(walk, seeds(walk), 3)
@@ -78,7 +78,7 @@ def test_no_score_moves_further_than_the_deviation_at_a_cut_allows(name):
             worst[:, y] = torch.maximum(worst[:, y], (change[:, y, None] - change).amax(1))
     for y in range(3):
         top = torch.full((8,), y)
-        # Were the gap to every rival what was reached, the cuts must not claim that it holds.
+        # Were the gap to every rival what was reached, the bound must not claim that it holds.
         claimed = held.holds(perturbed, nominal, worst[:, y, None].expand(8, 3) - 1e-5, top)
         assert not bool(claimed.any())
 

@@ -35,8 +35,6 @@ def slopes(model: nn.Module, features: int, inside: bool = False) -> tuple[Tenso
     """
     with evaluation(model):
         found = pull(Walk(model, (features,)), inside)
-    if found.lower.ndim != 2:
-        raise ConfigurationError(f"features={features}: slopes are those of a model of (batch, features).")
     return found.lower, found.upper
 
 

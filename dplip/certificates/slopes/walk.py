@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dplip.certificates.slopes.registry import SLOPE_RULES, Interval, Slope, Slopes
+from dplip.certificates.slopes.registry import SLOPE_RULES, Interval, Slope, SlopeRule, Slopes
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms
 from dplip.norms.value_norms import largest
@@ -47,13 +46,17 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
 
     def apply(operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
         value, inner = walk.apply(operation, args, kwargs)
+        subject, function = walk.subject(operation)
+        rule = SLOPE_RULES.of(function)
 
         def pullback(v: Any) -> tuple[Any, Any, Any]:
             sources, inputs, named = inner(v.norms if isinstance(v, Slopes) else v)
             intervals = None
-            if isinstance(v, Slopes) and all(isinstance(norms, Norms) for norms in inputs):
+            if rule is not None and isinstance(v, Slopes) and all(isinstance(norms, Norms) for norms in inputs):
+                ones = Norms(v.norms.shape, linf=1.0)
                 shapes = [walk.shape(node) for node in sources]
-                intervals = _intervals(walk, operation, args, kwargs, v, inner, shapes, inside)
+                slope = Slope(subject, shapes, inside, lambda: largest(inner(ones)[1][0].linf))
+                intervals = _intervals(rule, slope, v, args, kwargs)
             if intervals is None:  # by norms alone, as tuples of values are
                 return sources, [Slopes.within(n, outputs) if isinstance(n, Norms) else n for n in inputs], named
             return sources, [Slopes.meet(*ends, norms) for ends, norms in zip(intervals, inputs, strict=True)], named
@@ -70,27 +73,12 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
     return found if isinstance(found, Slopes) else Slopes.within(found, outputs)
 
 
-def _intervals(
-    walk: Walk,
-    operation: Operation,
-    args: Any,
-    kwargs: Any,
-    v: Slopes,
-    inner: Callable[[Any], tuple[Any, Any, Any]],
-    shapes: list[tuple[int, ...]],
-    inside: bool,
-) -> list[Interval] | None:
+def _intervals(rule: SlopeRule, slope: Slope, v: Slopes, args: Any, kwargs: Any) -> list[Interval] | None:
     """The intervals of an operation's inputs, by its slope rule; None where that says nothing."""
-    subject, function = walk.subject(operation)
-    rule = SLOPE_RULES.of(function)
-    if rule is None or not bool((v.lower.isfinite() & v.upper.isfinite()).all()):
+    if not bool((v.lower.isfinite() & v.upper.isfinite()).all()):
         return None
-
-    def steepest() -> float:
-        return largest(inner(Norms(v.norms.shape, linf=1.0))[1][0].linf)
-
     try:
-        bound = signature(rule).bind(Slope(subject, shapes, inside, steepest), (v.lower, v.upper), *args, **kwargs)
+        bound = signature(rule).bind(slope, (v.lower, v.upper), *args, **kwargs)
     except TypeError:
         return None
     # Sources are in the order of the bounding rule's signature, which is that of the arguments written out.

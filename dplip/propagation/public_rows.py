@@ -72,13 +72,10 @@ class PublicRows:
     def of_model(self, gradients: bool = True) -> list[Tensor] | None:
         """The model's output for them, and the gradients that go back from there; None where no code may read more
         than attributes, and there is nothing to look at."""
-        return self._through(self._root, gradients) if has_foreign_code(self._root) else None
+        return self.of(self._root, gradients) if has_foreign_code(self._root) else None
 
-    def of_trace(self, graph: nn.Module, gradients: bool = True) -> list[Tensor]:
-        """The same of its trace."""
-        return self._through(graph, gradients)
-
-    def _through(self, run: Callable[[Tensor], Any], gradients: bool) -> list[Tensor]:
+    def of(self, run: Callable[[Tensor], Any], gradients: bool = True) -> list[Tensor]:
+        """The output of the model, or of its trace, and the gradients; nothing if the output is no tensor."""
         like = next((t for t in (*self._root.parameters(), *self._root.buffers()) if t.dtype in FLOATS), self._x)
         if (like.dtype, like.device) != (self._x.dtype, self._x.device):
             self._x = self._x.detach().to(like).requires_grad_()

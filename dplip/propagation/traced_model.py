@@ -94,7 +94,7 @@ class TracedModel:
 
     def explains(self, made: list[Tensor] | None) -> bool:
         """Whether the trace makes of the public rows, with the present weights, what the model made of them."""
-        return made is None or agree(made, self._rows.of_trace(self.graph_module, gradients=len(made) > 1))
+        return made is None or agree(made, self._rows.of(self.graph_module, gradients=len(made) > 1))
 
     @property
     def draws(self) -> bool:

@@ -35,7 +35,7 @@ GUARDS: dict[str, list[tuple[Any, str, Any]]] = {
         (Arrivals, "follow", lambda self, output: None),
         (Arrivals, "finish", lambda self: None),
     ],
-    "modes and attributes": [(monitor, "fingerprint", lambda model: ())],
+    "modes and attributes": [(monitor, "guards_of", lambda model: ())],
     "edits of weights and gradients": [(monitor, "sample", lambda tensors: [])],
     "public rows": [(PublicRows, "of_model", lambda self, gradients=False: None)],
 }

@@ -28,7 +28,7 @@ from dplip.norms import Norms
 from dplip.rules import rule
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, by_position, linear
-from dplip.rules.registry import ENFORCED, SUMMATIONS, SUMMED, Pullback, Summation, module_rule
+from dplip.rules.registry import ENFORCED, RULES, SUMMATIONS, SUMMED, Pullback, Summation
 from dplip.validate import positive
 
 M = TypeVar("M", bound=nn.Module)
@@ -280,7 +280,7 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     def counterpart(layer: nn.Module) -> nn.Module:
         if layer not in made:
             kind = {nn.Linear.forward: BoundedLinear, nn.Conv2d.forward: BoundedConv2d}.get(type(layer).forward)
-            made[layer] = layer if kind is None or module_rule(layer) is None else _converted(layer, kind, radius)
+            made[layer] = layer if kind is None or RULES.of_module(layer) is None else _converted(layer, kind, radius)
         return made[layer]
 
     for parent in list(model.modules()):

@@ -14,7 +14,7 @@ from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
 from dplip.nn import Frozen
 from dplip.propagation import Walk
-from dplip.rules.registry import module_rule
+from dplip.rules.registry import RULES
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.runtime.secret import Secret, lent_to_readers
@@ -115,9 +115,9 @@ def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a layer, or each that it is made of, has a rule (so treats each example by itself), and no state."""
     if layer.state_dict() and type(layer) is not Frozen:
         return False
-    if module_rule(layer) is not None:
+    if RULES.of_module(layer) is not None:
         return True
-    if any(module_rule(part) is None for part in layer.modules() if not list(part.children())):
+    if any(RULES.of_module(part) is None for part in layer.modules() if not list(part.children())):
         return False
     try:
         Walk(layer, shape)  # goes through what joins the parts

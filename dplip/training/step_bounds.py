@@ -15,7 +15,7 @@ from dplip.losses.base import require_separate
 from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.norms import NormCache
 from dplip.propagation import Walk
-from dplip.propagation.guards import fingerprint
+from dplip.propagation.guards import guards_of
 from dplip.sensitivities import Sensitivities, enforced_sensitivity
 from dplip.sensitivities.propagated import constant_sensitivity, require_loss, sensitivity_of
 from dplip.training.batches import Batches
@@ -76,7 +76,7 @@ class StepBounds:
                 raise ConfigurationError(f"step(): {CHANGED}")
         require_loss(self._loss)
         shape = self.walk.shape(self.walk.output())
-        state = fingerprint(self._loss), self._loss.gradient_norms(shape)
+        state = guards_of(self._loss), self._loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
             require_separate(self._loss, shape, next(p for p in self._model.parameters() if p.requires_grad))
             constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)

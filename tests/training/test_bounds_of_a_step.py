@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dplip
 import dplip.nn as dn
 from dplip.errors import ConfigurationError
-from dplip.propagation.guards import fingerprint
+from dplip.propagation.guards import guards_of
 
 # ---------------------------------------------------------------------------------- the bounds are those of this step
 
@@ -141,10 +141,10 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     monkeypatch.setattr(Scaled, "shared", 1.0)  # and back after the test
     model = Scaled()
     run = private(model)
-    before, state = run.optimizer.sensitivities()["linear.weight"], fingerprint(model)
+    before, state = run.optimizer.sensitivities()["linear.weight"], guards_of(model)
     change(model)
     if change not in (buffer_in_place, buffer_replaced):  # which rules read anew
-        assert fingerprint(model) != state  # seen by itself, before any value is compared
+        assert guards_of(model) != state  # seen by itself, before any value is compared
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
 
 

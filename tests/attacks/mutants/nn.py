@@ -54,7 +54,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "every finite bound of a layer believed under autocast",
         "sensitivities/enforced.py",
-        "believed = module is not None and module_rule(module) in ENFORCED",
+        "believed = module is not None and RULES.of_module(module) in ENFORCED",
         "believed = True",
         "sensitivities/test_enforced.py::test_a_parameter_that_no_layer_bounds_by_itself_is_refused",
     ),
@@ -74,7 +74,7 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "a surrogate taken for a derivative",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         'if getattr(module, "surrogate", False) and module.training:',
         "if False:",
         "nn/test_gradient_ball.py::test_derivatives_are_not_read_off_a_surrogate",
@@ -148,7 +148,7 @@ SUMS = [
     ),
     mutant(
         "whoever has the rule of a layer has its sums",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "if use.blocked and not summed:",
         "if False:",
         "nn/test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",

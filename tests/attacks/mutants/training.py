@@ -99,7 +99,7 @@ MEAN = [
     ),
     mutant(
         "a certificate for one draw",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "if self._probe.draws:",
         "if False:",
         "certificates/test_certifier.py::test_a_model_that_draws_in_evaluation_mode_has_no_certificate",

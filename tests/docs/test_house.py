@@ -1,4 +1,4 @@
-"""The house stays as it is laid out: no file grows beyond what one reads at a sitting, and tests mirror the packages."""
+"""The house stays as it is laid out: no file outgrows what one reads at a sitting, and tests mirror the packages."""
 
 from pathlib import Path
 

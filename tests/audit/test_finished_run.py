@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 from dplip.audit.finished_run import _ledger as ledger_row
 from dplip.cli.app import app
 
-# A finished run
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -11,9 +11,6 @@ from dplip.losses import ClippedHinge
 inf = math.inf
 
 
-# ---------------------------------------------------------------------------------------------------- bounds
-
-
 def small(width: int = 16, clamp: bool = False, rho: float = 0.3) -> nn.Sequential:
     torch.manual_seed(1)
     first = [dn.Clamp(0.0, 1.0)] if clamp else []
@@ -26,9 +23,6 @@ def small(width: int = 16, clamp: bool = False, rho: float = 0.3) -> nn.Sequenti
 
 
 LOSS = ClippedHinge(threshold=0.5, cross_entropy=0.3, temperature=4.0)
-
-
-# ---------------------------------------------------------------------------------------------------- intervals
 
 
 class Residual(nn.Module):

@@ -28,9 +28,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ------------------------------------------------------------------------------------------------ convolutions
-
-
 def explicit(layer: nn.Conv1d | nn.Conv2d, size: Sequence[int]) -> Tensor:
     """The matrix (outputs x inputs) of a convolution without bias, by its action on the basis."""
     n = layer.in_channels * math.prod(size)

@@ -7,8 +7,6 @@ from helpers.linf_models import LOSS, inf
 from dplip.errors import ConfigurationError
 from dplip.losses import ClippedHinge
 
-# ---------------------------------------------------------------------------------------------------- loss
-
 
 def test_the_clipped_hinge_stays_within_its_bounds():
     torch.manual_seed(0)

@@ -15,8 +15,6 @@ from dplip.certificates import correct_radii
 from dplip.data import load
 from dplip.models.sortnet import SORTNETS, exponent_at
 
-# ---------------------------------------------------------------------------------------------------- training
-
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, TensorDataset]:

@@ -21,9 +21,6 @@ LAYERS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------- layers
-
-
 @HALF
 @pytest.mark.parametrize("backward_inside", [False, True])
 @pytest.mark.parametrize("name", LAYERS)

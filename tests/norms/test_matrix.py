@@ -12,8 +12,6 @@ from torch import nn
 import dplip
 from dplip.norms import convolution_norms, matrix_norms, spectral_norm
 
-# ------------------------------------------------------------------------------------------------ matrices
-
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 1e-3])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (5, 7), (7, 5), (40, 40), (3, 300)])

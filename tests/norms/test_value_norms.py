@@ -13,8 +13,6 @@ from torch import Tensor
 import dplip
 from dplip import Norms, OperatorNorms
 
-# ------------------------------------------------------------------------------------------------ the algebra of norms
-
 vectors = st.lists(
     st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: 0.0 if abs(v) < 1e-100 else v), min_size=1, max_size=12
 )

@@ -16,8 +16,6 @@ from dplip import Norms
 from dplip import nn as dn
 from dplip.propagation import Walk
 
-# ------------------------------------------------------------------------------------------------ compositions
-
 
 class Residual(nn.Module):
     def __init__(self, block: nn.Module) -> None:

@@ -40,9 +40,6 @@ def families(module: nn.Module) -> tuple[str, ...]:
     return FAMILIES if any(True for _ in module.parameters()) else FAMILIES[:1]
 
 
-# ------------------------------------------------------------------------------------------------ rule by rule
-
-
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_float32_takes_no_operation_further_from_the_exact_one_than_is_claimed(sample: Sample) -> None:
     module = sample.module().float()

@@ -18,8 +18,6 @@ from dplip.rules import registry
 from dplip.sensitivities import enforced_sensitivity
 from dplip.sensitivities.propagated import constant_sensitivity
 
-# ------------------------------------------------------------------------------------------------------- models
-
 
 @HALF
 def test_no_ascent_finds_a_gradient_beyond_what_is_enforced(dtype):

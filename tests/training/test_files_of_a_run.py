@@ -13,8 +13,6 @@ from dplip.errors import ConfigurationError, LedgerError
 from dplip.records import Ledger, read_report, validate_report
 from dplip.records.report import FIELDS
 
-# ------------------------------------------------------------------------------------------------ report and files
-
 
 def test_the_report_has_every_field_and_says_what_was_spent():
     run = trainer().fit()

@@ -39,9 +39,6 @@ def trainer(folder=None, **arguments) -> DPLipTrainer:
     )
 
 
-# A run
-
-
 def test_a_run_charges_the_event_of_its_batches(tmp_path, runner):
     run = trainer(tmp_path)
     plan = run.plan()

@@ -11,8 +11,6 @@ import dplip
 from dplip.accounting import Budget, GaussianEvent
 from dplip.errors import BudgetExceededError
 
-# ----------------------------------------------------------------------------------------------------- plan and spend
-
 
 def test_the_plan_is_known_before_anything_is_spent_and_is_what_fit_spends():
     run = trainer()

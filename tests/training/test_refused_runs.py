@@ -15,8 +15,6 @@ from dplip import DPLipTrainer
 from dplip.errors import ConfigurationError, UnboundedInputError
 from dplip.losses import BinaryCrossEntropy, CrossEntropy, Huber
 
-# ------------------------------------------------------------------------------------------------ what cannot be run
-
 
 @pytest.mark.parametrize(
     "arguments, named",

@@ -18,8 +18,6 @@ from dplip.losses import BinaryCrossEntropy, Huber
 from dplip.models import preset
 from dplip.records import validate_report
 
-# ---------------------------------------------------------------------------------------------------- how it is trained
-
 
 @pytest.mark.parametrize("examples_left", [1, 5])
 def test_tiny_data_with_empty_batches_are_trained_on_by_a_model_that_reshapes_by_the_batch(examples_left):

@@ -1,14 +1,10 @@
 """Small l-infinity networks of every architecture, and the corners of a box."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 import dplip.nn as dn
 from dplip.losses import ClippedHinge
-
-inf = math.inf
 
 
 def small(width: int = 16, clamp: bool = False, rho: float = 0.3) -> nn.Sequential:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from math import inf
 
 import torch
-from helpers.laws import inf
 from torch import Tensor, nn
 
 import dplip

@@ -1,8 +1,10 @@
 """The clipped hinge stays within its bounds."""
 
+from math import inf
+
 import pytest
 import torch
-from helpers.linf_models import LOSS, inf
+from helpers.linf_models import LOSS
 
 from dplip.errors import ConfigurationError
 from dplip.losses import ClippedHinge

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers.half import HALF, X, half, length
+from helpers.gated import X
+from helpers.half import HALF, half, length
 from torch import nn
 
 import dplip.nn as dn

@@ -1,11 +1,12 @@
 """Norms of matrices: exact, from above."""
 
 import math
+from math import inf
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.laws import induced, inf
+from helpers.laws import induced
 from helpers.operators import FIELDS, seeded, true_norm
 from torch import nn
 

@@ -1,10 +1,11 @@
 """The algebra of norms: whatever is true of vectors is true of their bounds."""
 
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.laws import EXPONENTS, NAMES, induced, inf
+from helpers.laws import EXPONENTS, NAMES, induced
 from helpers.norms import holds, quick, true_norms
 from hypothesis import given
 from hypothesis import strategies as st

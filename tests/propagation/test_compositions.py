@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
+from math import inf
 
 import torch
 import torch.nn.functional as F
-from helpers.laws import FAMILIES, attack, claims, induced, inf, jacobians, set_weights, worst
+from helpers.laws import FAMILIES, attack, claims, induced, jacobians, set_weights, worst
 from helpers.norms import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st

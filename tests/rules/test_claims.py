@@ -257,4 +257,4 @@ def test_every_rule_has_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for sample in SAMPLES:
         prepared(sample)[1](Norms(sample.shape, l2=1.0))
     missing = [f"{f.__module__}.{f.__name__} of {key}" for key, f in own.items() if key not in exercised]
-    assert not missing, f"add a sample to tests/helpers/laws.py for {missing}"
+    assert not missing, f"add a sample to a list of tests/helpers/samples.py for {missing}"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.half import HALF, X, half, length, stock
+from helpers.gated import X
+from helpers.half import HALF, half, length, stock
 from helpers.runs import private
 from torch import nn
 

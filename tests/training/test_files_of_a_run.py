@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from helpers.epsilons import DELTA
 from helpers.models import orthogonal
-from helpers.runs import interrupted
-from helpers.trainers import DELTA, HELD_OUT, trainer, weights
+from helpers.runs import HELD_OUT, interrupted
+from helpers.trainers import trainer, weights
 
 from dplip.errors import ConfigurationError, LedgerError
 from dplip.records import Ledger, read_report, validate_report

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.epsilons import DELTA
 from helpers.runs import examples, interrupted
-from helpers.trainers import DELTA, plain_seeded, trainer, weights
+from helpers.trainers import plain_seeded, trainer, weights
 
 import dplip
 from dplip.accounting import Budget, GaussianEvent

@@ -9,8 +9,6 @@ import dplip
 from dplip.data import Column, Schema, encode, encode_features, load_table
 from dplip.data.tables import is_table, read_frame
 
-# ------------------------------------------------------------------------------------------------ encoding
-
 
 def test_rows_are_encoded_by_the_schema():
     rows = pd.DataFrame(

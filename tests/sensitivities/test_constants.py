@@ -14,8 +14,6 @@ from dplip import nn as dn
 from dplip.losses import CrossEntropy
 from dplip.rules import registry
 
-# --------------------------------------------------------------------------------------------- constant bounds
-
 
 def test_the_constants_follow_from_the_radii() -> None:
     found = bounds(gated())

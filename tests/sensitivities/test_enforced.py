@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.half import HALF, X, half, length, stock
+from helpers.gated import X
+from helpers.half import HALF, half, length, stock
 from helpers.runs import private
 from torch import nn
 
@@ -17,8 +18,6 @@ from dplip.propagation import Walk
 from dplip.rules import registry
 from dplip.sensitivities import enforced_sensitivity
 from dplip.sensitivities.propagated import constant_sensitivity
-
-# ------------------------------------------------------------------------------------------------------- models
 
 
 @HALF

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from dplip.sampling import PoissonLoader
 from dplip.training import DPLipTrainer
 
 
+@dataclass(kw_only=True, eq=False, repr=False)  # only its __init__: equality and the text stay scikit-learn's
 class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
     """What both estimators share: the network, the private run, and its statements.
 
@@ -47,32 +49,23 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
             ``seeded_`` says so.
     """
 
-    def __init__(
-        self,
-        *,
-        epsilon: float = 1.0,
-        delta: float = 1e-5,
-        low: float | Sequence[float] = -4.0,
-        high: float | Sequence[float] = 4.0,
-        groups: Sequence[int] = (),
-        monotone: Sequence[int] | Mapping[str, int] | None = None,
-        chain: str = "inf",
-        widths: Sequence[int] = (16,),
-        clamp: float = 1.0,
-        scale: float = 16.0,
-        lr: float = 0.02,
-        batch_size: int = 256,
-        epochs: int = 20,
-        neighboring: str = "add_remove",
-        accountant: str = "rdp",
-        public_size: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.epsilon, self.delta, self.low, self.high, self.groups = epsilon, delta, low, high, groups
-        self.monotone, self.chain, self.widths, self.clamp, self.scale = monotone, chain, widths, clamp, scale
-        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
-        self.neighboring, self.accountant, self.public_size = neighboring, accountant, public_size
-        self.random_state = random_state
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    low: float | Sequence[float] = -4.0
+    high: float | Sequence[float] = 4.0
+    groups: Sequence[int] = ()
+    monotone: Sequence[int] | Mapping[str, int] | None = None
+    chain: str = "inf"
+    widths: Sequence[int] = (16,)
+    clamp: float = 1.0
+    scale: float = 16.0
+    lr: float = 0.02
+    batch_size: int = 256
+    epochs: int = 20
+    neighboring: str = "add_remove"
+    accountant: str = "rdp"
+    public_size: int | None = None
+    random_state: Any = None
 
     def planned_event(self, rows: int) -> tuple[GaussianEvent, int]:
         """What each step of a fit on so many rows spends, and the number of steps."""

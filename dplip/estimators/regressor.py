@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dplip.estimators.base import PrivateEstimator, as_float32
 from dplip.losses import Huber
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DPLipRegressor(RegressorMixin, PrivateEstimator):  # type: ignore[misc]
     """A private regressor whose prediction is provably monotone in the features that are named.
 
@@ -28,50 +29,10 @@ class DPLipRegressor(RegressorMixin, PrivateEstimator):  # type: ignore[misc]
             the scaled target.
     """
 
-    def __init__(
-        self,
-        *,
-        target_low: float = -4.0,
-        target_high: float = 4.0,
-        residual: float = 1.0,
-        epsilon: float = 1.0,
-        delta: float = 1e-5,
-        low: float | Sequence[float] = -4.0,
-        high: float | Sequence[float] = 4.0,
-        groups: Sequence[int] = (),
-        monotone: Sequence[int] | Mapping[str, int] | None = None,
-        chain: str = "inf",
-        widths: Sequence[int] = (16,),
-        clamp: float = 1.0,
-        scale: float = 1.0,
-        lr: float = 0.02,
-        batch_size: int = 256,
-        epochs: int = 20,
-        neighboring: str = "add_remove",
-        accountant: str = "rdp",
-        public_size: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.target_low, self.target_high, self.residual = target_low, target_high, residual
-        super().__init__(
-            epsilon=epsilon,
-            delta=delta,
-            low=low,
-            high=high,
-            groups=groups,
-            monotone=monotone,
-            chain=chain,
-            widths=widths,
-            clamp=clamp,
-            scale=scale,
-            lr=lr,
-            batch_size=batch_size,
-            epochs=epochs,
-            neighboring=neighboring,
-            accountant=accountant,
-            public_size=public_size,
-            random_state=random_state,
-        )
+    target_low: float = -4.0
+    target_high: float = 4.0
+    residual: float = 1.0
+    scale: float = 1.0
 
     def fit(self, X: Any, y: Any) -> DPLipRegressor:
         """Train once, spending ``epsilon``; returns the estimator."""

@@ -43,6 +43,11 @@ class Table:
     test: TensorDataset
     schema: Schema
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an encoded row."""
+        return (len(self.schema.features),)
+
 
 def is_table(name: str) -> bool:
     """Whether ``dplip train --data`` means a table by this: one with a preset, or a file of its own."""
@@ -189,8 +194,7 @@ def require_pandas() -> ModuleType:
 
 def _features(frame: Any, schema: Schema, what: str) -> Any:
     numbers = [_numbers(_texts(frame, c.name, what), c, what) for c in schema.numeric]
-    middles = [(c.low + c.high) / 2 for c in schema.numeric]
-    filled = [np.where(np.isnan(v), m, v) for v, m in zip(numbers, middles, strict=True)]
+    filled = [np.where(np.isnan(v), c.middle, v) for v, c in zip(numbers, schema.numeric, strict=True)]
     texts = ((_texts(frame, c.name, what), c) for c in schema.columns if c.kind == "categorical")
     levels = [_equal(text, level) for text, c in texts for level in c.levels]
     flags = [np.isnan(v).astype(float) for v, c in zip(numbers, schema.numeric, strict=True) if c.missing]
@@ -324,11 +328,11 @@ def _parquet_types(path: Path) -> dict[str, str]:
 
 def with_scaled_target(table: Table, span: float) -> Table:
     """Targets of a regression mapped from their public range to [-span, span], values beyond it at its ends."""
-    column = table.schema.target
-    middle, half = (column.low + column.high) / 2, (column.high - column.low) / 2
+    parts = (part.tensors for part in (table.train, table.test))
+    train, test = (TensorDataset(x, scaled_target(y, table.schema.target, span)) for x, y in parts)
+    return replace(table, train=train, test=test)
 
-    def scaled(data: TensorDataset) -> TensorDataset:
-        x, y = data.tensors
-        return TensorDataset(x, ((y - middle) / half).clamp(-1, 1) * span)
 
-    return replace(table, train=scaled(table.train), test=scaled(table.test))
+def scaled_target(values: torch.Tensor, target: Column, span: float) -> torch.Tensor:
+    """Values mapped from a target's public range to [-span, span], those beyond it to its ends."""
+    return ((values - target.middle) / target.half).clamp(-1, 1) * span

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import validate_data
 
+from dplip.data import Column
+from dplip.data.tables import scaled_target
 from dplip.errors import ConfigurationError
 from dplip.estimators.base import PrivateEstimator, as_float32
 from dplip.losses import Huber
@@ -41,15 +44,14 @@ class DPLipRegressor(RegressorMixin, PrivateEstimator):  # type: ignore[misc]
             raise ConfigurationError(
                 f"target_low={self.target_low}, target_high={self.target_high}: give a public range."
             )
-        middle, half = self._target()
-        target = np.clip((np.asarray(y, dtype=np.float64) - middle) / half, -1, 1) / self.scale
-        self._train(X, as_float32(target), Huber(self.residual))
+        values = torch.from_numpy(np.asarray(y, dtype=np.float64))
+        self._train(X, as_float32(scaled_target(values, self._target(), 1 / self.scale)), Huber(self.residual))
         return self
 
     def predict(self, X: Any) -> Any:
         """The prediction for each row, within no more than the slopes allow."""
-        middle, half = self._target()
-        return middle + half * self.scale * self._scores(X)
+        target = self._target()
+        return target.middle + target.half * self.scale * self._scores(X)
 
-    def _target(self) -> tuple[float, float]:
-        return (self.target_low + self.target_high) / 2, (self.target_high - self.target_low) / 2
+    def _target(self) -> Column:
+        return Column("target", "numeric", float(self.target_low), float(self.target_high))

@@ -34,7 +34,7 @@ from dplip.data import holdout, load
 from dplip.losses import CrossEntropy, Loss
 from dplip.models import ImageRecipe, preset
 from dplip.models.windows import WINDOWS, clamp_about_zero
-from dplip.nn.groupsort import GroupSort
+from dplip.nn import GroupSort
 
 RADII = (0.1, 0.3)
 

@@ -25,6 +25,7 @@ def schema(
 ) -> None:
     """Draft the schema of a table: the public ranges, levels and directions of its columns, to fill in."""
     from dplip.data import draft
+    from dplip.runtime.files import write_text
 
     text = draft(file, target, from_data)
     beside = file.with_name(f"{file.stem}.schema.json") if out is None else out
@@ -32,7 +33,7 @@ def schema(
         raise ConfigurationError(
             f"schema {beside}: it is there already, and is not overwritten: name another by --out."
         )
-    beside.write_text(text, encoding="utf-8")
+    write_text(beside, text)
     if from_data:
         typer.echo(
             f"{beside}: kinds, ranges and levels were TAKEN FROM THE VALUES of {file} (--from-data), so they are not "

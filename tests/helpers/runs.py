@@ -129,10 +129,10 @@ def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
             if run.accountant.num_steps == after:
                 raise KeyboardInterrupt
 
-    run.scheduler = Interrupting()
+    run._scheduler = Interrupting()  # not one that a run would take
     with pytest.raises(KeyboardInterrupt):
         run.fit()
-    run.scheduler = inner
+    run._scheduler = inner
     return run
 
 

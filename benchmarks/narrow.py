@@ -22,12 +22,15 @@ from tune import score
 
 from dplip.data import load
 from dplip.models import Preset, preset
-from dplip.nn.ball import BallProjection
-from dplip.nn.groupsort import GroupSort
-from dplip.nn.linear import OrthogonalLinear, SpectralConv2d
-from dplip.nn.low_pass import LowPass
-from dplip.nn.private_mean import PrivateMean
-from dplip.nn.shift import Shift
+from dplip.nn import (
+    BallProjection,
+    GroupSort,
+    LowPass,
+    OrthogonalLinear,
+    PrivateMean,
+    Shift,
+    SpectralConv2d,
+)
 from dplip.training.trainer import RADII
 
 CONVOLUTIONS = {"patches": [(1, 8, 4)], "pyramid": [(1, 4, 2), (4, 16, 2)]}

@@ -10,13 +10,15 @@ import pytest
 import torch
 from helpers.tables import SCHEMA, frame
 
+import dplip
 from dplip.audit import replay
-from dplip.certificates import predictions
+from dplip.certificates import correct_radii, predictions
+from dplip.cli.audit import attacked
+from dplip.cli.certify import certified_part
 from dplip.cli.main import main
-from dplip.cli.tables import audit_table, trained_table
 from dplip.data import Column, Schema, draft, load_table, read_schema, write_schema
 from dplip.models import TabularPreset
-from dplip.records import read_report, validate_report
+from dplip.records import validate_report
 
 
 def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_command):
@@ -64,6 +66,40 @@ def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished_tabl
     assert read_schema(finished_table / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
 
 
+def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_command, monkeypatch):
+    frame(200).to_csv(tmp_path / "shop.csv", index=False)
+    write_schema(tmp_path / "shop.schema.json", SCHEMA)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(sorted(path.name for path in (tmp_path / "run").iterdir()))
+        return correct_radii(*arguments)
+
+    def full(path, schema):
+        raise dplip.ConfigurationError("the disk is full")
+
+    monkeypatch.setattr("dplip.models.table_trainer.correct_radii", counted)
+    options = ("--epsilon", 4, "--epochs", 1, "--out", tmp_path / "run", "--no-progress")
+    code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
+    assert code == 0, error
+    assert len(calls) == 1 and not {"report.json", "model.pt"} & set(calls[0])
+    monkeypatch.setattr("dplip.models.table_trainer.write_schema", full)
+    code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
+    assert code == 2 and "an earlier run" in error and "the disk is full" in error
+    code, _, error = dplip_command("certify", tmp_path / "run")  # no report of a run whose schema is not there
+    assert code == 2 and "report.json" in error
+
+
+@pytest.mark.parametrize("name, content", [("schema.json", "{}"), ("model.pt", "junk"), ("report.json", "[]")])
+@pytest.mark.parametrize("command", ["certify", "audit"])
+def test_a_damaged_run_on_a_table_is_refused(finished_table, dplip_command, tmp_path, command, name, content):
+    for file in ("report.json", "model.pt", "schema.json"):
+        (tmp_path / file).write_bytes((finished_table / "run" / file).read_bytes())
+    (tmp_path / name).write_text(content)
+    code, _, error = dplip_command(command, tmp_path)
+    assert code == 2 and "Traceback" not in error and error.startswith("error: ")
+
+
 def test_the_trained_model_never_violates_a_direction(finished_table):
     recipe = json.loads((finished_table / "run" / "report.json").read_text())["run"]["preset"]
     model = TabularPreset(**{**recipe, "widths": tuple(recipe["widths"])}).model(
@@ -84,8 +120,8 @@ def test_certify_reads_a_run_on_a_table(finished_table, dplip_command):
     code, out, _ = dplip_command("certify", finished_table / "run", "--norm", 1, "--points", 4)
     assert code == 0 and "average certified radius" in out
     report = json.loads((finished_table / "run" / "report.json").read_text())
-    model, table = trained_table(finished_table / "run", report, None)
-    x, y = table.test.tensors
+    model, test = certified_part(finished_table / "run", None)
+    x, y = test.tensors
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
@@ -123,8 +159,7 @@ def test_audit_attacks_a_regression_on_a_table(tmp_path, dplip_command, monkeypa
     options = ("--epsilon", 8, "--epochs", 1, "--batch-size", 20, "--no-progress", "--out", tmp_path / "run")
     code, _, error = dplip_command("train", "--data", tmp_path / "t.csv", *options)
     assert code == 0, error
-    report = read_report(tmp_path / "run")
-    rows = {row.promise: row for row in audit_table(tmp_path / "run", report, None, canaries=100, starts=1)}
+    rows = {row.promise: row for row in attacked(tmp_path / "run", None, canaries=100, starts=1)}
     assert all(row.survived for row in rows.values())
     assert 0.2 * rows["gradient of all"].bound < rows["gradient of all"].found
     assert "epsilon of one full step" in rows and "epsilon of 3 steps" not in rows

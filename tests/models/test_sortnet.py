@@ -26,8 +26,8 @@ def digits() -> tuple[nn.Module, TensorDataset]:
     trainer = dplip.DPLipTrainer(
         model, loss=loss, optimizer=optimizer, train_dataset=data.train, eval_dataset=data.test,
         batch_size=recipe.batch_size, epochs=recipe.epochs, noise_multiplier=0.0, progress=False, seed=0, norm=inf,
+        scheduler=lambda optimizer, steps: recipe.scheduler(optimizer, model, loss, steps),
     )  # fmt: skip
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
     trainer.fit()
     assert trainer.get_epsilon() == inf
     report = trainer.report()

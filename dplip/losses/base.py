@@ -24,11 +24,14 @@ PROBED = 7
 
 
 class Monitor(Protocol):
-    """Who watches a loss: it says which outputs are the model's, and is told what the backward pass sends back."""
+    """Who watches a loss: it says which outputs are the model's, and is told what the backward pass sends back.
+
+    :class:`dplip.training.gradient_monitor.GradientMonitor` is one, and says in which order it is asked.
+    """
 
     def is_model_output(self, outputs: Tensor) -> bool: ...
 
-    def on_gradient(self, gradient: Tensor, genuine: bool) -> None: ...
+    def on_gradient(self, gradient: Tensor, of_model: bool) -> None: ...
 
     def on_reweighting(self) -> None: ...
 
@@ -94,7 +97,7 @@ class Loss(nn.Module):
             raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
         targets = targets if targets.is_floating_point() else targets.long()
         self.check(outputs, targets)
-        values = _Weights.apply(self.per_example(_Gate.apply(outputs, self), targets), self)
+        values = _UnitWeights.apply(self.per_example(_BoundGradient.apply(outputs, self), targets), self)
         return values.sum() if reduction == "sum" else values
 
     def extra_repr(self) -> str:
@@ -105,13 +108,13 @@ class Loss(nn.Module):
         return {**self.__dict__, "monitor": None}
 
 
-class _Gate(torch.autograd.Function):
+class _BoundGradient(torch.autograd.Function):
     """The identity, whose backward pass rescales each example's logit gradient into the declared bounds."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, loss: Loss) -> Tensor:
         ctx.loss = loss
-        ctx.genuine = loss.monitor is None or loss.monitor.is_model_output(outputs)
+        ctx.of_model = loss.monitor is None or loss.monitor.is_model_output(outputs)
         return outputs.view_as(outputs)
 
     @staticmethod
@@ -119,12 +122,12 @@ class _Gate(torch.autograd.Function):
         loss: Loss = ctx.loss
         gradient = bounded(gradient, loss)
         if loss.monitor is not None:
-            loss.monitor.on_gradient(gradient, ctx.genuine)
+            loss.monitor.on_gradient(gradient, ctx.of_model)
         return gradient, None
 
 
-class _Weights(torch.autograd.Function):
-    """The identity on the values of the loss, whose backward pass sees how much each counts: once, or it is told.
+class _UnitWeights(torch.autograd.Function):
+    """The identity on the values of the loss, whose backward pass reports every value that does not count once.
 
     A factor that all examples share may depend on them all, and then one example moves the gradients of the others.
     """

@@ -1,4 +1,21 @@
-"""Whose gradient a step holds: hooks that look at the model and its loss, and lend the model secret random numbers."""
+"""The life of a private step, and who looks at its gradient until it is noised.
+
+1. Before the forward pass the monitor lends the model secret random numbers (``_before_forward``).
+2. After it (``_after_forward``) the monitor notes the output, the state of model and loss, and what the model makes of
+   public rows. It refuses other arguments than one batch of the declared shape, lower precision, and a part of the
+   model that is called by itself (``_after_part``).
+3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values that
+   do not count once (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
+   monitor refuses more losses, or more examples at once, than the rounding of sums is covered for.
+4. The gradient that enters the model's output has to be the one that the loss sent (``_at_output``).
+5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses what a hook changes on the way, and
+   what reaches a weight beside it; ``_after_backward`` compares ``.grad`` with what arrived.
+6. The optimizer moves the gradients of a part of a batch elsewhere (``settle``); at the step of the whole batch
+   :func:`dplip.training.step_checks.check_gradients` refuses what any of these reported, another number of examples
+   than were handed out, and whatever has changed since the backward pass (``check``).
+7. Bounds are computed for the model of the public rows, the step is charged, noise is added, and all is forgotten
+   (``reset``).
+"""
 
 from __future__ import annotations
 
@@ -72,11 +89,11 @@ class GradientMonitor(Observer):
                     if isinstance(hook, _Hook):
                         del table[key]
             if module is not model and module._parameters:
-                module.register_forward_hook(_Hook(self._part_ran))
+                module.register_forward_hook(_Hook(self._after_part))
             if type(module).forward in SUMMED:
                 self._summed[module] = module.register_forward_hook(_Hook(summed)).id
-        model.register_forward_pre_hook(_Hook(self._entered))
-        model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
+        model.register_forward_pre_hook(_Hook(self._before_forward))
+        model.register_forward_hook(_Hook(self._after_forward), with_kwargs=True, always_call=True)
         loss.monitor = self
 
     def reset(self) -> None:
@@ -117,7 +134,7 @@ class GradientMonitor(Observer):
     def is_model_output(self, outputs: Tensor) -> bool:
         return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
-    def on_gradient(self, gradient: Tensor, genuine: bool) -> None:
+    def on_gradient(self, gradient: Tensor, of_model: bool) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != guards_of(self._loss):
@@ -137,9 +154,9 @@ class GradientMonitor(Observer):
         if self._losses > PASSES:
             self._report(_SEVERAL)
         self._sent.append(weakref.ref(gradient))
-        if not genuine:
+        if not of_model:
             self._report(self._unfit or _FOREIGN)
-        torch.autograd.Variable._execution_engine.queue_callback(self._finished)
+        torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
 
     def on_reweighting(self) -> None:
         self._report(_WEIGHED)
@@ -147,7 +164,7 @@ class GradientMonitor(Observer):
     # What the hooks report.
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _entered(self, module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
         self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
         # A global state may be known to an adversary, and would give masks by place. Of a mapped pass comes no step.
@@ -155,7 +172,7 @@ class GradientMonitor(Observer):
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside = False
         self._lent.close()
         if not (isinstance(output, Tensor) and output.requires_grad):
@@ -183,9 +200,9 @@ class GradientMonitor(Observer):
         self._passes += 1
         seen, way = weakref.ref(output), self._arrivals.follow(output)
         self._outputs.append((seen, output._version))
-        output.register_hook(lambda gradient: self._arrived(gradient, seen(), way, state, rows))
+        output.register_hook(lambda gradient: self._at_output(gradient, seen(), way, state, rows))
 
-    def _part_ran(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _after_part(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
         if not self._inside and isinstance(output, Tensor) and output.requires_grad:
             self._report(
@@ -193,7 +210,7 @@ class GradientMonitor(Observer):
                 "not be bounded. Call the whole model, or do it within torch.no_grad()."
             )
 
-    def _arrived(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
+    def _at_output(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
         """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
         self._arrivals.begin(way, gradient)
         sent = [ref() for ref in self._sent]
@@ -209,7 +226,7 @@ class GradientMonitor(Observer):
         if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
             self._report(_HOOKED)
 
-    def _finished(self) -> None:
+    def _after_backward(self) -> None:
         self._arrivals.finish()
         self._gradients = self._present_gradients()
 

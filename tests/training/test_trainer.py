@@ -47,15 +47,39 @@ def test_a_scheduler_is_stepped_once_per_private_step():
     assert inner.param_groups[0]["lr"] == pytest.approx(0.5**16)
 
 
+def test_the_trainer_makes_a_scheduler_for_the_steps_that_it_takes():
+    run = trainer(scheduler=torch.optim.lr_scheduler.CosineAnnealingLR).fit()
+    assert run.scheduler.T_max == run.steps == 16
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda *_: "no scheduler", lambda *_: torch.optim.lr_scheduler.ConstantLR(sgd(orthogonal()))]
+)
+def test_a_scheduler_is_checked_however_it_comes(made):
+    with pytest.raises(ConfigurationError, match="scheduler"):
+        trainer(scheduler=made)
+    run = trainer()
+    with pytest.raises(ConfigurationError, match="scheduler"):
+        run.scheduler = made()
+    assert run.scheduler is None
+
+
+def sgd(model: torch.nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["budget", "epochs"])
+def test_what_a_plan_rests_on_stays_what_it_was(name):
+    run = trainer()
+    with pytest.raises(ConfigurationError, match=name):
+        setattr(run, name, getattr(run, name))
+
+
 def test_the_average_of_the_weights_is_that_of_every_step_and_costs_nothing():
     plain_run = trainer(plain_seeded(), seed=1)
     seen: list[list[torch.Tensor]] = []
-
-    class Watching:
-        def step(self) -> None:
-            seen.append(weights(plain_run))
-
-    plain_run._scheduler = Watching()  # not one that a run would take
+    plain_run.optimizer.register_step_post_hook(lambda *_: seen.append(weights(plain_run)))
     plain_run.fit()
     averaged = trainer(plain_seeded(), seed=1, ema_decay=0.7).fit()
     expected = seen[0]

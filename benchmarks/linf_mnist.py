@@ -101,7 +101,7 @@ def train(recipe: Recipe, data: TensorDataset, classes: int, epsilon: float, see
         loss=loss,
         optimizer=optimizer,
         train_dataset=data,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.batch_size,  # type: ignore[arg-type]
         epochs=recipe.epochs,
         target_epsilon=None if math.isinf(epsilon) else epsilon,
         noise_multiplier=0.0 if math.isinf(epsilon) else None,
@@ -120,7 +120,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) 
     """Which inputs are classified wrongly, or can be within the radius as far as projected gradient descent finds."""
     import foolbox
 
-    network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")  # type: ignore[attr-defined]
     found: Tensor = foolbox.attacks.LinfPGD(steps=steps)(network, x, y, epsilons=radius)[2]
     return found
 

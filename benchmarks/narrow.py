@@ -46,13 +46,13 @@ class Narrow(Preset):
         if self.kind == "low-rank":
             assert isinstance(self.frequencies, int)
             shape = (1, self.frequencies, self.frequencies)
-            start.append(LowPass(*input_shape[1:], self.frequencies))
+            start.append(LowPass(input_shape[1], input_shape[2], self.frequencies))
             learned = [nn.Flatten(), self.bounded(OrthogonalLinear(math.prod(shape), 32), 0)]
             sizes = (32, self.widths[0])
         else:
             side = input_shape[-1]
             for place, (a, b, kernel) in enumerate(CONVOLUTIONS[self.kind]):
-                learned += [self.bounded(SpectralConv2d(a, b, kernel, stride=kernel), place), GroupSort(2)]
+                learned += [self.bounded(SpectralConv2d(a, b, kernel, stride=kernel), place), GroupSort(2)]  # type: ignore[arg-type]
                 side //= kernel
             learned.append(nn.Flatten())
             sizes = (b * side**2, self.widths[0])

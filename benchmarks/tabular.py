@@ -83,7 +83,8 @@ class Watched:
     """A scheduler that also looks at the test rows after every epoch, as the papers do; it changes nothing."""
 
     def __init__(self, scheduler: Any, every: int, look: Callable[[], float]) -> None:
-        self.scheduler, self.every, self.look, self.steps, self.seen = scheduler, every, look, 0, []
+        self.scheduler, self.every, self.look, self.steps = scheduler, every, look, 0
+        self.seen: list[float] = []
 
     def step(self) -> None:
         self.scheduler.step()
@@ -118,7 +119,7 @@ def monotone(table: Table, recipe: TabularPreset, epsilon: float, seed: int, wat
 
     trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
     if watch:
-        trainer.scheduler = Watched(
+        trainer.scheduler = Watched(  # type: ignore[assignment]
             trainer.scheduler, trainer.loader.steps_per_epoch, lambda: score(table, scores(), recipe.scale, True)
         )
     trainer.fit()

@@ -31,8 +31,11 @@ def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_c
     assert code == 0 and "not private" in out
 
 
+# ------------------------------------------------------------------------------------------------ the command line
+
+
 @pytest.fixture(scope="module")
-def finished_table(tmp_path_factory):
+def finished(tmp_path_factory):
     """A short private run on a Parquet file, with directions from the flag."""
     folder = tmp_path_factory.mktemp("tables")
     frame(1500).to_parquet(folder / "shop.parquet")
@@ -53,25 +56,25 @@ def main_without_exit() -> None:
         assert not ended.code
 
 
-def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished_table):
-    report = json.loads((finished_table / "run" / "report.json").read_text())
+def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished):
+    report = json.loads((finished / "run" / "report.json").read_text())
     validate_report(report)
     assert 3.8 < report["privacy"]["epsilon"] <= 4
     assert report["utility"]["accuracy"] > 0.7
     assert report["monotonicity"]["directions"] == {"age": 1, "price": -1}
     assert report["monotonicity"]["margin"] > 0
     assert report["certified"]["norm"] == 1 and len(report["certified"]["accuracy"]) == 4
-    assert read_schema(finished_table / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
+    assert read_schema(finished / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
 
 
-def test_the_trained_model_never_violates_a_direction(finished_table):
-    recipe = json.loads((finished_table / "run" / "report.json").read_text())["run"]["preset"]
+def test_the_trained_model_never_violates_a_direction(finished):
+    recipe = json.loads((finished / "run" / "report.json").read_text())["run"]["preset"]
     model = TabularPreset(**{**recipe, "widths": tuple(recipe["widths"])}).model(
         SCHEMA.monotone({"age": 1, "price": -1})
     )
-    model.load_state_dict(torch.load(finished_table / "run" / "model.pt", weights_only=True))
+    model.load_state_dict(torch.load(finished / "run" / "model.pt", weights_only=True))
     model.double().eval()
-    x = load_table(finished_table / "shop.parquet").test.tensors[0].double()
+    x = load_table(finished / "shop.parquet").test.tensors[0].double()
     generator = torch.Generator().manual_seed(0)
     for size in (1.0, 50.0, 1e5):
         moved = x.clone()
@@ -80,17 +83,18 @@ def test_the_trained_model_never_violates_a_direction(finished_table):
         assert bool((model(moved) >= model(x)).all())
 
 
-def test_certify_reads_a_run_on_a_table(finished_table, dplip_command):
-    code, out, _ = dplip_command("certify", finished_table / "run", "--norm", 1, "--points", 4)
+def test_certify_reads_a_run_on_a_table(finished, dplip_command):
+    code, out, _ = dplip_command("certify", finished / "run", "--norm", 1, "--points", 4)
     assert code == 0 and "average certified radius" in out
-    report = json.loads((finished_table / "run" / "report.json").read_text())
-    model, table = trained_table(finished_table / "run", report, None)
+    report = json.loads((finished / "run" / "report.json").read_text())
+    model, table = trained_table(finished / "run", report, None)
     x, y = table.test.tensors
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
-def test_audit_attacks_a_run_on_a_table(finished_table, dplip_command):
-    code, out, error = dplip_command("audit", finished_table / "run", "--canaries", 100, "--starts", 1)
+def test_audit_attacks_a_run_on_a_table(finished, dplip_command, monkeypatch):
+    monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
+    code, out, error = dplip_command("audit", finished / "run", "--canaries", 100, "--starts", 1)
     assert code == 0, out + error
     for promise in ("epsilon of the report", "gradient of all", "neighbouring steps", "epsilon of 20 steps"):
         assert promise in out
@@ -105,7 +109,7 @@ def test_a_regression_reports_its_error_in_the_targets_units(tmp_path, dplip_com
         tmp_path / "t.schema.json",
         Schema(Column("y", "numeric", 0, 60), (Column("x", "numeric", 0, 10, monotone=-1),)),
     )
-    options = ("--epsilon", "inf", "--epochs", 60, "--batch-size", 100, "--lr", 0.05, "--seed", 0, "--no-progress")
+    options = ("--epsilon", "inf", "--epochs", 30, "--batch-size", 100, "--lr", 0.1, "--seed", 0, "--no-progress")
     code, out, error = dplip_command("train", "--data", tmp_path / "t.csv", "--out", tmp_path / "run", *options)
     assert code == 0, error
     report = json.loads((tmp_path / "run" / "report.json").read_text())

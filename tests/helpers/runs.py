@@ -71,7 +71,7 @@ class Run:
     model: nn.Module
     loss: Loss
     optimizer: DPLipOptimizer
-    batches: Handed
+    batches: Any
     noise: RecordedNoise
     charged: list[GaussianEvent] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ def private(
     input_shape: tuple[int, ...] = (6,),
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    batches: Handed | None = None,
+    batches: Any = None,
     seed: int | None = None,
     **arguments: Any,
 ) -> Run:
@@ -133,7 +133,7 @@ def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
             if run.accountant.num_steps == after:
                 raise KeyboardInterrupt
 
-    run.scheduler = Interrupting()
+    run.scheduler = Interrupting()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     run.scheduler = inner

@@ -1,5 +1,7 @@
 """Rules that are wrong: of shape, of mixing, of a forgotten parameter."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.refusals import refused
@@ -20,7 +22,7 @@ def test_a_rule_that_gets_a_shape_wrong_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(registry, "_RULES", registry.registered())
 
     @dplip.rule(Half)
-    def half(module: Half, x: Norms) -> tuple[Norms, object]:
+    def half(module: Half, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     with pytest.raises(DPLipError, match="shape"):
@@ -37,7 +39,7 @@ def test_a_rule_for_a_layer_that_mixes_examples_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(registry, "_RULES", registry.registered())
 
     @dplip.rule(Relative)
-    def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
+    def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     with pytest.raises(UnboundedOperationError, match="depend on another"):
@@ -58,7 +60,7 @@ def test_a_rule_that_forgets_a_parameter_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(registry, "_RULES", registry.registered())
 
     @dplip.rule(Gain)
-    def gain(module: Gain, x: Norms) -> tuple[Norms, object]:
+    def gain(module: Gain, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     assert "does not bound" in refused(Gain(), (4,))

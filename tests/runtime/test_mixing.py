@@ -1,6 +1,7 @@
 """Examples do not mix: whatever makes one row's value or gradient depend on another is refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_a_rule_does_not_make_up_for_mixing(how, monkeypatch):
     monkeypatch.setattr(registry, "_RULES", registry.registered())
 
     @dplip.rule(Relative)
-    def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
+    def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(3, 3), Relative(how))

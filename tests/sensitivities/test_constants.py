@@ -1,6 +1,7 @@
 """Bounds that hold whatever the weights are."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_rule_that_reads_a_weight_by_itself_gives_no_constant(monkeypatch: pyt
     monkeypatch.setattr(registry, "_RULES", registry.registered())
 
     @dplip.rule(Peeking)
-    def peeking(module: Peeking, x: Norms) -> tuple[Norms, object]:
+    def peeking(module: Peeking, x: Norms) -> tuple[Norms, Any]:
         largest = float(module.weight.detach().abs().max())
         return x * largest, lambda v: ((v * largest,), {"weight": Norms(x.shape, l2=x.l2 * v.linf)})
 

@@ -55,7 +55,7 @@ def test_the_average_of_the_weights_is_that_of_every_step_and_costs_nothing():
         def step(self) -> None:
             seen.append(weights(plain_run))
 
-    plain_run.scheduler = Watching()
+    plain_run.scheduler = Watching()  # type: ignore[assignment]
     plain_run.fit()
     averaged = trainer(plain_seeded(), seed=1, ema_decay=0.7).fit()
     expected = seen[0]
@@ -157,7 +157,7 @@ def test_digits_are_learned_within_epsilon_8_and_the_budget_is_spent():
         optimizer=recipe.optimizer(model),
         train_dataset=data.train,
         eval_dataset=data.test,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.batch_size,  # type: ignore[arg-type]
         epochs=recipe.epochs,
         target_epsilon=8.0,
         target_delta=DELTA,

@@ -23,7 +23,7 @@ from torch import nn
 import dplip
 from dplip.nn import sums
 from dplip.propagation.public_rows import PublicRows
-from dplip.training import gradient_monitor as witness
+from dplip.training import gradient_monitor as monitor
 from dplip.training.arrivals import Arrivals
 
 TURN = 0.15
@@ -35,8 +35,8 @@ GUARDS: dict[str, list[tuple[Any, str, Any]]] = {
         (Arrivals, "follow", lambda self, output: None),
         (Arrivals, "finish", lambda self: None),
     ],
-    "modes and attributes": [(witness, "fingerprint", lambda model: ())],
-    "edits of weights and gradients": [(witness, "sample", lambda tensors: [])],
+    "modes and attributes": [(monitor, "guards_of", lambda model: ())],
+    "edits of weights and gradients": [(monitor, "sample", lambda tensors: [])],
     "public rows": [(PublicRows, "of_model", lambda self, gradients=False: None)],
 }
 """What is put in the place of a guard, by its name."""

@@ -28,7 +28,7 @@ from dplip.nn.linear import OrthogonalLinear, SpectralConv2d
 from dplip.nn.low_pass import LowPass
 from dplip.nn.private_mean import PrivateMean
 from dplip.nn.shift import Shift
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 CONVOLUTIONS = {"patches": [(1, 8, 4)], "pyramid": [(1, 4, 2), (4, 16, 2)]}
 """Channels in and out, and the kernel, which is the stride too."""

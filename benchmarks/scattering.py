@@ -24,14 +24,14 @@ from tune import combinations
 
 from dplip.data import Data, holdout, load
 from dplip.models import Recipe, preset
-from dplip.training import feature_extractor as front
+from dplip.training.feature_extractor import features, split_extractor
 
 
 def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], epsilon: float, seed: int) -> float:
     """Of one run of the rest of the recipe's model on values of its front end; ``parts``: to train on, to judge on."""
     torch.manual_seed(seed)
     model = recipe.model(data.input_shape, data.num_classes)
-    _, rest = front.split(model, recipe.loss(), data.input_shape)
+    _, rest = split_extractor(model, recipe.loss(), data.input_shape)
     trainer = recipe.trainer(
         data,
         rest,
@@ -46,8 +46,8 @@ def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], eps
 
 
 def values(recipe: Recipe, data: Data, parts: list[TensorDataset], progress: bool) -> list[TensorDataset]:
-    fixed, _ = front.split(recipe.model(data.input_shape, data.num_classes), recipe.loss(), data.input_shape)
-    return [front.features(fixed, part, progress) for part in parts]
+    fixed, _ = split_extractor(recipe.model(data.input_shape, data.num_classes), recipe.loss(), data.input_shape)
+    return [features(fixed, part, progress) for part in parts]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
 from dplip.nn.splines.spline import Spline
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 KINDS = {"slopes": dn.LinearSpline, "values": dn.CoefficientSpline}
 SPLINE: dict[str, Any] = {"kind": "slopes", "init": "absolute", "knots": 21, "range": 1.0, "lr": 1.0, "scale": None}

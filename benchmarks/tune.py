@@ -20,7 +20,7 @@ import torch
 from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import Data, holdout, load
 from dplip.models import Recipe, preset
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 
 def value(text: str) -> Any:

@@ -1,13 +1,5 @@
 """The library's errors: each says what was found (``name=value``), why it cannot be, and what to do."""
 
-from numbers import Real
-from typing import Any, TypeGuard
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it may be compared with numbers: neither a text nor a truth value, which Python would take for 1."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
 
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says, for a sentence of ours."""

@@ -1,12 +1,18 @@
-"""Arguments that several parts take: each check returns the value, or says what is wrong with it."""
+"""Checks of arguments that several parts take: what is wrong with a value is said in one sentence."""
 
 from __future__ import annotations
 
 import math
 import operator
-from typing import Any, SupportsIndex
+from numbers import Real
+from typing import Any, SupportsIndex, TypeGuard
 
-from dplip.errors import ConfigurationError, is_number
+from dplip.errors import ConfigurationError
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it may be compared with numbers: neither a text nor a truth value, which Python would take for 1."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_delta(delta: float, name: str = "delta") -> None:
@@ -20,6 +26,11 @@ def require_delta(delta: float, name: str = "delta") -> None:
 def require_target(epsilon: float) -> None:
     if not is_number(epsilon) or not epsilon > 0:
         raise ConfigurationError(f"target_epsilon={epsilon!r}: a budget is a number above 0; pass one (inf: no limit)")
+
+
+def require_magnitude(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name}={value}: this is a magnitude, finite and 0 or more; pass such a number")
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run spent: one event a step, composed into epsilon by Opacus's RDP or PRV implementation.
+"""The accountant: it counts the event of every step and composes them into epsilon.
 
 Opacus is imported when an epsilon is first asked for, so that importing this module stays cheap.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from dplip.accounting.events import NEIGHBORING, Event, GaussianEvent, event_of_values, require_relation
 from dplip.accounting.fixed_size import FixedSizeEvent
-from dplip.accounting.numerical import no_other, pld_epsilon, prv_epsilon
+from dplip.accounting.numerical import pld_epsilon, prv_epsilon
 from dplip.accounting.rdp import rdp_epsilon
 from dplip.errors import ConfigurationError
 from dplip.validate import require_delta, whole
@@ -47,7 +47,7 @@ class Accountant:
             )
         self._mechanism = mechanism
         self._neighboring: str | None = None
-        self._history: list[tuple[Any, ...]] = []
+        self._events: list[tuple[Event, int]] = []
         if neighboring is not None:
             self.relate(neighboring)
 
@@ -90,12 +90,17 @@ class Accountant:
 
         Steps of another sampling hold their event's own fields and the number of steps.
         """
-        return list(self._history)
+        return [(*astuple(event), steps) for event, steps in self._events]
+
+    @property
+    def events(self) -> list[tuple[Event, int]]:
+        """Each event and its number of steps, in order of time, equal neighbours merged; a copy."""
+        return list(self._events)
 
     @property
     def num_steps(self) -> int:
         """The number of steps taken so far."""
-        return sum(entry[-1] for entry in self._history)
+        return sum(steps for _, steps in self._events)
 
     def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
         """Count one more step.
@@ -113,18 +118,18 @@ class Accountant:
         """
         self.require(event, self.neighboring)
         self._neighboring = self.neighboring
-        if self._history and self._history[-1][:-1] == astuple(event):
-            steps += self._history.pop()[-1]
-        self._history.append((*astuple(event), steps))
+        if self._events and self._events[-1][0] == event:
+            steps += self._events.pop()[1]
+        self._events.append((event, steps))
 
     def get_epsilon(self, delta: float) -> float:
         """An upper bound of epsilon at ``delta``: 0 before any step, infinite after one without noise."""
-        return _epsilon(self._mechanism, self.neighboring, self._events(), delta)
+        return _epsilon(self._mechanism, self.neighboring, self._counted(), delta)
 
     def epsilon_after(self, event: Event, steps: int, delta: float) -> float:
         """What :meth:`get_epsilon` would return after ``steps`` more of ``event``; changes nothing."""
         self.require(event, self.neighboring)
-        events = self._events()
+        events = self._counted()
         events[event] += whole("steps", steps, least=0)
         return _epsilon(self._mechanism, self.neighboring, events, delta)
 
@@ -155,7 +160,7 @@ class Accountant:
             loaded.relate(state_dict.get("neighboring", "add_remove"))
         for *values, steps in state_dict["history"]:
             loaded.count(event_of_values(values), whole("num_steps", steps, least=1))
-        self._history, self._neighboring = loaded._history, loaded._neighboring
+        self._events, self._neighboring = loaded._events, loaded._neighboring
 
     def _same(self, neighboring: str) -> None:
         if neighboring not in tuple(NEIGHBORING):
@@ -166,11 +171,11 @@ class Accountant:
                 "relations at once is for neither. Choose that relation, or a new accountant (a new PrivacyEngine)."
             )
 
-    def _events(self) -> Counter[Event]:
-        events: Counter[Event] = Counter()
-        for *values, steps in self._history:
-            events[event_of_values(values)] += steps
-        return events
+    def _counted(self) -> Counter[Event]:
+        counted: Counter[Event] = Counter()
+        for event, steps in self._events:
+            counted[event] += steps
+        return counted
 
 
 def create_accountant(mechanism: str, neighboring: str | None = None) -> Accountant:
@@ -199,7 +204,7 @@ def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delt
 
 # An upper bound beside that of RDP; infinite where there is none.
 _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
-    "rdp": no_other,
+    "rdp": lambda events, delta: math.inf,
     "prv": prv_epsilon,
     "pld": pld_epsilon,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dplip.accounting.accountant import Accountant
@@ -23,8 +23,8 @@ class Budget:
 
     epsilon: float
     delta: float
-    _known: tuple[list[tuple[Any, ...]], int] = field(default=([], 0), repr=False)
-    """A history, and the number of steps of its last event with which it is known to fit."""
+    _known: tuple[list[tuple[Event, int]], Event | None, int] = field(default=([], None, 0), repr=False)
+    """What was spent before the last event, that event, and the number of its steps that are known to fit."""
 
     def __post_init__(self) -> None:
         require_target(self.epsilon)
@@ -32,10 +32,9 @@ class Budget:
 
     def require(self, accountant: Accountant, event: Event) -> None:
         """Raise :class:`BudgetExceededError` if one more step of ``event`` would exceed the budget."""
-        history = accountant.history
-        last = astuple(event)
-        steps = history.pop()[-1] if history and history[-1][:-1] == last else 0
-        if math.isinf(self.epsilon) or (self._known[0] == [*history, (*last, 0)] and steps < self._known[1]):
+        before = accountant.events
+        steps = before.pop()[1] if before and before[-1][0] == event else 0
+        if math.isinf(self.epsilon) or (self._known[:2] == (before, event) and steps < self._known[2]):
             return
         after = accountant.epsilon_after(event, 1, self.delta)
         if after > self.epsilon:
@@ -47,7 +46,7 @@ class Budget:
         ahead = 1
         while ahead < 2**20 and accountant.epsilon_after(event, 2 * ahead, self.delta) <= self.epsilon:
             ahead *= 2
-        self._known = ([*history, (*last, 0)], steps + ahead)
+        self._known = (before, event, steps + ahead)
 
 
 class Fixed:

@@ -1,4 +1,4 @@
-"""Calibration: the noise that a budget asks for."""
+"""Calibration: the least noise that keeps a run within its budget."""
 
 import itertools
 import math
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from dplip.accounting.accountant import Accountant, create_accountant
 from dplip.accounting.events import Event, GaussianEvent
-from dplip.errors import ConfigurationError, is_number
-from dplip.validate import require_delta, require_target, whole
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number, require_delta, require_target, whole
 
 _LARGEST_NOISE_MULTIPLIER = 1e6
 _SMALLEST_NOISE_MULTIPLIER = 1e-3

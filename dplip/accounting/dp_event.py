@@ -1,13 +1,11 @@
-"""The events of a run in the vocabulary of dp_accounting, and accounting that only dp_accounting has.
-
-Needs the extra ``accounting``.
-"""
+"""The events of a run as those of dp_accounting, which the extra ``accounting`` installs."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
 from functools import singledispatch
+from itertools import groupby
 from typing import Any
 
 from dplip.accounting.events import Event
@@ -33,13 +31,7 @@ def to_dp_event(events: Iterable[Event]) -> Any:
     (3, 0.01, 1.1)
     """
     dp = dp_accounting()
-    merged: list[list[Any]] = []
-    for event in events:
-        if merged and merged[-1][0] == event:
-            merged[-1][1] += 1
-        else:
-            merged.append([event, 1])
-    parts = [dp.SelfComposedDpEvent(sampled(event, dp), count) for event, count in merged]
+    parts = [dp.SelfComposedDpEvent(sampled(event, dp), len(list(equal))) for event, equal in groupby(events)]
     return parts[0] if len(parts) == 1 else dp.ComposedDpEvent(parts) if parts else dp.NoOpDpEvent()
 
 

@@ -10,12 +10,10 @@ from typing import Any, ClassVar
 
 from dplip.accounting.fixed_size import FixedSizeEvent
 from dplip.accounting.replace_one import replacing
-from dplip.errors import ConfigurationError, is_number
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number
 
-# Every order gives a valid bound, so the set decides tightness only: Opacus's orders (tenths below 11,
-# integers to 63), closer to 1 for large epsilon, and up to 2^40 for small epsilon, where orders above 2^16
-# use the plain Gaussian.
-LARGEST_SAMPLED_ORDER = 2**16
+LARGEST_SAMPLED_ORDER = 2**16  # above it the plain Gaussian's divergence is taken
 _LEAST_NOISE = 1e-3  # below it Opacus's series becomes NaN or does not end; the plain Gaussian costs as much there
 
 
@@ -124,8 +122,8 @@ def _log_binomials(order: int) -> tuple[Any, float]:
 Event = GaussianEvent | FixedSizeEvent
 """What one step spends: a record of public numbers that names its sampling and the relations it is proved for."""
 
-_KINDS: dict[tuple[str, ...], type[Event]] = {
-    tuple(field.name for field in fields(kind)): kind for kind in (GaussianEvent, FixedSizeEvent)
+_FIELDS: dict[type[Event], tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (GaussianEvent, FixedSizeEvent)
 }
 
 
@@ -135,14 +133,15 @@ def event_of(record: Mapping[str, Any]) -> Event:
     Raises:
         ConfigurationError: There is none, or a field is out of range.
     """
-    kind = _KINDS.get(tuple(record))
+    kind = next((kind for kind, names in _FIELDS.items() if record.keys() == set(names)), None)
     if kind is None:
-        raise ConfigurationError(f"an event of {sorted(record)}: pass the fields of one of {sorted(_KINDS)}")
+        raise ConfigurationError(f"an event of {sorted(record)}: pass the fields of one of {sorted(_FIELDS.values())}")
     return kind(**record)
 
 
 def event_of_values(values: list[Any]) -> Event:
-    names = next((names for names in _KINDS if len(names) == len(values)), ())
+    """The event of these values, as Opacus's history has them: without names, so that their number tells the class."""
+    names = next((names for names in _FIELDS.values() if len(names) == len(values)), ())
     return event_of(dict(zip(names, values, strict=False)))
 
 

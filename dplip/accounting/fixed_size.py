@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-from dplip.errors import ConfigurationError, is_number
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number
 
 
 @dataclass(frozen=True)

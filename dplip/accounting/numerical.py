@@ -28,10 +28,6 @@ def prv_epsilon(events: Mapping[Event, int], delta: float) -> float:
     return bound if math.isfinite(bound) else math.inf
 
 
-def no_other(events: Mapping[Event, int], delta: float) -> float:
-    return math.inf
-
-
 def pld_epsilon(events: Mapping[Event, int], delta: float) -> float:
     """Epsilon of so many of each event by privacy loss distributions, an upper bound for add/remove neighbours.
 

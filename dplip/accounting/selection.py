@@ -1,8 +1,9 @@
-"""What choosing hyper-parameters by looking at private runs costs, if it is done in a way that can be accounted for."""
+"""The cost of choosing hyper-parameters by the scores of private runs."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,8 +12,8 @@ from scipy.optimize import brentq
 
 from dplip.accounting.events import GaussianEvent
 from dplip.accounting.rdp import ORDERS, rdp_to_epsilon, renyi_divergence
-from dplip.errors import ConfigurationError, is_number
-from dplip.validate import require_delta
+from dplip.errors import ConfigurationError
+from dplip.validate import is_number, require_delta
 
 
 def selection_epsilon(
@@ -57,9 +58,7 @@ def selection_epsilon(
         raise ConfigurationError(f"mean_runs={mean_runs!r}: a search makes at least one run.")
     if not (is_number(shape) and math.isfinite(shape) and shape >= 0):
         raise ConfigurationError(f"shape={shape!r}: the shape of the distribution of runs is a finite number >= 0.")
-    counted: dict[GaussianEvent, int] = {}
-    for event in events:
-        counted[event] = counted.get(event, 0) + 1
+    counted = Counter(events)
     if any(event.noise_multiplier == 0 for event in counted):
         return math.inf
     if not counted:

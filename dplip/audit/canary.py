@@ -1,4 +1,4 @@
-"""Dirac canaries: what an attacker who sees a noisy sum can tell about a single example in it."""
+"""Dirac canaries: how well an attacker who sees a noisy sum can tell whether one example is in it."""
 
 from __future__ import annotations
 

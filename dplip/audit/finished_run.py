@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
-from dplip.audit.canary import audit_noise
+from dplip.audit.canary import CanaryAudit, audit_noise
 from dplip.audit.gradient import GradientAudit, gradient_search
 from dplip.audit.one_run import one_run
 from dplip.audit.replay import replay
@@ -93,19 +93,10 @@ def audit_run(
     target = torch.as_tensor(data[0][1])  # the search has targets in the shape of the scores
     y = y.reshape(target.shape).to(target.dtype)
     some = Subset(data, range(min(_EXAMPLES, len(cast(Sized, data)))))
+    step: Any = {"input_shape": input_shape, "noise_multiplier": sigma, "neighboring": privacy["neighboring"]}
+    training = {**step, "optimizer": optimizer}
     for most in (None, 64):
-        moved = replay(
-            model,
-            loss,
-            some,
-            example=(x, y),
-            input_shape=input_shape,
-            noise_multiplier=sigma,
-            neighboring=privacy["neighboring"],
-            optimizer=optimizer,
-            max_physical_batch_size=most,
-            seed=seed,
-        )
+        moved = replay(model, loss, some, example=(x, y), max_physical_batch_size=most, seed=seed, **training)
         parts = "" if most is None else f" in parts of {most}"
         rows.append(
             Row(
@@ -118,58 +109,23 @@ def audit_run(
             )
         )
     if sigma > 0:
-        noise = audit_noise(
-            model,
-            loss,
-            input_shape,
-            noise_multiplier=sigma,
-            delta=delta,
-            neighboring=privacy["neighboring"],
-            canaries=canaries,
-            seed=seed,
-        )
-        rows.append(
-            Row(
-                "epsilon of one full step",
-                f"{noise.canaries} canaries",
-                noise.accounted,
-                noise.lower,
-                not noise.violated,
-            )
-        )
+        noise = audit_noise(model, loss, delta=delta, canaries=canaries, seed=seed, **step)
+        rows.append(_canaries("epsilon of one full step", noise))
         if loss.classes(1) is not None:
             steps = min(_STEPS, int(privacy["steps"]))
-            run = one_run(
-                model,
-                loss,
-                some,
-                input_shape=input_shape,
-                noise_multiplier=sigma,
-                sample_rate=rate,
-                steps=steps,
-                delta=delta,
-                neighboring=privacy["neighboring"],
-                optimizer=optimizer,
-            )
-            rows.append(
-                Row(f"epsilon of {steps} steps", f"{run.canaries} canaries", run.accounted, run.lower, not run.violated)
-            )
+            run = one_run(model, loss, some, sample_rate=rate, steps=steps, delta=delta, **training)
+            rows.append(_canaries(f"epsilon of {steps} steps", run))
     return rows
 
 
+def _canaries(promise: str, found: CanaryAudit) -> Row:
+    return Row(promise, f"{found.canaries} canaries", found.accounted, found.lower, not found.violated)
+
+
 def _gradients(found: GradientAudit) -> list[Row]:
-    rows = [
-        Row(
-            f"gradient of {name}",
-            f"{found.tried} gradients",
-            bound,
-            found.attained[name],
-            found.attained[name] <= bound,
-        )
-        for name, bound in found.declared.items()
-    ]
-    total = found.declared.total
-    return [*rows, Row("gradient of all", f"{found.tried} gradients", total, found.total, found.total <= total)]
+    rows = [(f"gradient of {name}", bound, found.attained[name]) for name, bound in found.declared.items()]
+    rows.append(("gradient of all", found.declared.total, found.total))
+    return [Row(promise, f"{found.tried} gradients", bound, most, most <= bound) for promise, bound, most in rows]
 
 
 def _ledger(folder: Path, privacy: Mapping[str, Any]) -> Row:

@@ -78,14 +78,14 @@ def gradient_search(
     declared = sensitivity(model, loss, input_shape)
     search = _Search(model, loss, declared)
     generator = torch.Generator().manual_seed(seed)
-    witness, loss.witness = loss.witness, None
+    monitor, loss.monitor = loss.monitor, None
     try:
         goals: list[list[str]] = [[n] for n in declared if declared[n] > 0] or [list(declared)]
         goals.insert(0, list(declared))
         for number, (x, y) in enumerate(_starts(model, input_shape, data, starts, generator)):
             search.climb(x, y, goals[number % len(goals)], steps)
     finally:
-        loss.witness = witness
+        loss.monitor = monitor
     return GradientAudit(declared, search.attained, search.total, search.tried, search.worst)
 
 

@@ -1,4 +1,4 @@
-"""The one-run audit: train once with canaries in the data, each there by a coin, and guess the coins."""
+"""The one-run audit: a model is trained once, each canary is in its data by a coin, and the coins are guessed."""
 
 from __future__ import annotations
 

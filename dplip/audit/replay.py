@@ -20,7 +20,7 @@ from dplip.sampling import PoissonLoader
 from dplip.sensitivities import sensitivity
 from dplip.training import DPLipOptimizer
 
-_ROUNDING = 1e-4  # of a comparison of float32 gradients before and after noise, relative to the largest entry
+_REPLAY_SLACK = 1e-4  # of a comparison of float32 gradients before and after noise, relative to the largest entry
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ class _Step:
         for name in self.sums:
             scale = max(self.scale[name], other.scale[name])
             for run in (self, other):
-                if float(run.extra[name].abs().max()) > _ROUNDING * scale:
+                if float(run.extra[name].abs().max()) > _REPLAY_SLACK * scale:
                     found.append(f"{name}: what was released is not the noisy sum over the public divisor")
         for one, two in zip(self.noise, other.noise, strict=False):
-            if one.shape == two.shape and float((one - two).abs().max()) > _ROUNDING * float(one.abs().max() + 1):
+            if one.shape == two.shape and float((one - two).abs().max()) > _REPLAY_SLACK * float(one.abs().max() + 1):
                 found.append("the noise depends on the data")
         return found

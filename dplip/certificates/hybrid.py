@@ -1,4 +1,4 @@
-"""Margins behind boxes: intervals up to a cut of the model, norms of the deviation from there on."""
+"""The hybrid bound: intervals up to an articulation point of a model, and norms from there to its scores."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from torch import Tensor, fx
 from dplip.certificates.intervals.box import Box
 from dplip.norms import Norms
 from dplip.propagation import Walk
+from dplip.propagation.traced_model import TracedModel
+from dplip.rounding.walk import by_pair
 
 SHARE = 0.25
-"""A cut is kept where a norm can tell more than intervals while this share of its entries moves."""
+"""A point is kept where a norm can tell more than intervals while this share of its entries moves."""
 
 
-class Cuts:
-    """The values that all of a model's later ones are computed from, with how fast the scores change in them.
+class HybridBound:
+    """A bound of the change of scores that combines intervals and norms at the articulation points of a model.
 
-    Intervals lose at every linear layer what a norm keeps, and keep what a Lipschitz constant of the whole model loses:
-    that a pixel at the end of its range cannot move, that most maxima do not. So a model that starts with order
-    statistics and ends with layers bounded in l2 is certified best through both.
+    An articulation point is a value that all later values are computed from. Up to it intervals bound the change of
+    every entry: they know that a pixel at the end of its range cannot move, and that most maxima do not, which a
+    Lipschitz constant of the whole model does not. After it the norm of the scores' gradient bounds what they make of
+    that change: intervals lose at every linear layer what a norm keeps. So a model that starts with order statistics
+    and ends with layers bounded in l2 is certified best through both.
 
     Args:
         walk: the model, in evaluation mode.
@@ -33,32 +37,34 @@ class Cuts:
     def __init__(self, walk: Walk, seeds: Mapping[fx.Node, Norms], classes: int) -> None:
         self._slopes: dict[fx.Node, list[Tensor]] = {}
         cotangents = walk.cotangents(seeds)
-        for node in cuts(walk):
+        for node in articulation_points(walk):
             v = cotangents.get(node)
             # With a share f of the n entries moving, |d|_2 = sqrt(f n) |d|_inf: l2 tells more than l-infinity, in which
             # intervals are never looser, while f < (|v|_1 / |v|_2)^2 / n. Of distances that share is small.
             if isinstance(v, Norms) and bool(torch.as_tensor(v.l1 >= math.sqrt(SHARE * v.size) * v.l2).any()):
-                table = [torch.as_tensor(n, dtype=torch.float64).flatten() for n in (v.l1, v.l2, v.linf)]
-                self._slopes[node] = [t.expand(classes**2).reshape(classes, classes) for t in table]
+                self._slopes[node] = [by_pair(bound, classes) for bound in (v.l1, v.l2, v.linf)]
 
     def __bool__(self) -> bool:
         return bool(self._slopes)
 
-    def hold(self, moved: Mapping[fx.Node, Any], still: Mapping[fx.Node, Any], gaps: Tensor, top: Tensor) -> Tensor:
+    def holds(
+        self, perturbed: Mapping[fx.Node, Any], nominal: Mapping[fx.Node, Any], gaps: Tensor, top: Tensor
+    ) -> Tensor:
         """Whether no score overtakes the highest while every value stays in its box, shape (batch,).
 
         Args:
-            moved, still: the boxes for the inputs around x, and for x alone.
+            perturbed, nominal: the boxes for the inputs around x, and for x alone.
             gaps: ``z_y - z_j`` at x less its rounding, shape (batch, classes).
             top: y, shape (batch,).
 
-        Proof: let h be the value at a cut for x and h' for another input. Both lie in their boxes, which bounds every
-        entry of d = h' - h; the scores are a function of h alone, whose gradient of z_y - z_j has dual norms within the
-        slopes, so z_y - z_j changes by at most ``min(|v|_1 |d|_inf, |v|_2 |d|_2, |v|_inf |d|_1)``.
+        Proof: let h be the value at an articulation point for x, and h' for another input. Both lie in their boxes,
+        which bounds every entry of d = h' - h; the scores are a function of h alone, whose gradient of z_y - z_j has
+        dual norms within the slopes, so z_y - z_j changes by at most
+        ``min(|v|_1 |d|_inf, |v|_2 |d|_2, |v|_inf |d|_1)``.
         """
         kept = torch.zeros(len(gaps), dtype=torch.bool)
         for node, slopes in self._slopes.items():
-            d = _deviation(moved[node], still[node])
+            d = _change(perturbed[node], nominal[node])
             sizes = [torch.linalg.vector_norm(d, p, 1, keepdim=True) * (1 + 1e-9) for p in (math.inf, 2, 1)]
             change = torch.stack([s[top] * n for s, n in zip(slopes, sizes, strict=True)]).amin(0)
             others = torch.ones_like(gaps, dtype=torch.bool).scatter_(1, top[:, None], False)
@@ -66,19 +72,18 @@ class Cuts:
         return kept
 
 
-def _deviation(moved: Box, still: Box) -> Tensor:
+def _change(perturbed: Box, nominal: Box) -> Tensor:
     """The largest change of every entry from a value in the one box to a value in the other."""
-    return torch.maximum(moved.upper - still.lower, still.upper - moved.lower).flatten(1)
+    return torch.maximum(perturbed.upper - nominal.lower, nominal.upper - perturbed.lower).flatten(1)
 
 
-def cuts(walk: Walk) -> list[fx.Node]:
-    """The nodes that every later value which depends on the input depends on through them alone."""
-    order = {step.node: i for i, step in enumerate(walk.calls())}
-    found, reach = [], -1
-    reads = [order.get(user, -1) for user in walk.start().users]
-    reach = max([reach, *reads])
+def articulation_points(model: TracedModel) -> list[fx.Node]:
+    """The nodes through which alone every later value depends on the input."""
+    order = {operation.node: i for i, operation in enumerate(model.calls())}
+    found: list[fx.Node] = []
+    reach = max([-1, *(order.get(user, -1) for user in model.start().users)])
     for node, i in order.items():
-        if reach <= i and node is not walk.output():
+        if reach <= i and node is not model.output():
             found.append(node)
         reach = max([reach, *(order.get(user, -1) for user in node.users)])
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dplip.certificates.slopes.walk import slopes
+from dplip.certificates.slopes.walk import pull
 from dplip.errors import ConfigurationError
 from dplip.nn.monotonic import Directions
 from dplip.norms import Norms
@@ -64,7 +64,10 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
     """
     s = torch.as_tensor(directions, dtype=torch.float64)
     names = tuple(f"feature {i}" for i in range(len(s))) if names is None else names
-    lower, upper = slopes(model, len(s))
+    with evaluation(model):
+        walk = Walk(model, (len(s),))
+        found, inside = pull(walk), pull(walk, inside=True)
+    lower, upper = found.lower, found.upper
     s = s[:, None].expand(-1, len(lower)) if s.ndim == 1 else s
     if s.shape != lower.T.shape:
         raise ConfigurationError(
@@ -73,15 +76,15 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
     ahead = _ahead(s.T, lower, upper)
     if not bool((ahead >= 0).all()):
         j, i = divmod(int(torch.where(ahead.isnan(), -math.inf, ahead).argmin()), lower.shape[1])
-        low, high, margin = float(lower[j, i]), float(upper[j, i]), float(ahead[j, i])
+        low, high = float(lower[j, i]), float(upper[j, i])
         raise ConfigurationError(
             f"{names[i]}: as far as can be proved, the slope of output {j} lies in [{low:.6g}, {high:.6g}], and "
-            f"direction {int(s[i, j]):+d} asks for the other sign (margin {margin:.6g}). Add the residual "
+            f"direction {int(s[i, j]):+d} asks for the other sign (margin {float(ahead[j, i]):.6g}). Add the residual "
             "dplip.nn.Monotonic(module, directions, lipschitz) around a module whose slope bound is at most lipschitz, "
             "and constrain that module's layers."
         )
-    inner = _ahead(s.T, *slopes(model, len(s), inside=True))
-    return Monotonicity(s, lower, upper, float(inner.min()), names)
+    margin = float(_ahead(s.T, inside.lower, inside.upper).min())
+    return Monotonicity(s, lower, upper, margin, names)
 
 
 def _ahead(s: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -105,11 +108,13 @@ def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
     distance that is left without them, as :func:`dplip.certify` does; an infinite distance, within which they have no
     bound but behind one of the input, by those at x itself: beyond x it is a statement of exact arithmetic.
     """
-    lower, upper = slopes(model, x.shape[1])
-    if len(lower) != 1:
-        raise ConfigurationError(f"outputs={len(lower)}: the radius of one feature is that of a single score.")
     with evaluation(model), torch.no_grad():
-        rounding = Rounding(Walk(model, (x.shape[1],)), {}, 1)
+        walk = Walk(model, (x.shape[1],))
+        slopes = pull(walk)
+        lower, upper = slopes.lower, slopes.upper
+        if len(lower) != 1:
+            raise ConfigurationError(f"outputs={len(lower)}: the radius of one feature is that of a single score.")
+        rounding = Rounding(walk, {}, 1)
         found, sizes = rounding.at(x)
         score = found.double().reshape(len(x), 1, 1).cpu()
         agree = (model(x).reshape(len(x), 1, 1) > 0).cpu() == (score > 0)

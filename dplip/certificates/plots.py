@@ -24,12 +24,7 @@ def certified_accuracy_plot(radii: Tensor | dict[str, Tensor], path: str | Path,
     axes = figure.add_subplot()
     for name, values in (radii if isinstance(radii, dict) else {"": radii}).items():
         axes.plot(*certified_curve(values, 200), label=name or None)
-    axes.set(
-        xlabel=f"radius (l{norm:g}, raw input units)",
-        ylabel="certified accuracy",
-        ylim=(0, 1),
-        xlim=(0, None),
-    )
+    axes.set(xlabel=f"radius (l{norm:g}, raw input units)", ylabel="certified accuracy", ylim=(0, 1), xlim=(0, None))
     axes.grid(alpha=0.3)
     if isinstance(radii, dict):
         axes.legend()

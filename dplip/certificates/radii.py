@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from dplip.certificates.hybrid import Cuts
+from dplip.certificates.hybrid import HybridBound
 from dplip.certificates.intervals.walk import Boxes, enlarged
 from dplip.certificates.slopes.walk import pull
 from dplip.errors import ConfigurationError, UnboundedOperationError
@@ -15,7 +15,7 @@ from dplip.norms import NormCache, Norms
 from dplip.norms.value_norms import largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounding
-from dplip.rounding.walk import rows_of
+from dplip.rounding.walk import by_pair, rows_of
 from dplip.runtime.mode import evaluation
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
@@ -91,8 +91,8 @@ class Certifier:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> None:
         self.model, self.norm = model, norm
         with evaluation(model), torch.no_grad(), NormCache():
-            self.slopes = pairwise(model, input_shape, norm)
             self.walk = Walk(model, input_shape)
+            self.slopes = pairwise(self.walk, norm)
             self.rounding = Rounding(self.walk, seeds(self.walk), len(self.slopes))
             self.boxes: Boxes | None = None
             if norm == math.inf:
@@ -100,8 +100,8 @@ class Certifier:
                     self.boxes = Boxes(self.walk)
                 except UnboundedOperationError:  # an operation without an interval rule: the margin alone certifies
                     self.boxes = None
-            cuts = self.boxes is not None and len(self.slopes) > 1
-            self.cuts = Cuts(self.walk, seeds(self.walk), len(self.slopes)) if cuts else None
+            hybrid = self.boxes is not None and len(self.slopes) > 1
+            self.hybrid = HybridBound(self.walk, seeds(self.walk), len(self.slopes)) if hybrid else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The radius of each input."""
@@ -130,17 +130,17 @@ class Certifier:
         farthest = _smallest(gaps, self.slopes, top)
         certified = _smallest(gaps - errors(every, farthest), self.slopes, top)
         certified = torch.where(known, torch.nan_to_num(certified, nan=0.0, posinf=math.inf), 0.0)
-        boxes, cuts = self.boxes, self.cuts
+        boxes, hybrid = self.boxes, self.hybrid
         if boxes is None:
             return certified
 
         def verified(rows: Tensor, radius: Tensor) -> Tensor:
             part = x[rows.to(x.device)]
-            moved = boxes.around(part, radius.to(x.device))
-            proved = boxes.settled(moved).cpu()
-            if cuts:
-                rows, still = rows.cpu(), boxes.values(part, part)
-                proved |= cuts.hold(moved, still, gaps[rows] - errors(rows, radius), top[rows])
+            perturbed = boxes.around(part, radius.to(x.device))
+            proved = boxes.settled(perturbed).cpu()
+            if hybrid:
+                rows, nominal = rows.cpu(), boxes.values(part, part)
+                proved |= hybrid.holds(perturbed, nominal, gaps[rows] - errors(rows, radius), top[rows])
             return proved
 
         return enlarged(verified, known, certified)
@@ -168,7 +168,7 @@ def _smallest(gaps: Tensor, slopes: Tensor, top: Tensor) -> Tensor:
     return ratios.min(1).values
 
 
-def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> Tensor:
+def pairwise(walk: Walk, norm: float = 2) -> Tensor:
     """Entry (y, j): a bound of the dual norm of the gradient of ``z_y - z_j``, shape (classes, classes), float64.
 
     Slopes alone: a radius also takes the roundings off the margin, see :class:`Certifier`.
@@ -176,7 +176,6 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     With a single output, the bound of that score's gradient, shape (1, 1).
     """
     dual = dual_of(norm)
-    walk = Walk(model, input_shape)
     walk.refuse_surrogates()
     walk.refuse_chance()
     output, _ = walk()
@@ -186,7 +185,7 @@ def pairwise(model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) ->
     if classes == 1:
         return torch.tensor([[largest(pull(walk).norms.norm(dual))]], dtype=torch.float64)
     bound = walk.cotangents(seeds(walk))[walk.start()].norm(dual)
-    return torch.as_tensor(bound, dtype=torch.float64).flatten().expand(classes**2).reshape(classes, classes)
+    return by_pair(bound, classes)
 
 
 def seeds(walk: Walk) -> dict[fx.Node, Norms]:

@@ -29,6 +29,7 @@ from dplip.data.schema import parse_monotone
 from dplip.data.tables import with_scaled_target
 from dplip.models import TabularPreset, tabular_preset
 from dplip.models.monotone import settings_of
+from dplip.runtime.files import write_text
 from dplip.runtime.mode import evaluation
 from dplip.training import DPLipTrainer
 
@@ -46,7 +47,7 @@ def schema(
     typer.echo(draft_schema(file, target, from_data, out))
 
 
-RADII = (0.0, 0.01, 0.05, 0.1)
+TABLE_RADII = (0.0, 0.01, 0.05, 0.1)
 """The l1 radii of a table's certificates, in parts of the public ranges of its columns."""
 
 MODEL = "monotone"
@@ -177,7 +178,7 @@ def draft_schema(path: Path, target: str | None, look: bool, out: Path | None) -
         raise ConfigurationError(
             f"schema {beside}: it is there already, and is not overwritten: name another by --out."
         )
-    beside.write_text(text, encoding="utf-8")
+    write_text(beside, text)
     if look:
         return (
             f"{beside}: kinds, ranges and levels were TAKEN FROM THE VALUES of {path} (--from-data), so they are not "
@@ -202,8 +203,8 @@ def _certified(model: Any, table: Table) -> dict[str, Any]:
     return {
         "norm": 1,
         "unit": "public range of a column",
-        "radii": list(RADII),
-        "accuracy": certified_accuracy(radii, RADII),
+        "radii": list(TABLE_RADII),
+        "accuracy": certified_accuracy(radii, TABLE_RADII),
     }
 
 

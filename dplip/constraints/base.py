@@ -80,7 +80,3 @@ def project(model: nn.Module) -> None:
             for name, constraint in held.items():
                 if isinstance(constraint, Constraint):
                     constraint.project(layer.get_parameter(name), layer)
-
-
-def _groups(layer: nn.Module) -> int:
-    return layer.groups if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else 1

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dplip.constraints.base import Constraint, _groups
+from dplip.constraints.base import Constraint
 from dplip.errors import ConfigurationError
 from dplip.norms.cache import active_cache
 
@@ -25,7 +25,7 @@ class Orthogonal(Constraint):
     """
 
     TARGET = 0.01  # root mean square of the eigenvalues of W W^T - I at which the iteration stops
-    ROUNDING = 1e-4  # float32 rounding of an iterate; observed 1e-5
+    ITERATE_SLACK = 1e-4  # float32 rounding of an iterate; observed 1e-5
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = active_cache()
@@ -33,7 +33,8 @@ class Orthogonal(Constraint):
         if cache is not None and cache.near_projection(key, weight):
             return
         scale = patch_scale(layer)
-        matrix = weight.detach().unflatten(0, (_groups(layer), -1)).flatten(2)
+        groups = layer.groups if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else 1
+        matrix = weight.detach().unflatten(0, (groups, -1)).flatten(2)
         if scale != 1.0:
             matrix = matrix / scale
         wide = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
@@ -44,7 +45,7 @@ class Orthogonal(Constraint):
             projected = projected.mT
         weight.detach().copy_((projected * scale if scale != 1.0 else projected).reshape(weight.shape))
         if cache is not None:
-            cache.certify(key, weight, 1.0 + self.ROUNDING, projected=True)
+            cache.certify(key, weight, 1.0 + self.ITERATE_SLACK, projected=True)
 
     def _iterate(self, w: Tensor) -> Tensor | None:
         """Bjorck's iterate of matrices with no more rows than columns; None where the start is not certified."""

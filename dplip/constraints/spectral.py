@@ -5,20 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplip.constraints.base import Constraint
+from dplip.constraints.balls import Ball
 from dplip.norms import convolution_norms, matrix_norms
-from dplip.validate import positive
 
 
-class SpectralBall(Constraint):
+class SpectralBall(Ball):
     """Weights with operator norm at most ``radius`` (of the convolution, at every input size, for a kernel).
 
     A matrix is projected in the Euclidean sense (its singular values are cut at the radius), a kernel is scaled.
     """
-
-    def __init__(self, radius: float = 1.0) -> None:
-        super().__init__()
-        self.radius = positive(radius)
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         w = weight.detach()
@@ -37,6 +32,3 @@ class SpectralBall(Constraint):
         wide = (vectors * cut) @ (vectors.mT @ wide)
         matrix = wide if w.flatten(1).shape[0] <= w.flatten(1).shape[1] else wide.mT
         w.copy_(matrix.reshape(w.shape))
-
-    def extra_repr(self) -> str:
-        return f"radius={self.radius:g}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dplip.errors import ConfigurationError
+from dplip.runtime.files import write_text
 
 KINDS = ("numeric", "boolean", "categorical")
 
@@ -203,9 +204,13 @@ def _column(name: str, entry: Any) -> Column:
 
 
 def write_schema(path: str | Path, schema: Schema) -> None:
-    """Write a schema so that :func:`read_schema` gives it back."""
+    """Write a schema so that :func:`read_schema` gives it back, whole or not at all.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
     columns = {c.name: _entry(c) for c in (*schema.columns, schema.target)}
-    Path(path).write_text(as_json(schema.target.name, columns, schema.source), encoding="utf-8")
+    write_text(path, as_json(schema.target.name, columns, schema.source))
 
 
 def _entry(column: Column) -> dict[str, Any]:

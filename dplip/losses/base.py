@@ -24,14 +24,14 @@ PROBED = 7
 """Examples with which a loss is probed for mixing."""
 
 
-class Witness(Protocol):
-    """Who is told which outputs a loss saw, and what gradient its backward pass sent."""
+class Monitor(Protocol):
+    """Who watches a loss: it says which outputs are the model's, and is told what the backward pass sends back."""
 
-    def made(self, outputs: Tensor) -> bool: ...
+    def is_model_output(self, outputs: Tensor) -> bool: ...
 
-    def passed(self, gradient: Tensor, genuine: bool) -> None: ...
+    def on_gradient(self, gradient: Tensor, genuine: bool) -> None: ...
 
-    def weighed(self) -> None: ...
+    def on_reweighting(self) -> None: ...
 
 
 class Loss(nn.Module):
@@ -52,7 +52,7 @@ class Loss(nn.Module):
         if max_gradient is not None and not (math.isfinite(max_gradient) and max_gradient > 0):
             raise ConfigurationError(f"max_gradient={max_gradient}: a bound on a norm is a finite number > 0.")
         self.max_gradient, self.normalize = max_gradient, normalize
-        self.witness: Witness | None = None
+        self.monitor: Monitor | None = None
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each example, shape (batch,)."""
@@ -99,11 +99,11 @@ class Loss(nn.Module):
         return values.sum() if reduction == "sum" else values
 
     def extra_repr(self) -> str:
-        names = [k for k in vars(self) if not k.startswith("_") and k not in ("training", "witness")]
+        names = [k for k in vars(self) if not k.startswith("_") and k not in ("training", "monitor")]
         return ", ".join(f"{k}={getattr(self, k)}" for k in names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "witness": None}
+        return {**self.__dict__, "monitor": None}
 
 
 class _Gate(torch.autograd.Function):
@@ -112,15 +112,15 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, loss: Loss) -> Tensor:
         ctx.loss = loss
-        ctx.genuine = loss.witness is None or loss.witness.made(outputs)
+        ctx.genuine = loss.monitor is None or loss.monitor.is_model_output(outputs)
         return outputs.view_as(outputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         loss: Loss = ctx.loss
         gradient = bounded(gradient, loss)
-        if loss.witness is not None:
-            loss.witness.passed(gradient, ctx.genuine)
+        if loss.monitor is not None:
+            loss.monitor.on_gradient(gradient, ctx.genuine)
         return gradient, None
 
 
@@ -137,9 +137,9 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
-        witness = ctx.loss.witness
-        if witness is not None and not bool((weights == 1).all()):
-            witness.weighed()
+        monitor = ctx.loss.monitor
+        if monitor is not None and not bool((weights == 1).all()):
+            monitor.on_reweighting()
         return weights, None
 
 

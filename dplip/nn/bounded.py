@@ -1,4 +1,4 @@
-"""Stock layers whose weight gradient is bounded example by example, in the one backward pass that there is.
+"""Linear layers and convolutions that bound each example's gradient of the weight, within one ordinary backward pass.
 
 An example's gradient of a linear layer's weight is the outer product of its cotangent v and its input x, so its norm is
 at most ``|v| |x|``, two norms that cost next to nothing. In training mode the weight's gradient is therefore the sum
@@ -22,24 +22,24 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from dplip.errors import ConfigurationError
-from dplip.nn.gradient_ball import ROUNDING, row_norms, scale_into
+from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
 from dplip.nn.sums import of_convolution, of_products, of_rows
 from dplip.norms import Norms
 from dplip.rules import rule
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, by_position, linear
-from dplip.rules.registry import ENFORCED, SUMMATIONS, SUMMED, Pullback, Summation, module_rule
+from dplip.rules.registry import ENFORCED, RULES, SUMMATIONS, SUMMED, Pullback, Summation
 from dplip.validate import positive
 
 M = TypeVar("M", bound=nn.Module)
 
-HUGE = 1e30
+LARGEST_NORM = 1e30
 """An example with a norm beyond it, or not finite, has no gradient here: products with s lose their digits."""
 
 SMALLEST = 1e-12
 """The smallest radius. What is scaled down is off by 2^-150 in each entry that falls below 2^-126; times the other
 factor, of a norm up to 2^64 (more has no finite square), that is sqrt(d) 2^-86 for d entries, far less than
-``ROUNDING`` of the radius."""
+``ROW_SLACK`` of the radius."""
 
 
 def _radius(radius: float) -> float:
@@ -111,17 +111,18 @@ class BoundedConv2d(nn.Conv2d):
 def _bounded_rows(
     x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight, and cotangents for the bias when they are called for, in its type.
+    """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
 
-    Per example, ``reuse |v| |x|`` and ``sqrt(positions) |v|`` are brought into the radius, if there is one.
+    All are in the weight's type. If there is a radius, they are scaled example by example so that ``reuse |v| |x|`` and
+    ``sqrt(positions) |v|`` lie within it.
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     if radius is None:
         return x, v, lambda: v
     sizes, lengths = row_norms(x), row_norms(v)
-    kept = torch.maximum(sizes, lengths) <= HUGE  # NaN is not
+    kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # NaN is not
     # The pass is left out where it would change no row: what becomes of one must not depend on the others.
-    if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROUNDING))):
+    if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROW_SLACK))):
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
             # Not taken anew: a copy may lie otherwise in memory, and its norms round otherwise, in all rows at once.
@@ -144,20 +145,22 @@ def _all(condition: Tensor) -> bool:
         return False
 
 
-class _Linear(torch.autograd.Function):
-    """A linear map, or what it came to; without a radius, rows count as they are."""
+class _Summed(torch.autograd.Function):
+    """A layer's map, or what it came to; without a radius, rows count as they are."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None) -> Tensor:
-        return F.linear(x, weight, bias) if output is None else output
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius = inputs
+        x, weight, _, given, ctx.radius, *ctx.geometry = inputs
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # returned as it is, and not as a view
+
+
+class _Linear(_Summed):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None) -> Tensor:
+        return F.linear(x, weight, bias) if output is None else output
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
@@ -174,9 +177,7 @@ class _Linear(torch.autograd.Function):
         return below, gradient, bias, None, None
 
 
-class _Convolution(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Convolution(_Summed):
     @staticmethod
     def forward(
         x: Tensor,
@@ -190,23 +191,17 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, bias, *settings) if output is None else output
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, ctx.reuse, ctx.settings = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.mark_dirty(*[given] * (given is not None))  # returned as it is, and not as a view
-
-    @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-        settings, shapes = ctx.settings, (x.shape, weight.shape)
+        (reuse, settings), shapes = ctx.geometry, (x.shape, weight.shape)
         if v.ndim == 3:  # a sequence is an image of height 1
             x, weight, v = (t.unsqueeze(2) for t in (x, weight, v))
             settings = (*((n, *s) for n, s in zip((1, 0, 1), settings[:3], strict=True)), settings[3])
         gradient = bias = below = None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, ctx.reuse, math.prod(v.shape[2:]))
+                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, reuse, math.prod(v.shape[2:]))
                 if for_weight:
                     gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
                 bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
@@ -285,7 +280,7 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     def counterpart(layer: nn.Module) -> nn.Module:
         if layer not in made:
             kind = {nn.Linear.forward: BoundedLinear, nn.Conv2d.forward: BoundedConv2d}.get(type(layer).forward)
-            made[layer] = layer if kind is None or module_rule(layer) is None else _converted(layer, kind, radius)
+            made[layer] = layer if kind is None or RULES.of_module(layer) is None else _converted(layer, kind, radius)
         return made[layer]
 
     for parent in list(model.modules()):

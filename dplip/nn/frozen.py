@@ -1,4 +1,4 @@
-"""A public network inside a private model: its weights stay, and nothing is claimed of what it computes."""
+"""A public network inside a private model: its weights are frozen, and no bound of its output is claimed."""
 
 from __future__ import annotations
 

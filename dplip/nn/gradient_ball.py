@@ -14,7 +14,8 @@ from dplip.rules import rule
 from dplip.rules.registry import Pullback
 from dplip.validate import positive
 
-ROUNDING = 4e-6
+ROW_SLACK = 4e-6
+"""How far inside its radius a row is scaled: more than the rounding of the factor and of its product."""
 
 
 class GradientBall(nn.Module):
@@ -64,11 +65,6 @@ class _Scaled(torch.autograd.Function):
         return project_rows(v, ctx.radius), None
 
 
-def finite(x: Tensor) -> Tensor:
-    """The same with NaN and infinite entries taken for 0."""
-    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def row_norms(x: Tensor) -> Tensor:
     """The l2 norm of each example of a batch, from above, in float64; inf where its square overflows.
 
@@ -86,7 +82,7 @@ def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:
     Rounded towards the inside. A norm that is not finite gives 0, and so does a factor below the normal numbers, whose
     own rounding would be large.
     """
-    inside = radius * (1 - ROUNDING)
+    inside = radius * (1 - ROW_SLACK)
     scale = inside / torch.nan_to_num(norms, nan=math.inf).clamp_min(inside)
     scale = torch.where(scale < torch.finfo(like.dtype).tiny, 0.0, scale)
     return scale.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
@@ -94,7 +90,7 @@ def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:
 
 def project_rows(x: Tensor, radius: float) -> Tensor:
     """Each example of a batch projected onto the l2 ball, with NaN and infinite entries taken for 0."""
-    x = finite(x)
+    x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     return x * scale_into(radius, row_norms(x), x)
 
 

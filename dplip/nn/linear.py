@@ -1,4 +1,4 @@
-"""Stock layers with a constraint attached: after each step the weight is projected, and at rest it is plain."""
+"""Linear layers and convolutions with a constraint: the weight is projected after each step."""
 
 from __future__ import annotations
 

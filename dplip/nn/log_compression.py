@@ -1,4 +1,4 @@
-"""The logarithm of magnitudes: features whose sizes span decades, brought to one scale."""
+"""The logarithm of magnitudes, which brings features whose sizes span decades to one scale."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import ROUNDING, Bound, below, times
+from dplip.norms.value_norms import REDUCTION_SLACK, Bound, below, times
 from dplip.rules import rule
 from dplip.rules.registry import Pullback, through
 from dplip.validate import positive
@@ -38,11 +38,11 @@ class LogCompression(nn.Module):
 @rule(LogCompression)
 def log_compression(module: LogCompression, x: Norms) -> tuple[Norms, Pullback]:
     # Its derivative scale / (1 + scale |x|) lies in (0, scale].
-    output, pullback = through(OperatorNorms.diagonal(module.scale * (1 + ROUNDING)), x, x.shape)
+    output, pullback = through(OperatorNorms.diagonal(module.scale * (1 + REDUCTION_SLACK)), x, x.shape)
     return output & Norms(x.shape, linf=_compressed(x.linf, module.scale)), pullback
 
 
 def _compressed(size: Bound, scale: float) -> Bound:
     """``log(1 + scale size)``: the map grows with the magnitude, so the largest entry's image is the largest."""
     product = below(times(scale, size), 1e30)
-    return (product.log1p() if isinstance(product, Tensor) else math.log1p(product)) * (1 + ROUNDING)
+    return (product.log1p() if isinstance(product, Tensor) else math.log1p(product)) * (1 + REDUCTION_SLACK)

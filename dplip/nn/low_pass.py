@@ -1,4 +1,4 @@
-"""The low frequencies of an image: a fixed front end that leaves a learned layer fewer entries to be noisy in."""
+"""The low frequencies of an image: a fixed layer, behind which a learned one has fewer weights to add noise to."""
 
 from __future__ import annotations
 

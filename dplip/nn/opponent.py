@@ -17,7 +17,8 @@ AXES = (
 )
 """Light, red against green, yellow against blue: orthonormal."""
 
-SLACK = 1e-6
+ROTATION_SLACK = 1e-6
+"""Relative slack for the float32 rounding of the axes."""
 
 
 class OpponentColors(nn.Module):
@@ -38,13 +39,13 @@ class OpponentColors(nn.Module):
 
 @rule(OpponentColors)
 def opponent_colors(module: OpponentColors, x: Norms) -> tuple[Norms, Pullback]:
-    axes = torch.tensor(AXES, dtype=torch.float64).abs() * (1 + SLACK)
+    axes = torch.tensor(AXES, dtype=torch.float64).abs() * (1 + ROTATION_SLACK)
     norms = OperatorNorms(
         one_one=float(axes.sum(0).max()),
-        one_two=1 + SLACK,
+        one_two=1 + ROTATION_SLACK,
         one_inf=float(axes.max()),
-        two_two=1 + SLACK,
-        two_inf=1 + SLACK,
+        two_two=1 + ROTATION_SLACK,
+        two_inf=1 + ROTATION_SLACK,
         inf_inf=float(axes.sum(1).max()),
     )
     return through(norms, x, x.shape)

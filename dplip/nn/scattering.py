@@ -22,7 +22,7 @@ Array = NDArray[Any]
 ANGLES = 8
 """Orientations of the wavelets, over half a turn: for a real image the other half is the same."""
 
-SLACK = 1e-4
+TRANSFORM_SLACK = 1e-4
 """Relative slack for the float32 rounding of a transform, some hundreds of additions deep."""
 
 BORDER = 4
@@ -41,7 +41,7 @@ class Scattering2d(nn.Module):
 
     Shape: (batch, channels, size, size) to (batch, 81 channels, size / 4, size / 4).
 
-    Guarantee: Lipschitz in l2 with the constant of :func:`lipschitz` (about 0.257), which is certified
+    Guarantee: Lipschitz in l2 with the constant of :func:`scattering_lipschitz` (about 0.257), which is certified
     from the filters; zero for the zero image, and so bounded by that constant times the image's norm.
     Source: Bruna and Mallat, "Invariant scattering convolution networks", 2013; filters as in Kymatio (Andreux et al.,
     2020).
@@ -80,7 +80,7 @@ def filters(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
 
 
 @functools.cache
-def lipschitz(size: int) -> float:
+def scattering_lipschitz(size: int) -> float:
     """The l2 Lipschitz constant of :class:`Scattering2d`, from above: computed from the filters, in float64.
 
     The modulus is 1-Lipschitz, so ``|S x - S y|^2`` is at most a quadratic form of d = x - y, built from the inside:
@@ -95,7 +95,7 @@ def lipschitz(size: int) -> float:
     after_coarse = _largest([(1.0, g_of_half, 2)], 2)
     slow = [(after_coarse, w, 2) for w in coarse]
     after_fine = _largest([(1.0, g, 4), *slow], 4)
-    return math.sqrt(_largest([(1.0, g, 4), *slow, *((after_fine, w, 1) for w in fine)], 4)) * (1 + SLACK)
+    return math.sqrt(_largest([(1.0, g, 4), *slow, *((after_fine, w, 1) for w in fine)], 4)) * (1 + TRANSFORM_SLACK)
 
 
 def _halved(spectrum: Tensor) -> Tensor:
@@ -180,4 +180,4 @@ def scattering(module: Scattering2d, x: Norms) -> tuple[Norms, Pullback]:
         refuse_module(module, f"is given one example of shape {x.shape}.", "Give it (channels, size, size).")
     shape = (81 * x.shape[0], module.size // 4, module.size // 4)
     # Channels are apart, so the constant is that of one of them.
-    return through(OperatorNorms(two_two=lipschitz(module.size)), x, shape)
+    return through(OperatorNorms(two_two=scattering_lipschitz(module.size)), x, shape)

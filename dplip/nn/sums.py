@@ -1,4 +1,4 @@
-"""Sums over a batch that two neighbouring batches round alike: in blocks, the blocks in a tree.
+"""Sums over a batch in blocks, and of the blocks in a tree, so that neighbouring batches round nearly alike.
 
 One more example moves every later row of a batch, and so every rounding of a float32 sum over it. A sum of n terms, in
 any order, is off by at most n 2^-24 times the sum of their magnitudes: for n examples, by n^2 2^-24 times what one of

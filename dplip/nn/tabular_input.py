@@ -13,7 +13,8 @@ from dplip.norms import Norms, OperatorNorms
 from dplip.rules import rule
 from dplip.rules.registry import Pullback, refuse_module
 
-ROUNDING = 2e-6
+ENCODING_SLACK = 2e-6
+"""Relative slack for the float32 rounding of an encoded row; sums of a block up to 1 + 1e-6 count as 1."""
 
 
 class TabularInput(nn.Module):
@@ -95,11 +96,11 @@ def tabular_input(module: TabularInput, x: Norms) -> tuple[Norms, Pullback]:
         refuse_module(module, f"is given one example of shape {x.shape}.", "Give it one row of the table.")
     output = Norms(
         x.shape,
-        (numeric / 2 + blocks) * (1 + ROUNDING),
-        math.sqrt(numeric / 4 + blocks) * (1 + ROUNDING),
-        (1.0 if blocks else 0.5) * (1 + ROUNDING),
+        (numeric / 2 + blocks) * (1 + ENCODING_SLACK),
+        math.sqrt(numeric / 4 + blocks) * (1 + ENCODING_SLACK),
+        (1.0 if blocks else 0.5) * (1 + ENCODING_SLACK),
     )
-    slope = float(module.slopes()[1].max()) * (1 + ROUNDING) if numeric else 0.0
+    slope = float(module.slopes()[1].max()) * (1 + ENCODING_SLACK) if numeric else 0.0
     # A block's Jacobian is a diagonal of zeros and ones, or I_A - 1 1^T / |A| on the entries A that stay positive (a
     # Euclidean projection, so of l2 norm 1; absolute sums of rows and columns are 2 (1 - 1 / |A|)), times the clamp's.
     spread = 2.0 if blocks else 0.0

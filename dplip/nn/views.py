@@ -1,4 +1,4 @@
-"""Several views of one example, and the mean of a model over them."""
+"""The mean of a model's outputs over several views of one example."""
 
 from __future__ import annotations
 

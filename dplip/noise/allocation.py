@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from dplip.errors import ConfigurationError
-from dplip.noise.gaussian import _require_magnitude
+from dplip.validate import require_magnitude
 
 
 def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float) -> dict[str, float]:
@@ -33,9 +33,9 @@ def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_mu
             f"sensitivities of {sorted(sensitivities)}, sizes of {sorted(sizes)}: every parameter needs "
             "both; pass the same names to each"
         )
-    _require_magnitude("noise_multiplier", noise_multiplier)
+    require_magnitude("noise_multiplier", noise_multiplier)
     for name, sensitivity in sensitivities.items():
-        _require_magnitude(f"sensitivities[{name!r}]", sensitivity)
+        require_magnitude(f"sensitivities[{name!r}]", sensitivity)
         if sizes[name] < 1:
             raise ConfigurationError(
                 f"sizes[{name!r}]={sizes[name]}: a parameter has at least one entry; leave empty ones out"

@@ -1,4 +1,4 @@
-"""Noise without the floating point: the sum is rounded to a grid, and an exact discrete Gaussian is added in integers.
+"""Discrete noise: the sum is rounded to a grid, and an exact discrete Gaussian is added to it in integers.
 
 Why this is the mechanism that is accounted for:
 
@@ -22,8 +22,8 @@ Why this is the mechanism that is accounted for:
    all of it is below e^-250 relatively. Where parameters differ in S, scale each coordinate and take the least S.
    So the RDP of a step is that of the continuous Gaussian, and the accountant "rdp" applies. The reversed direction is
    the smaller one by the reflection x -> c - x, which maps the lattice to itself (Mironov, Talwar, Zhang 2019,
-   1908.10530, theorem 5). Replacing an example is bounded by these two (dplip.replace_one). Numerical accountants
-   (PRV, PLD) compose continuous losses and are refused.
+   1908.10530, theorem 5). Replacing an example is bounded by these two
+   (dplip.accounting.replace_one). Numerical accountants (PRV, PLD) compose continuous losses and are refused.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.noise.gaussian import GaussianNoise
+from dplip.validate import require_magnitude
 
 _LOOSENESS = 1e-5  # t: by so much the noise is larger than without a grid
 _BITS = 62  # sums and noise stay below 2^62 grid units
@@ -73,8 +74,7 @@ class SecureNoise(GaussianNoise):
         Raises:
             ConfigurationError: the sum does not fit the grid, which a sum within its sensitivity always does.
         """
-        if not 0 <= std < math.inf:
-            raise ConfigurationError(f"std={std}: this is a magnitude, finite and 0 or more; pass such a number")
+        require_magnitude("std", std)
         if not tensor.is_floating_point():
             raise ConfigurationError(f"tensor.dtype={tensor.dtype}: Gaussian noise is real; pass a float tensor.")
         if std == 0:

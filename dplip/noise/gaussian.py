@@ -1,4 +1,4 @@
-"""Calibrated Gaussian noise: its split across parameters, and its draws."""
+"""Gaussian noise: a secret source of draws, each of which is used once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError
 from dplip.runtime.secret import Secret
+from dplip.validate import require_magnitude
 
 _PAIRS = 1 << 16  # pairs drawn at a time on CPU: they and what they are made of stay in the cache
 _PAIRS_ELSEWHERE = 1 << 17
@@ -57,7 +58,7 @@ class GaussianNoise(Secret):
         Raises:
             ConfigurationError: If std is negative or not finite, or the tensor is not of a float type.
         """
-        _require_magnitude("std", std)
+        require_magnitude("std", std)
         if not tensor.is_floating_point():
             raise ConfigurationError(
                 f"tensor.dtype={tensor.dtype}: Gaussian noise is real; convert the tensor to a float type"
@@ -177,8 +178,3 @@ class _Elsewhere(_Pool):
         radius.log_().mul_(-2).sqrt_()
         angle = words.bitwise_and_(0xFFFFFF).to(spent.dtype).mul_(2 * math.pi / 2**24)
         return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)])
-
-
-def _require_magnitude(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ConfigurationError(f"{name}={value}: this is a magnitude, finite and 0 or more; pass such a number")

@@ -1,4 +1,4 @@
-"""Norms of weights, carried over steps by how far the weights have moved."""
+"""Norms of weights that are kept over the steps of a run, and widened by how far the weights have moved."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     n = difference.numel()
     # Squares below the smallest normal number may vanish: together they are less than n of it.
     lost = math.sqrt(n * torch.finfo(difference.dtype).tiny)
-    return float(torch.linalg.vector_norm(difference)) * _sum_slack(difference, n) + lost
+    return float(torch.linalg.vector_norm(difference)) * sum_slack(difference, n) + lost
 
 
-def _sum_slack(w: Tensor, terms: int) -> float:
+def sum_slack(w: Tensor, terms: int) -> float:
     """One plus the largest relative rounding of a sum of that many nonnegative terms in the dtype of ``w``."""
     return 1 + (terms + 4) * torch.finfo(w.dtype).eps
 

@@ -1,4 +1,4 @@
-"""Operator norms of matrices and convolutions, certified from above (never by power iteration)."""
+"""Operator norms of convolutions, certified from above (never by power iteration)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError
 from dplip.norms.cache import carried
-from dplip.norms.matrix import SLACK, greatest, greatest_root, spectral_norm
+from dplip.norms.matrix import EIGENVALUE_SLACK, greatest, greatest_root, spectral_norm
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
@@ -60,7 +60,7 @@ def _symbol_norm(kernel: Tensor, grid: Sequence[int]) -> float:
     symbol = torch.fft.rfftn(k / scale, s=tuple(grid), dim=axes)
     symbol = symbol.movedim((1, 2), (-2, -1)).reshape(-1, k.shape[1], k.shape[2])
     worst = max(float(torch.linalg.svdvals(part)[:, 0].max()) for part in symbol.split(256))
-    return scale * worst * (1 + SLACK)
+    return scale * worst * (1 + EIGENVALUE_SLACK)
 
 
 def convolution_norms(
@@ -92,15 +92,7 @@ def convolution_norms(
     kernel = _polyphase(_dilate(w.unflatten(0, (groups, -1)), dilation), stride)
     taps = kernel.shape[3:]
     dense = w.unflatten(0, (groups, -1)).flatten(2)
-    key = (
-        id(weight),
-        tuple(input_size or ()),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        circular,
-    )
+    key = (id(weight), tuple(input_size or ()), tuple(stride), tuple(padding), tuple(dilation), groups, circular)
     gain = math.sqrt(math.prod(taps))  # a pixel meets one tap of each polyphase kernel per output it reaches
 
     def spectral() -> float:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dplip.errors import ConfigurationError
-from dplip.norms.cache import _sum_slack, carried
+from dplip.norms.cache import carried, sum_slack
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
-SLACK = 4e-6
+EIGENVALUE_SLACK = 4e-6
 """Relative slack on a float64 eigenvalue: its own rounding, and that of a weight stored in float32 afterwards."""
 
 
@@ -35,12 +35,12 @@ def spectral_norm(weight: Tensor) -> float:
         return 0.0
     w = w / scale
     gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    return scale * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1])) * (1 + SLACK)
+    return scale * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1])) * (1 + EIGENVALUE_SLACK)
 
 
 def greatest(terms: Tensor, dim: int) -> float:
     """The largest sum of nonnegative terms along an axis, from above."""
-    return float(terms.sum(dim).max()) * _sum_slack(terms, terms.shape[dim])
+    return float(terms.sum(dim).max()) * sum_slack(terms, terms.shape[dim])
 
 
 def greatest_root(squares: Tensor, dim: int) -> float:

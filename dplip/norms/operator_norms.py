@@ -30,12 +30,7 @@ class OperatorNorms:
         one_two = min(self.one_two, self.one_one, two_two)
         two_inf = min(self.two_inf, self.inf_inf, two_two)
         one_inf = min(self.one_inf, one_two, two_inf)
-        for name, value in {
-            "two_two": two_two,
-            "one_two": one_two,
-            "two_inf": two_inf,
-            "one_inf": one_inf,
-        }.items():
+        for name, value in {"two_two": two_two, "one_two": one_two, "two_inf": two_inf, "one_inf": one_inf}.items():
             object.__setattr__(self, name, value)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Upper bounds on the l1, l2 and l-infinity norms of one example's value, and of the operators that act on it."""
+"""Upper bounds on the l1, l2 and l-infinity norms of one example's value."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from dplip.errors import ConfigurationError, UnboundedOperationError
 Bound = float | Tensor
 """A bound: one number for every example, or a float64 tensor of one entry per example."""
 
-ROUNDING = 1e-6
+REDUCTION_SLACK = 1e-6
 """Relative slack that covers float64 reductions over float32 data."""
-
 
 FLOATS = torch.float32, torch.float64
 _WHOLE = torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
@@ -133,7 +132,7 @@ class Norms:
         )
         if not math.isfinite(l1):
             raise ConfigurationError("A weight or constant of the model is NaN or infinite: restore finite values.")
-        return cls(tuple(v.shape), l1 * (1 + ROUNDING), l2 * (1 + ROUNDING), linf)
+        return cls(tuple(v.shape), l1 * (1 + REDUCTION_SLACK), l2 * (1 + REDUCTION_SLACK), linf)
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""What a model may not have: hooks, replaced code, operations without a rule."""
+"""Refusals of models: with hooks, with replaced code, with operations that have no rule."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from dplip.norms.value_norms import is_real
-from dplip.propagation.graph import path_of, shadows_rule, target_of
-from dplip.rules.registry import module_rule, refuse, rule_of
+from dplip.propagation.graph import path_of, target_of
+from dplip.rules.registry import RULES, refuse
 
 REMEDIES = {
     "BatchNorm": (
@@ -22,47 +22,17 @@ REMEDIES = {
     ),
     "SyncBatchNorm": ("mixes the examples of a batch.", "Use dplip.nn.Center instead."),
     "Bilinear": ("multiplies two values.", "Use sums of linear layers."),
-    "MultiheadAttention": (
-        "multiplies values that depend on the example.",
-        "Use linear and convolutional layers.",
-    ),
+    "MultiheadAttention": ("multiplies values that depend on the example.", "Use linear and convolutional layers."),
 }
 
+T = torch.Tensor
+
 FOLDABLE = {
-    *(
-        operator.neg,
-        operator.add,
-        operator.sub,
-        operator.mul,
-        operator.truediv,
-        operator.getitem,
-        operator.pow,
-    ),
-    *(torch.sqrt, torch.exp, torch.reciprocal, torch.rsqrt, torch.square, torch.abs, torch.Tensor.view),
-    *(
-        torch.Tensor.reshape,
-        torch.Tensor.unsqueeze,
-        torch.Tensor.sqrt,
-        torch.Tensor.exp,
-        torch.Tensor.reciprocal,
-    ),
-    *(
-        torch.Tensor.abs,
-        torch.Tensor.flatten,
-        torch.Tensor.t,
-        torch.t,
-        torch.Tensor.float,
-        torch.Tensor.double,
-    ),
-    *(
-        torch.flatten,
-        torch.reshape,
-        torch.unsqueeze,
-        torch.Tensor.transpose,
-        torch.Tensor.permute,
-        torch.clamp,
-    ),
-    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.Tensor.contiguous, torch.Tensor.expand),
+    *(operator.neg, operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, operator.pow),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.clamp, torch.sqrt, T.sqrt, torch.exp, T.exp),
+    *(torch.reciprocal, T.reciprocal, torch.rsqrt, torch.square, torch.abs, T.abs, T.float, T.double, T.contiguous),
+    *(T.view, torch.reshape, T.reshape, torch.unsqueeze, T.unsqueeze, torch.flatten, T.flatten, torch.t, T.t),
+    *(T.transpose, T.permute, T.expand),
 }
 """Pure functions of constants alone, which are simply evaluated."""
 
@@ -84,10 +54,7 @@ def check_modules(model: nn.Module) -> None:
         for table in tables:
             if any(not isinstance(hook, Observer) for hook in getattr(module, table).values()):
                 refuse(
-                    path,
-                    what,
-                    "has a hook, which may do anything.",
-                    "Remove the hook (or the wrapper that adds it).",
+                    path, what, "has a hook, which may do anything.", "Remove the hook (or the wrapper that adds it)."
                 )
         if "forward" in vars(module):
             remedy = "Make it a module with a rule; to compile a model, call model.compile()."
@@ -108,13 +75,13 @@ def check_modules(model: nn.Module) -> None:
 
 
 BESIDE = "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"
-"""What else a call of a module runs: what ``module.compile()`` made of its code, which fx cannot trace, and hooks, of
-which :func:`check_modules` allows only those that look and change nothing."""
+"""What a call of a module runs besides ``forward``: the code that ``module.compile()`` made, which fx cannot trace, and
+hooks, of which :func:`check_modules` allows observers alone."""
 
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """Run the modules' own Python code inside, and nothing besides."""
+    """Within it a call of a module runs its ``forward`` and nothing else."""
     dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
     dressed = [(held, beside) for held, beside in dressed if beside]
     for held, beside in dressed:
@@ -139,20 +106,20 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
-            if module_rule(module) is None or _takes_statistics(module):
+            if RULES.of_module(module) is None or _takes_statistics(module):
                 what = type(module).__name__
                 reason, remedy = next(
                     (v for k, v in REMEDIES.items() if what.startswith(k)),
                     ("has no rule that bounds it.", "Use another layer, or write a rule: @dplip.rule(...)."),
                 )
-                if module_rule(module) is None and shadows_rule(module):
+                if RULES.of_module(module) is None and RULES.of(type(module).forward) is not None:
                     reason = "changes a layer that has a rule, so that the rule may no longer hold."
                 refuse(path_of(node), what, reason, remedy)
         elif node.op in ("call_function", "call_method"):
             target = target_of(node)
             if target is None:
                 refuse(path_of(node), f"Tensor.{node.target}", "is not a tensor method.", "Use another operation.")
-            known = rule_of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
+            known = RULES.of(target) is not None or target in FOLDABLE or target in _SHAPE_READERS
             if not known and not _reads_shape(node):
                 name = getattr(target, "__name__", str(target))
                 reason = (

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dplip.rules.registry import rule_of
-
 
 class Root(nn.Module):
     """Holds the model as a child, so that a model that is a single layer is walked like any other."""
@@ -20,11 +18,6 @@ class Root(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
-
-
-def shadows_rule(m: nn.Module) -> bool:
-    """Whether the module inherits a forward that has a rule, but not in a way that the rule may be trusted for."""
-    return rule_of(type(m).forward) is not None
 
 
 def attribute(root: nn.Module, target: str) -> Any:

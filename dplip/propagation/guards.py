@@ -1,4 +1,4 @@
-"""What the trace of a model depends on, as a value to compare: modules, modes, and whatever else a forward may read."""
+"""Guards of a trace, as torch.compile calls them: what it depends on, as a value to compare."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 
 
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace depends on: the modules at their places, their modes and plain attributes, and what is trained."""
+def guards_of(model: nn.Module) -> tuple[Any, ...]:
+    """Modules at their places, their modes and attributes, and what is trained: a trace holds while they are equal."""
     modules = tuple(
         (name, Same(m), Same(type(m)), Same(type(m).forward), _class_constants(type(m)), _attributes(m))
         for name, m in model.named_modules(remove_duplicate=False)

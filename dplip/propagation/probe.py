@@ -7,15 +7,15 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
 from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.norms.value_norms import is_real
-from dplip.propagation.graph import Root, path_of
-from dplip.propagation.public_rows import AGREED, alike, other_values, rows_of, sent_back
+from dplip.propagation.graph import Root, describe, path_of
+from dplip.propagation.public_rows import AGREED, agree, other_values, rows_of, sent_back
 from dplip.rules.registry import refuse
 from dplip.runtime.mixing import ROWS, close, mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
@@ -32,12 +32,22 @@ BATCH = _BatchDependent()
 
 
 @dataclass(frozen=True)
-class Step:
-    """One node of the traced graph, ready to run: what is called, and the shape of one example's output."""
+class Operation:
+    """One node of the traced graph, ready to run.
+
+    Attributes:
+        node: in the graph.
+        path, name: where it stands and what it calls, for messages.
+        shape: of one example's output; None where that does not depend on the input.
+    """
 
     node: fx.Node
     path: str
+    name: str
     shape: Any
+
+    def refuse(self, reason: str, remedy: str) -> NoReturn:
+        refuse(self.path, self.name, reason, remedy)
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,13 @@ class Probe:
 
     Attributes:
         values: the nodes' values that are numbers.
-        steps: the nodes, with the shape of one example's value.
+        operations: the nodes, with the shape of one example's value.
         fault: what else the model was seen to do that no rule tells: mix examples, or differ from its trace elsewhere.
         draws: whether random numbers were drawn.
     """
 
     values: dict[fx.Node, Any]
-    steps: dict[fx.Node, Step]
+    operations: dict[fx.Node, Operation]
     fault: tuple[str, str, str] | None
     draws: bool
 
@@ -93,7 +103,7 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
             if not (isinstance(results[1], Tensor) and close(results[0], results[1], AGREED)):
                 refuse("the model", *_DISAGREEMENT)
             same = _own_functions(results[0]) == _own_functions(results[1])
-            if not same or not alike(*(sent_back(result, x, root) for result in results)):
+            if not same or not agree(*(sent_back(result, x, root) for result in results)):
                 refuse(
                     "the model",
                     "its backward",
@@ -101,22 +111,23 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     "Put that in a module, and write a rule for it: @dplip.rule(...).",
                 )
             records.append(recorder.seen)
-        steps, values = _steps(graph, *records)
+        operations, values = _operations(module, *records)
         try:
             disagrees = None if _agree_elsewhere(module, root, input_shape) else _DISAGREEMENT
             fault = disagrees or (_MIXING if _examples_mix(root, input_shape, alone=not draws) else None)
         except Exception as wrong:
             reason = f"runs on 2 and 3 examples and not on others ({type(wrong).__name__}: {first_line(wrong)})."
             fault = "its forward", reason, "Treat each example by itself."
-    return Probe(values, steps, fault, draws)
+    return Probe(values, operations, fault, draws)
 
 
-def _steps(graph: fx.Graph, twos: Mapping[fx.Node, Any], threes: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
+def _operations(module: fx.GraphModule, twos: Mapping[fx.Node, Any], threes: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
     """The nodes with their shapes, and the values that are numbers, from what two and three examples gave."""
     values: dict[fx.Node, Any] = {}
-    steps: dict[fx.Node, Step] = {}
-    fed = {n for n in graph.nodes if n.op == "placeholder"}
-    for node in graph.nodes:
+    operations: dict[fx.Node, Operation] = {}
+    modules = dict(module.named_modules(remove_duplicate=False))
+    fed = {n for n in module.graph.nodes if n.op == "placeholder"}
+    for node in module.graph.nodes:
         if node.op == "output":
             continue
         two, three = twos[node], threes[node]
@@ -128,8 +139,8 @@ def _steps(graph: fx.Graph, twos: Mapping[fx.Node, Any], threes: Mapping[fx.Node
         elif node in fed or any(n in fed for n in node.all_input_nodes):
             fed.add(node)
             shape = _example_shape(node, two, three)
-        steps[node] = Step(node, path_of(node), shape)
-    return steps, values
+        operations[node] = Operation(node, path_of(node), describe(node, modules), shape)
+    return operations, values
 
 
 _DISAGREEMENT = (
@@ -144,7 +155,7 @@ _MIXING = "its forward", "makes one example's output or gradient depend on anoth
 def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]) -> bool:
     """Whether graph and model also agree without gradients, on other sizes, and with other weights and buffers."""
 
-    def agree(count: int, scale: float) -> bool:
+    def same(count: int, scale: float) -> bool:
         results = []
         for run in (module, root):
             x = rows_of(root, count, input_shape, scale).detach()
@@ -153,13 +164,13 @@ def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]
         return close(results[0], results[1], AGREED)
 
     with torch.no_grad():
-        if not (agree(1, 1e-2) and agree(7, 30.0)):
+        if not (same(1, 1e-2) and same(7, 30.0)):
             return False
         with torch.inference_mode():
-            if not agree(2, 1.0):
+            if not same(2, 1.0):
                 return False
     with other_values(root):
-        return agree(2, 1.0)
+        return same(2, 1.0)
 
 
 def _examples_mix(root: Root, input_shape: tuple[int, ...], alone: bool) -> bool:

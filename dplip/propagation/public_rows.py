@@ -1,4 +1,4 @@
-"""Rows of public numbers, which the model and its trace must turn into the same."""
+"""Public rows: random examples on which a model and its trace are compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def sent_back(result: Tensor, x: Tensor, root: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
 
 
-def alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether a model and its trace, or two passes of the one, made the same of the same rows."""
     return len(ours) == len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -71,13 +72,10 @@ class PublicRows:
     def of_model(self, gradients: bool = True) -> list[Tensor] | None:
         """The model's output for them, and the gradients that go back from there; None where no code may read more
         than attributes, and there is nothing to look at."""
-        return self._through(self._root, gradients) if has_foreign_code(self._root) else None
+        return self.of(self._root, gradients) if has_foreign_code(self._root) else None
 
-    def of_trace(self, graph: nn.Module, gradients: bool = True) -> list[Tensor]:
-        """The same of its trace."""
-        return self._through(graph, gradients)
-
-    def _through(self, run: Callable[[Tensor], Any], gradients: bool) -> list[Tensor]:
+    def of(self, run: Callable[[Tensor], Any], gradients: bool = True) -> list[Tensor]:
+        """The output of the model, or of its trace, and the gradients; nothing if the output is no tensor."""
         like = next((t for t in (*self._root.parameters(), *self._root.buffers()) if t.dtype in FLOATS), self._x)
         if (like.dtype, like.device) != (self._x.dtype, self._x.device):
             self._x = self._x.detach().to(like).requires_grad_()
@@ -87,8 +85,3 @@ class PublicRows:
             if not isinstance(result, Tensor):
                 return []
             return [result, *sent_back(result, self._x, self._root)] if gradients else [result]
-
-
-def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether the same was made of the public rows, as far as both tell."""
-    return len(ours) > 0 < len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=False))

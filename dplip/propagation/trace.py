@@ -9,8 +9,8 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from dplip.errors import DPLipError
-from dplip.propagation.graph import Root, shadows_rule
-from dplip.rules.registry import module_rule, refuse
+from dplip.propagation.graph import Root
+from dplip.rules.registry import RULES, refuse
 from dplip.runtime.random_state import random_states, undisturbed
 
 
@@ -25,21 +25,7 @@ def _in_place(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "matmul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+for _name in "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split():
     setattr(_Proxy, f"__i{_name}__", _in_place(f"__i{_name}__"))
 for _name in ("__setitem__", "__delitem__"):
     setattr(_Proxy, _name, _in_place(_name))
@@ -50,7 +36,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
-        return own or module_rule(m) is not None or shadows_rule(m)
+        return own or RULES.of(type(m).forward) is not None
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dplip.errors import CheckpointError
-from dplip.records.files import write_whole
+from dplip.runtime.files import write_whole
 
 _VERSION = 1
 
@@ -64,7 +64,7 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         state = {f.name: _pack(getattr(self, f.name), tensors, f.name) for f in fields(self)}
         text = json.dumps({"checkpoint": "dplip", "version": _VERSION, "state": state}, allow_nan=False)
-        write_whole(Path(path), save(tensors, {"dplip": text, "digest": _digest(text, tensors)}))
+        write_state(Path(path), save(tensors, {"dplip": text, "digest": _digest(text, tensors)}))
 
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
@@ -96,6 +96,20 @@ class Checkpoint:
                 "from the first weights; what the ledger shows as spent stays spent."
             ) from None
         return cls(**state)
+
+
+def write_state(path: Path, content: bytes) -> None:
+    """Write a file of a run's state whole.
+
+    Raises:
+        CheckpointError: it cannot be written; the old file is as it was.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as wrong:
+        raise CheckpointError(
+            f"{path}: cannot be written ({wrong}). Make room or name another folder; the steps on the ledger stand."
+        ) from None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

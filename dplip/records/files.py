@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens: locks, fsync, replacement."""
+"""The file of a ledger: one process at a time has it open, and an earlier run's is set aside."""
 
 from __future__ import annotations
 
@@ -8,37 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dplip.errors import CheckpointError, LedgerError
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file by new content, on disk when this returns; a crash leaves the old file or the new one.
-
-    Raises:
-        CheckpointError: it cannot be written; the old file is as it was.
-    """
-    part = path.with_name(f".{path.name}.part")  # one name, so that crashes leave at most one behind
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        if hasattr(os, "O_DIRECTORY"):
-            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    except OSError as wrong:
-        try:
-            part.unlink(missing_ok=True)
-        except OSError:
-            pass
-        raise CheckpointError(
-            f"{path}: cannot be written ({wrong}). Make room or name another folder; the steps on the ledger stand."
-        ) from None
-
+from dplip.errors import LedgerError
+from dplip.runtime.files import sync_directory
 
 fcntl: Any
 try:
@@ -103,12 +74,3 @@ def locked(file: BinaryIO) -> bool:
             time.sleep(0.02)
         except OSError:  # a file system without locks
             return True
-
-
-def sync_directory(directory: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere a directory cannot be synced, nor needs to be
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

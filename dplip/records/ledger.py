@@ -31,8 +31,9 @@ from typing import Any, BinaryIO
 
 from dplip.accounting import Event, create_accountant
 from dplip.errors import ConfigurationError, LedgerError
-from dplip.records.files import open_locked, sync, sync_directory
+from dplip.records.files import open_locked, sync
 from dplip.records.ledger_lines import VERSION, LedgerRecord, parse, seal
+from dplip.runtime.files import sync_directory
 
 
 class Ledger:

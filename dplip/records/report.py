@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from dplip.errors import ConfigurationError
+from dplip.runtime.files import write_text
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "privacy": (
@@ -92,23 +91,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: a value is NaN or has no JSON form, or the file cannot be written.
     """
-    text = json.dumps(_json_value(report, "report"), indent=2, allow_nan=False) + "\n"
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"path={str(path)!r} cannot be written ({error}): name a file in a folder that you can write to"
-        ) from error
+    write_text(path, json.dumps(_json_value(report, "report"), indent=2, allow_nan=False) + "\n")
 
 
 def remove(path: Path) -> None:

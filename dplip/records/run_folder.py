@@ -1,4 +1,4 @@
-"""The folder of one run: its ledger, the checkpoint that belongs to a line of it, and going on from both after a crash.
+"""The folder of one run: its ledger, the checkpoint of a line of the ledger, and how a run resumes from both.
 
 The ledger decides what was spent, the checkpoint where the model stands. Steps on the ledger after the checkpoint stay
 spent; the model lacks their updates.

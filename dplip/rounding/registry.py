@@ -1,12 +1,11 @@
-"""What the rounding of an operation is told by, and the registry of rules that tell it."""
+"""The roundings of one operation, and the registry of rules that say how large they are."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from dplip.norms import Norms
 from dplip.norms.value_norms import Bound
 from dplip.propagation import Walk
 from dplip.propagation.graph import target_of
+from dplip.rules.registry import Registered, Registry
 
 T = torch.Tensor
 
@@ -60,12 +60,10 @@ EXACT = Roundings()
 
 RoundingRule = Callable[..., Roundings]
 
-ROUNDINGS: dict[Any, RoundingRule] = {}
-
-R = TypeVar("R", bound=RoundingRule)
+ROUNDINGS: Registry[RoundingRule] = Registry()
 
 
-def rounding(*functions: Any) -> Callable[[R], R]:
+def rounding(*functions: Any) -> Callable[[Registered], Registered]:
     """Register how functions, tensor methods or module classes (their ``forward``) round.
 
     The rule is called with the module (or a :class:`Call`) and the arguments, :class:`Norms` of the floating-point
@@ -74,13 +72,7 @@ def rounding(*functions: Any) -> Callable[[R], R]:
     Guarantee: none of its own; what has no such rule has no certificate.
     """
 
-    def register(function: R) -> R:
-        for target in functions:
-            cls: Any = target
-            ROUNDINGS[cls.forward if inspect.isclass(target) else target] = function
-        return function
-
-    return register
+    return ROUNDINGS.add(*functions)
 
 
 def summing(n: float, back: float, summed: bool = False) -> Roundings:
@@ -98,5 +90,5 @@ def summing(n: float, back: float, summed: bool = False) -> Roundings:
 def unit_of(walk: Walk) -> float:
     """The largest relative error of one operation of a model: 2^-53 where all of it is in float64, else 2^-24."""
     tensors = [t for t in (*walk.model.parameters(), *walk.model.buffers()) if t.is_floating_point()]
-    retyped = any(target_of(step.node) is T.float for step in walk.calls() if step.node.op != "call_module")
+    retyped = any(target_of(call.node) is T.float for call in walk.calls() if call.node.op != "call_module")
     return 2.0**-53 if tensors and all(t.dtype == torch.float64 for t in tensors) and not retyped else 2.0**-24

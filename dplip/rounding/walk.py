@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,22 +14,22 @@ from torch import Tensor, fx, nn
 from dplip.nn.linf.linf_distance import Relaxed
 from dplip.norms import Norms, OperatorNorms
 from dplip.norms.value_norms import Bound, largest, times
-from dplip.propagation import Walk
-from dplip.propagation.graph import flat
-from dplip.propagation.probe import Step
+from dplip.propagation.graph import Root, flat
+from dplip.propagation.probe import Operation
+from dplip.propagation.walk import ModelPullback, Walk
 from dplip.rounding.registry import EXACT, HUGE, ROUNDINGS, TINY, Roundings, unit_of
-from dplip.rules.registry import refuse, rule_of
+from dplip.rules.registry import RULES, signature
 
 
-def _roundings(walk: Walk, step: Step, args: Any, kwargs: Any) -> Roundings | None:
-    subject, function = walk.subject(step)
-    rule = ROUNDINGS.get(function)
+def _roundings(walk: Walk, operation: Operation, args: Any, kwargs: Any) -> Roundings | None:
+    subject, function = walk.subject(operation)
+    rule = ROUNDINGS.of(function)
     return None if rule is None else rule(subject, *args, **kwargs)
 
 
-def _jacobians(back: Callable[[Norms], list[Norms]], shape: tuple[int, ...]) -> list[OperatorNorms]:
+def _jacobians(pullback: Callable[[Norms], Any], shape: tuple[int, ...]) -> list[OperatorNorms]:
     """The norms of the Jacobians of a call, one for each of its inputs, read off its pullback of unit cotangents."""
-    one, two, inf = (back(Norms(shape, **{p: 1.0})) for p in ("l1", "l2", "linf"))
+    one, two, inf = (pullback(Norms(shape, **{p: 1.0}))[1] for p in ("l1", "l2", "linf"))
     return [
         OperatorNorms(*(largest(n) for n in (a.l1, a.l2, a.linf, b.l2, b.linf, c.linf))).T
         for a, b, c in zip(one, two, inf, strict=True)
@@ -42,8 +41,9 @@ def _magnitude(jacobian: OperatorNorms, kind: Roundings, size: int) -> OperatorN
     return jacobian if kind.diagonal else replace(jacobian, two_two=float(times(math.sqrt(size), jacobian.two_two)))
 
 
-def listed(inputs: Any) -> list[Norms]:
-    return [inputs] if isinstance(inputs, Norms) else list(inputs)
+def by_pair(bound: Bound, classes: int) -> Tensor:
+    """A bound for each pair of classes, from K^2 of them or one for all: shape (classes, classes), float64."""
+    return torch.as_tensor(bound, dtype=torch.float64).flatten().expand(classes**2).reshape(classes, classes)
 
 
 # ------------------------------------------------------------------------------------------------ certificates
@@ -51,7 +51,7 @@ def listed(inputs: Any) -> list[Norms]:
 
 @dataclass(frozen=True)
 class _Called:
-    step: Step
+    operation: Operation
     sources: list[fx.Node]
     kind: Callable[[Mapping[fx.Node, Norms]], Roundings]
     exact: bool
@@ -80,9 +80,9 @@ class Rounding:
 
     def __init__(self, walk: Walk, seeds: Mapping[fx.Node, Norms], classes: int) -> None:
         self.walk, self.unit, self._classes = walk, unit_of(walk), classes
-        self._values, pullbacks = walk._forward(None)
+        self._values, pullbacks = walk.forward()
         self._exact = self._copied()
-        self._calls = [self._called(step, pullbacks) for step in walk.calls() if step.node in pullbacks]
+        self._calls = [self._called(o, pullbacks[o.node]) for o in walk.calls() if o.node in pullbacks]
         end = walk.output()
         # Scores behind a last linear layer, and that layer itself: e_y - e_j has l1 norm 2, whatever the pair.
         whole = Norms(walk.shape(end), 2.0, math.sqrt(2), 1.0) if classes > 1 else Norms(walk.shape(end), 1.0)
@@ -90,54 +90,44 @@ class Rounding:
         self._slopes: dict[fx.Node, list[Tensor]] = {}
         for node, v in cotangents.items():
             if isinstance(v, Norms):
-                table = [torch.as_tensor(n, dtype=torch.float64).flatten() for n in (v.l1, v.l2, v.linf)]
-                self._slopes[node] = [t.expand(classes**2).reshape(classes, classes) for t in table]
+                self._slopes[node] = [by_pair(bound, classes) for bound in (v.l1, v.l2, v.linf)]
 
-    def _called(self, step: Step, pullbacks: Mapping[fx.Node, Any]) -> _Called:
-        walk, node, values = self.walk, step.node, self._values
+    def _called(self, operation: Operation, pullback: Callable[[Norms], Any]) -> _Called:
+        walk, node, values, shape = self.walk, operation.node, self._values, operation.shape
         names = [n for n in flat((node.args, node.kwargs)) if isinstance(n, fx.Node)]
 
         def kind(sizes: Mapping[fx.Node, Norms]) -> Roundings:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: sizes.get(n, values[n]))
-            found = _roundings(walk, step, args, kwargs)
+            found = _roundings(walk, operation, args, kwargs)
             if found is None:
-                refuse(
-                    step.path,
-                    walk.describe(step),
+                operation.refuse(
                     "is not known to round in any way, so it has no certificate.",
                     "Use another operation, or say how it rounds: @dplip.rounding.rounding(...).",
                 )
             return found
 
         found = kind({})
-        if isinstance(step.shape[0] if step.shape else None, tuple) or any(isinstance(values[n], tuple) for n in names):
-            return _Called(step, names[:1], kind, True, [], [], Norms(()))
-        sources: list[fx.Node] = []
-
-        def back(v: Norms) -> list[Norms]:
-            sources[:], inputs = pullbacks[node](v)[:2]
-            return listed(inputs)
-
-        jacobians = _jacobians(back, step.shape)
-        sources = [n for n in sources if isinstance(values[n], Norms)]
-        sizes = [min(math.prod(step.shape), values[n].size) for n in sources]
+        if isinstance(shape[0] if shape else None, tuple) or any(isinstance(values[n], tuple) for n in names):
+            return _Called(operation, names[:1], kind, True, [], [], Norms(()))
+        zero = Norms.zero(shape)
+        sources, jacobians = pullback(zero)[0], _jacobians(pullback, shape)
+        sizes = [min(math.prod(shape), values[n].size) for n in sources]
         magnitudes = [_magnitude(j, found, size) for j, size in zip(jacobians, sizes, strict=True)]
-        zero = Norms.zero(step.shape)
         if found.terms:
             nil = {n: Norms.zero(values[n].shape) for n in sources}
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: nil.get(n, values[n]))
-            zero = walk._apply(step, args, kwargs)[0]
-        return _Called(step, sources, kind, found.none, jacobians, magnitudes, zero)
+            zero = walk.apply(operation, args, kwargs)[0]
+        return _Called(operation, sources, kind, found.none, jacobians, magnitudes, zero)
 
     def _copied(self) -> nn.Module | None:
         """The model in float64; None where that is out of reach of the compiled loops, or is its type already."""
         if self.unit < 2.0**-24 or any(isinstance(m, Relaxed) for m in self.walk.model.modules()):
             return None
-        return copy.deepcopy(self.walk._root).double()
+        return Root(copy.deepcopy(self.walk.model)).double()
 
     def at(self, x: Tensor) -> tuple[Tensor, dict[fx.Node, Norms]]:
         """The scores of inputs in float64, (batch, ...), and the norms of every value on the way, for each example."""
-        kept = {n for c in self._calls if not c.exact for n in (c.step.node, *c.sources)}
+        kept = {n for c in self._calls if not c.exact for n in (c.operation.node, *c.sources)}
         try:
             values = _Exact(self.walk, self._exact, kept).values(x)
         except RuntimeError:  # a forward that makes tensors of a type of its own
@@ -157,7 +147,7 @@ class Rounding:
         apart: dict[fx.Node, Any] = {self.walk.start(): moved}
         found: dict[fx.Node, Norms] = {}
         for call in self._calls:
-            node, shape = call.step.node, call.step.shape
+            node, shape = call.operation.node, call.operation.shape
             if not call.jacobians:  # parts of a value, moved
                 apart[node] = _parts(node, shape, apart[call.sources[0]])
                 continue
@@ -229,9 +219,9 @@ class _Exact(fx.Interpreter):
     """Runs a traced model on inputs in float64 throughout: constants are those of the model in its own type."""
 
     def __init__(self, walk: Walk, double: nn.Module | None, kept: set[fx.Node]) -> None:
-        super().__init__(fx.GraphModule(walk._root, walk._graph))
+        super().__init__(walk.graph_module)
         self._double = None if double is None else dict(double.named_modules(remove_duplicate=False))
-        self._fed = {step.node for step in walk.calls()}
+        self._fed = {operation.node for operation in walk.calls()}
         self._kept = {*kept, walk.output()}
         self._seen: dict[fx.Node, Tensor] = {}
 
@@ -266,22 +256,24 @@ def _double(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ sensitivities
 
 
-class Rounded(Walk):
-    """A traced model's walk whose norms hold for what floating point computes, forward and back.
+class Rounded:
+    """The walk of norms that hold for what floating point computes, forward and back.
 
     What has no rounding rule (a rule of the user's own) is taken to keep within its norms.
     """
 
     def __init__(self, walk: Walk) -> None:
-        vars(self).update(vars(walk))
-        self.unit = unit_of(walk)
+        self._walk, self.unit = walk, unit_of(walk)
 
-    def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        exact, inner = super()._apply(step, args, kwargs)
-        kind, unit = _roundings(self, step, args, kwargs) or EXACT, self.unit
+    def __call__(self, input_norms: Norms | None = None) -> tuple[Norms, ModelPullback]:
+        return self._walk(input_norms, self._apply)
+
+    def _apply(self, operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        exact, inner = self._walk.apply(operation, args, kwargs)
+        kind, unit = _roundings(self._walk, operation, args, kwargs) or EXACT, self.unit
         if not isinstance(exact, Norms):  # parts of a value, moved
             return exact, inner
-        output, magnitudes = exact, self._magnitudes(step, args, kwargs, kind, exact, inner)
+        output, magnitudes = exact, self._magnitudes(operation, args, kwargs, kind, exact, inner)
         if not kind.none and not kind.held:
             read: Bound = 0.0  # |f(0)| is at most |f(x)| + |J| |x|
             for size, n in magnitudes if kind.terms else ():
@@ -293,10 +285,10 @@ class Rounded(Walk):
         def pullback(cotangent: Any) -> tuple[Any, Any, Any]:
             sources, inputs, named = inner(cotangent)
             if kind.back:
-                inputs = tuple(
+                inputs = [
                     v + size.T(cotangent, v.shape) * (kind.back * unit)
-                    for v, (size, _) in zip(listed(inputs), magnitudes, strict=True)
-                )
+                    for v, (size, _) in zip(inputs, magnitudes, strict=True)
+                ]
             if named and not kind.summed:
                 # An entry of a parameter collects one term for each entry of the output that it is used for.
                 named = {k: n * (1 + (2 * exact.size / _rows_of(n) + 16) * unit) for k, n in named.items()}
@@ -305,18 +297,18 @@ class Rounded(Walk):
         return output, pullback
 
     def _magnitudes(
-        self, step: Step, args: Any, kwargs: Any, kind: Roundings, output: Norms, inner: Any
+        self, operation: Operation, args: Any, kwargs: Any, kind: Roundings, output: Norms, inner: Any
     ) -> list[tuple[OperatorNorms, Norms]]:
         """The norms of |J| in each input, and those of the input; in l2 alone, where that says enough."""
         if not kind.back and (kind.held or not kind.terms):
             return []
-        subject, function = self.subject(step)
-        bound = inspect.signature(cast(Any, rule_of(function))).bind(subject, *args, **kwargs)
+        subject, function = self._walk.subject(operation)
+        bound = signature(RULES.of(function)).bind(subject, *args, **kwargs)
         values = [a for a in flat(bound.arguments) if isinstance(a, Norms)]  # in the order of the rule's answer
         if kind.one_hot:
-            jacobians = _jacobians(lambda v: listed(inner(v)[1]), output.shape)
+            jacobians = _jacobians(inner, output.shape)
         else:
-            back = listed(inner(Norms(output.shape, l2=1.0))[1])
+            back = inner(Norms(output.shape, l2=1.0))[1]
             jacobians = [OperatorNorms(two_two=largest(n.l2), one_two=largest(n.linf)) for n in back]
         return [(_magnitude(j, kind, min(output.size, n.size)), n) for j, n in zip(jacobians, values, strict=True)]
 

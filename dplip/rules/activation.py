@@ -14,6 +14,7 @@ from dplip.errors import UnboundedOperationError
 from dplip.norms import Norms, OperatorNorms
 from dplip.norms.value_norms import times
 from dplip.rules.registry import Call, Pullback, refuse_module, rule, through
+from dplip.rules.shape import example_axis
 
 
 def elementwise(x: Norms, slope: float, at_zero: float = 0.0, bound: float = math.inf) -> tuple[Norms, Pullback]:
@@ -170,7 +171,7 @@ def _dropout(x: Norms, p: float, training: bool) -> tuple[Norms, Pullback]:
 
 @rule(nn.Softmax)
 def softmax_module(module: nn.Softmax, x: Norms) -> tuple[Norms, Pullback]:
-    return _softmax(x, None if module.dim is None else module.dim)
+    return _softmax(x, module.dim)
 
 
 @rule(F.softmax, torch.softmax, torch.Tensor.softmax)
@@ -181,8 +182,6 @@ def functional_softmax(
 
 
 def _softmax(x: Norms, dim: int | None) -> tuple[Norms, Pullback]:
-    from dplip.rules.shape import example_axis
-
     axis = example_axis(dim, x)
     rows = x.size // x.shape[axis]
     # Rows and columns of diag(p) - p p^T have absolute sums 2 p (1 - p) <= 1/2.

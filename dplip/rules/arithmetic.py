@@ -71,8 +71,7 @@ def _add(call: Call, a: Any, b: Any, factor: float) -> tuple[Norms, Pullback]:
 def _number(call: Call, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         call.refuse(
-            f"is given {value!r}.",
-            "Use a finite number that does not depend on the batch, a parameter or a buffer.",
+            f"is given {value!r}.", "Use a finite number that does not depend on the batch, a parameter or a buffer."
         )
     return float(value)
 

@@ -75,7 +75,7 @@ def _convolution(
     return output, pullback
 
 
-def _each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+def each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
 
@@ -85,7 +85,7 @@ def _padding(padding: str | int | Sequence[int], taps: Sequence[int], dilation: 
         return [(t // 2, t - t // 2) for t in totals]
     if isinstance(padding, str):
         return [(0, 0)] * len(taps)
-    return [(p, p) for p in _each(padding, len(taps))]
+    return [(p, p) for p in each(padding, len(taps))]
 
 
 @rule(nn.Conv1d, nn.Conv2d)
@@ -127,9 +127,9 @@ def functional_convolution(
         call.refuse("multiplies two values that depend on the example.", "Use a parameter or buffer as the weight.")
     taps = weight.shape[2:]
     axes = len(taps)
-    dilations = _each(dilation, axes)
+    dilations = each(dilation, axes)
     pads = _padding(padding, taps, dilations)
-    return by_tensor(_convolution(input, weight, bias, _each(stride, axes), pads, dilations, groups), weight, bias)
+    return by_tensor(_convolution(input, weight, bias, each(stride, axes), pads, dilations, groups), weight, bias)
 
 
 SUMMATIONS[functional_convolution] = lambda parameter, output: Summation(math.prod(output[1:]))

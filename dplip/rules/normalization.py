@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import ROUNDING, below, largest, root, times
+from dplip.norms.value_norms import REDUCTION_SLACK, below, largest, root, times
 from dplip.rules.registry import Pullback, refuse_module, rule, through
 
 CANCELLATION = 2.0**-18
@@ -68,7 +68,7 @@ def batch_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
     if module.affine:
         scale, offset = scale * module.weight.detach(), module.bias.detach()
     shift = offset - module.running_mean * scale
-    rounded = ROUNDING * (offset.abs() + (module.running_mean * scale).abs())  # they may cancel
+    rounded = REDUCTION_SLACK * (offset.abs() + (module.running_mean * scale).abs())  # they may cancel
     channels = (-1, *[1] * (len(x.shape) - 1))
-    jacobian = OperatorNorms.diagonal(largest(Norms.of(scale).linf) * (1 + ROUNDING))
+    jacobian = OperatorNorms.diagonal(largest(Norms.of(scale).linf) * (1 + REDUCTION_SLACK))
     return through(jacobian, x, x.shape, Norms.of((shift.abs() + rounded).reshape(channels)).repeat(x.shape))

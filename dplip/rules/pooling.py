@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dplip.norms import Norms, OperatorNorms
-from dplip.rules.convolution import _each, output_size, reads
-from dplip.rules.registry import Call, Pullback, rule, through
+from dplip.rules.convolution import each, output_size, reads
+from dplip.rules.registry import Call, Pullback, refuse_module, rule, through
 
 
 def window(
@@ -28,23 +29,14 @@ def window(
 
 
 def _max_pool(
-    refused: Any,
-    x: Norms,
-    taps: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil: bool,
-    indices: bool,
-    axes: int,
+    refused: Any, x: Norms, taps: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indices: bool, axes: int
 ) -> tuple[Norms, Pullback]:
     if ceil or indices:
         refused("uses ceil_mode or return_indices.", "Leave both off.")
-    k = _each(taps, axes)
-    shape, held = window(x, k, _each(stride or taps, axes), _each(padding, axes), _each(dilation, axes))
-    for n, t, s, p, d in zip(x.shape[-axes:], k, _each(stride or taps, axes), _each(padding, axes),
-                             _each(dilation, axes), strict=True):  # fmt: skip
-        if not all(any(0 <= o * s + i * d - p < n for i in range(t)) for o in range(output_size(n, t, s, (p, p), d))):
+    taps, strides, pads, gaps = (each(v, axes) for v in (taps, stride or taps, padding, dilation))
+    shape, held = window(x, taps, strides, pads, gaps)
+    for n, k, s, p, d in zip(x.shape[-axes:], taps, strides, pads, gaps, strict=True):
+        if not all(any(0 <= o * s + i * d - p < n for i in range(k)) for o in range(output_size(n, k, s, (p, p), d))):
             refused("has windows of padding alone, whose maximum is -inf.", "Use less padding or dilation.")
     # Rows of the Jacobian are one-hot; an entry is the maximum of at most `held` windows.
     wins = math.sqrt(held)
@@ -53,23 +45,15 @@ def _max_pool(
 
 
 def _avg_pool(
-    refused: Any,
-    x: Norms,
-    taps: Any,
-    stride: Any,
-    padding: Any,
-    ceil: bool,
-    include: bool,
-    divisor: Any,
-    axes: int,
+    refused: Any, x: Norms, taps: Any, stride: Any, padding: Any, ceil: bool, include: bool, divisor: Any, axes: int
 ) -> tuple[Norms, Pullback]:
-    k, pad = _each(taps, axes), _each(padding, axes)
+    k, pad = each(taps, axes), each(padding, axes)
     if ceil or divisor or (any(pad) and not include):
         refused(
             "divides windows by different numbers (ceil_mode, divisor_override, count_include_pad=False).",
             "Leave these at their defaults.",
         )
-    shape, held = window(x, k, _each(stride or taps, axes), pad, (1,) * axes)
+    shape, held = window(x, k, each(stride or taps, axes), pad, (1,) * axes)
     n = math.prod(k)
     return through(_averages(n, held), x, shape)
 
@@ -81,42 +65,18 @@ def _averages(n: int, held: int) -> OperatorNorms:
     )
 
 
-def _refuser(module: nn.Module) -> Any:
-    from dplip.rules.registry import refuse_module
-
-    return lambda reason, remedy: refuse_module(module, reason, remedy)
-
-
 @rule(nn.MaxPool1d, nn.MaxPool2d)
 def max_pool(module: nn.MaxPool2d, x: Norms) -> tuple[Norms, Pullback]:
-    axes = 1 if isinstance(module, nn.MaxPool1d) else 2
-    return _max_pool(
-        _refuser(module),
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-        axes,
-    )
+    m, axes = module, 1 if isinstance(module, nn.MaxPool1d) else 2
+    refused = partial(refuse_module, m)
+    return _max_pool(refused, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices, axes)
 
 
 @rule(nn.AvgPool1d, nn.AvgPool2d)
 def avg_pool(module: nn.AvgPool2d, x: Norms) -> tuple[Norms, Pullback]:
-    axes = 1 if isinstance(module, nn.AvgPool1d) else 2
-    return _avg_pool(
-        _refuser(module),
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        getattr(module, "divisor_override", None),
-        axes,
-    )
+    m, axes = module, 1 if isinstance(module, nn.AvgPool1d) else 2
+    refused, divisor = partial(refuse_module, m), getattr(m, "divisor_override", None)
+    return _avg_pool(refused, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor, axes)
 
 
 @rule(F.max_pool1d, torch.max_pool1d, F.max_pool2d, torch.max_pool2d)
@@ -164,13 +124,14 @@ def _adaptive(refused: Any, x: Norms, shape: tuple[int, ...], average: bool) -> 
 
 @rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 def adaptive_pool(module: Any, x: Norms) -> tuple[Norms, Pullback]:
+    refused = partial(refuse_module, module)
     average = isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d))
     if getattr(module, "return_indices", False):
-        _refuser(module)("returns indices.", "Leave return_indices off.")
+        refused("returns indices.", "Leave return_indices off.")
     if len(x.shape) != (2 if isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)) else 3):
-        _refuser(module)(f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
+        refused(f"is given one example of shape {x.shape}.", "Give it (channels, *spatial).")
     shape = tuple(module(torch.empty(1, *x.shape)).shape[1:])
-    return _adaptive(_refuser(module), x, shape, average)
+    return _adaptive(refused, x, shape, average)
 
 
 @rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d)

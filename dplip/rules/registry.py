@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -20,8 +21,60 @@ Pullback = Callable[[Any], tuple[Any, Parameters]]
 
 Rule = Callable[..., tuple[Any, Pullback]]
 
-_RULES: dict[Any, Rule] = {}
-_CLASSES: set[type] = set()  # registered by name, so that what they define themselves is known
+R = TypeVar("R", bound=Callable[..., Any])
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+HARMLESS = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__constants__", "__repr__"),
+    *("extra_repr", "reset_parameters", "__parameters__", "__orig_bases__", "__annotate__", "__annotate_func__"),
+    *("__annotations_cache__", "__static_attributes__", "__firstlineno__"),
+}
+"""What a subclass may define without changing what its inherited ``forward`` computes."""
+
+
+class Registry(Generic[R]):
+    """Rules by the code that runs: a function, a tensor method, or the ``forward`` of a module class."""
+
+    def __init__(self) -> None:
+        self.rules: dict[Any, R] = {}
+        self.classes: set[type] = set()  # registered by name, so that what they define themselves is known
+
+    def add(self, *functions: Any) -> Callable[[Registered], Registered]:
+        """A decorator that registers a rule for functions, tensor methods or module classes."""
+
+        def register(rule: Registered) -> Registered:
+            for target in functions:
+                cls: Any = target
+                if inspect.isclass(target):
+                    self.classes.add(target)
+                self.rules[cls.forward if inspect.isclass(target) else target] = cast(R, rule)
+            return rule
+
+        return register
+
+    def of(self, function: Any) -> R | None:
+        """The rule of a function, a tensor method or a ``forward``, if there is one."""
+        return self.rules.get(function)
+
+    def of_module(self, module: nn.Module) -> R | None:
+        """The rule of a module, by the ``forward`` that runs; None where a subclass changes what that would compute."""
+        cls = type(module)
+        found = self.of(cls.forward)
+        if found is None:
+            return None
+        owner = max(i for i, base in enumerate(cls.__mro__) if vars(base).get("forward") is cls.forward)
+        for base in cls.__mro__[:owner]:
+            if base in self.classes:
+                break
+            if not set(vars(base)) <= HARMLESS | {"forward"}:
+                return None
+        shadowed = [k for k in vars(module) if inspect.isfunction(getattr(cls, k, None))]
+        return None if shadowed else found
+
+
+RULES: Registry[Rule] = Registry()
+
+signature = functools.cache(inspect.signature)
 
 ENFORCED: set[Rule] = set()
 """Rules of layers that hold each example's gradient of their own parameters to a bound by themselves, computed in the
@@ -57,22 +110,6 @@ nothing is said, each entry of the output adds a term to each entry of the param
 SUMMED: set[Any] = set()
 """The ``forward`` of the layers whose backward pass sums over a batch in blocks: :func:`dplip.nn.bounded.summed`."""
 
-R = TypeVar("R", bound=Rule)
-
-HARMLESS = {
-    *("__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__constants__", "__repr__"),
-    *(
-        "extra_repr",
-        "reset_parameters",
-        "__parameters__",
-        "__orig_bases__",
-        "__annotate__",
-        "__annotate_func__",
-    ),
-    *("__annotations_cache__", "__static_attributes__", "__firstlineno__"),
-}
-"""What a subclass may define without changing what its inherited ``forward`` computes."""
-
 
 @dataclass(frozen=True)
 class Call:
@@ -102,7 +139,7 @@ def refuse_module(module: nn.Module, reason: str, remedy: str) -> NoReturn:
     raise UnboundedOperationError(f"{type(module).__name__}({module.extra_repr()}) {reason} {remedy}")
 
 
-def rule(*functions: Any) -> Callable[[R], R]:
+def rule(*functions: Any) -> Callable[[Registered], Registered]:
     """Register a rule for functions, tensor methods, or module classes (their ``forward``).
 
     The rule is shaped like a vjp. It is called as ``rule(module, *norms)`` or ``rule(call, *arguments)``, with
@@ -112,42 +149,12 @@ def rule(*functions: Any) -> Callable[[R], R]:
     Guarantee: none of its own. A rule is a claim: for all inputs within the given norms the output obeys the
     returned ones, and for all cotangents within the given norms the input and parameter cotangents do.
     """
-
-    def register(function: R) -> R:
-        for target in functions:
-            cls: Any = target
-            if inspect.isclass(target):
-                _CLASSES.add(target)
-            _RULES[cls.forward if inspect.isclass(target) else target] = function
-        return function
-
-    return register
-
-
-def rule_of(function: Any) -> Rule | None:
-    """The rule of a function or tensor method, if there is one."""
-    return _RULES.get(function)
-
-
-def module_rule(module: nn.Module) -> Rule | None:
-    """The rule of a module, by the ``forward`` that runs; None where a subclass changes what that would compute."""
-    cls = type(module)
-    found = _RULES.get(cls.forward)
-    if found is None:
-        return None
-    owner = max(i for i, base in enumerate(cls.__mro__) if vars(base).get("forward") is cls.forward)
-    for base in cls.__mro__[:owner]:
-        if base in _CLASSES:
-            break
-        if not set(vars(base)) <= HARMLESS | {"forward"}:
-            return None
-    shadowed = [k for k in vars(module) if inspect.isfunction(getattr(cls, k, None))]
-    return None if shadowed else found
+    return RULES.add(*functions)
 
 
 def registered() -> dict[Any, Rule]:
     """A copy of the registry, for the tests that run over all of it."""
-    return dict(_RULES)
+    return dict(RULES.rules)
 
 
 def through(jacobian: OperatorNorms, x: Norms, shape: tuple[int, ...], at_zero: Norms | None = None) -> Any:

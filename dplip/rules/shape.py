@@ -141,8 +141,7 @@ def getitem(call: Call, value: Any, index: Any) -> tuple[Any, Pullback]:
     )
     if not basic or not kept:
         call.refuse(
-            f"selects by {index!r}, which may pick or repeat examples.",
-            "Write x[:, ...] with slices or integers.",
+            f"selects by {index!r}, which may pick or repeat examples.", "Write x[:, ...] with slices or integers."
         )
     return moved(value, call.shape)
 

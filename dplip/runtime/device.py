@@ -13,7 +13,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def chosen(device: str | torch.device, module: nn.Module) -> torch.device:
+def resolve_device(device: str | torch.device, module: nn.Module) -> torch.device:
     """The device that an argument names; ``"auto"``: a CUDA device if there is one, unless it is on one already.
 
     Raises:

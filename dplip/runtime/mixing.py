@@ -1,4 +1,4 @@
-"""Whether rows mix: what one becomes, and what it sends back, when the other rows are changed or taken away."""
+"""A probe for mixing: does a row's result or gradient change when the other rows are changed or taken away?"""
 
 from __future__ import annotations
 

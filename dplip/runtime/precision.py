@@ -1,4 +1,4 @@
-"""Whether float32 products are computed in float32: the slack for rounding covers that, and not TF32 or bfloat16."""
+"""A check that products of float32 are computed in float32: slacks cover its rounding, not TF32's or bfloat16's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process, one release: what trains in several processes at once is refused, unless it says what it means."""
+"""A run trains in one process: several at once are refused, as each would spend the whole budget."""
 
 from __future__ import annotations
 

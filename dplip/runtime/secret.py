@@ -1,4 +1,4 @@
-"""Randomness that nobody else knows: sources that belong to one process, lent to what draws from global ones."""
+"""Secret random bits: sources of one process, and their loan to code that draws from global generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That no example is in a data set twice: each copy would count as an example of its own, and only one is paid for."""
+"""A check that no example is in a data set twice: each copy would count as another example, and one is paid for."""
 
 from __future__ import annotations
 

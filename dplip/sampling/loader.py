@@ -1,4 +1,4 @@
-"""What the loaders of private batches share: a fresh draw for each step, handed out in parts that fit into memory."""
+"""The base of the loaders of private batches: a fresh draw for each step, handed out in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class SampledLoader(Fixed, ABC):
         complete: Whether the last physical batch ended its logical batch.
     """
 
-    _FIXED = frozenset({"dataset", "collate_fn", "max_physical_batch_size"})
+    # A rate that changed between a draw and its step would be charged for what it was not.
+    _FIXED = frozenset(
+        {"dataset", "collate_fn", "max_physical_batch_size", "sample_rate", "public_size", "expected_batch_size"}
+    )
 
     handed_out: int
     logical_batches: int
@@ -59,8 +62,8 @@ class SampledLoader(Fixed, ABC):
         seed: int | None,
     ) -> None:
         self.dataset = dataset
-        self._public_size, self._sample_rate = public_size, sample_rate
-        self._expected_batch_size = expected_batch_size
+        self.public_size, self.sample_rate = public_size, sample_rate
+        self.expected_batch_size = expected_batch_size
         default_steps = max(1, round(1 / self.sample_rate))
         self.steps_per_epoch = whole(
             "steps_per_epoch", default_steps if steps_per_epoch is None else steps_per_epoch, least=1
@@ -93,20 +96,6 @@ class SampledLoader(Fixed, ABC):
     def _draw(self) -> np.ndarray[Any, Any]:
         """The positions of a fresh logical batch."""
 
-    # Read-only: a rate that changed between a draw and its step would be charged for what it was not.
-
-    @property
-    def sample_rate(self) -> float:
-        return self._sample_rate
-
-    @property
-    def public_size(self) -> int:
-        return self._public_size
-
-    @property
-    def expected_batch_size(self) -> float:
-        return self._expected_batch_size
-
     @property
     def seeded(self) -> bool:
         """Whether the draws were fixed by a seed; a report must say so."""
@@ -138,11 +127,12 @@ class SampledLoader(Fixed, ABC):
 
     @property
     def expected_part_size(self) -> float:
-        """How many examples of a batch are expected in a part, of which each takes one by a coin of its own.
+        """The expected number of examples in a part.
 
-        So another example changes its own part alone, and moves the rounding of no other part's sum.
+        Each example takes a part by a coin of its own, so that one more changes its own part alone, and moves the
+        rounding of no other part's sum.
         """
-        return self._expected_batch_size / self._part_count
+        return self.expected_batch_size / self._part_count
 
     def _parts(self, chosen: Tensor) -> list[Tensor]:
         """A batch in parts that fit into memory, at least one, and none empty but that of an empty batch."""

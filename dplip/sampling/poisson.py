@@ -1,4 +1,4 @@
-"""Random batches and the events that they are: Poisson batches, and batches of a fixed size without replacement."""
+"""Poisson batches: each example is in a batch with the same probability, on its own."""
 
 from __future__ import annotations
 

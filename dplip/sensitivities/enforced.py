@@ -1,4 +1,4 @@
-"""Sensitivity under ``torch.autocast``: what layers enforce on their own gradients, and no propagated norm.
+"""Sensitivity under ``torch.autocast``, from the bounds alone that layers enforce on their own gradients.
 
 bfloat16 rounds every value by up to 2^-8 of it, float16 by 2^-11 and to infinity beyond 65504. An operator norm, a ball
 or a loss says nothing exact of values that are rounded after it, so nothing propagated is used here: to every rule the
@@ -26,9 +26,9 @@ from torch.fx.node import map_aggregate
 from dplip.norms import Norms
 from dplip.norms.value_norms import largest
 from dplip.propagation import Walk
-from dplip.propagation.probe import Step
-from dplip.rules.registry import ENFORCED, module_rule, refuse
-from dplip.sensitivities.propagated import SLACK, Sensitivities
+from dplip.propagation.probe import Operation
+from dplip.rules.registry import ENFORCED, RULES, refuse
+from dplip.sensitivities.propagated import GRADIENT_SLACK, Sensitivities
 
 
 def enforced_sensitivity(walk: Walk) -> Sensitivities:
@@ -39,7 +39,20 @@ def enforced_sensitivity(walk: Walk) -> Sensitivities:
 
     Guarantee: that of :func:`dplip.sensitivity`, also for gradients computed under ``torch.autocast``.
     """
-    output, pullback = _Untold(walk)()
+
+    def apply(operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The layer's rule, told no norm of any value, and believed of its parameters where it is in ``ENFORCED``."""
+        output, inner = walk.apply(operation, _unknown(args), _unknown(kwargs))
+        module = walk.module(operation.node)
+        believed = module is not None and RULES.of_module(module) in ENFORCED
+
+        def pullback(cotangent: Any) -> tuple[Any, Any, Any]:
+            sources, inputs, named = inner(_unknown(cotangent))
+            return sources, inputs, named if believed else {key: Norms(n.shape) for key, n in named.items()}
+
+        return output, pullback
+
+    output, pullback = walk(None, apply)
     _, bounds = pullback(Norms(output.shape))
     trainable = [name for name, p in walk.model.named_parameters() if p.requires_grad]
     found = {name: largest(bounds[name].l2) if name in bounds else math.inf for name in trainable}
@@ -51,25 +64,7 @@ def enforced_sensitivity(walk: Walk) -> Sensitivities:
                 "whose gradient no layer bounds by itself, and propagated norms do not hold under torch.autocast.",
                 "Use dplip.nn.bound_gradients(model) and model.train(), freeze it, or train in float32.",
             )
-    return Sensitivities({name: bound * (1 + SLACK) for name, bound in found.items()})
-
-
-class _Untold(Walk):
-    """A traced model's walk that is told no norm of any value, and believes no layer's but those in ``ENFORCED``."""
-
-    def __init__(self, walk: Walk) -> None:
-        vars(self).update(vars(walk))
-
-    def _apply(self, step: Step, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        output, inner = super()._apply(step, _unknown(args), _unknown(kwargs))
-        module = self.module(step.node)
-        believed = module is not None and module_rule(module) in ENFORCED
-
-        def pullback(cotangent: Any) -> tuple[Any, Any, Any]:
-            sources, inputs, named = inner(_unknown(cotangent))
-            return sources, inputs, named if believed else {key: Norms(n.shape) for key, n in named.items()}
-
-        return output, pullback
+    return Sensitivities({name: bound * (1 + GRADIENT_SLACK) for name, bound in found.items()})
 
 
 def _unknown(value: Any) -> Any:

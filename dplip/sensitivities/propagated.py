@@ -16,7 +16,7 @@ from dplip.norms.value_norms import largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounded
 
-SLACK = 1e-5
+GRADIENT_SLACK = 1e-5
 """Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
 gradient's products, and one for each further use of a value, whose cotangents add up."""
 
@@ -99,7 +99,7 @@ def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> 
     # The loss's own sums are over the scores of one example.
     sent = loss.gradient_norms(output.shape) * (1 + (output.size + 16) * rounded.unit)
     _, bounds = pullback(sent)
-    return Sensitivities({k: b * (1 + SLACK) for k, b in _finite(walk.model, bounds).items()})
+    return Sensitivities({k: b * (1 + GRADIENT_SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 
 def require_loss(loss: object) -> None:

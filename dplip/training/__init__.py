@@ -1,7 +1,8 @@
 """The private step and what takes it: the optimizer, the engine and the trainer."""
 
 from dplip.training.engine import PrivacyEngine
+from dplip.training.feature_extractor import features, split_extractor
 from dplip.training.optimizer import DPLipOptimizer
 from dplip.training.trainer import DPLipTrainer
 
-__all__ = ["DPLipOptimizer", "DPLipTrainer", "PrivacyEngine"]
+__all__ = ["DPLipOptimizer", "DPLipTrainer", "PrivacyEngine", "features", "split_extractor"]

@@ -1,20 +1,259 @@
-"""Going on with a run from what its folder holds."""
+"""The durable run: what is spent is allowed by the budget, put on disk, and counted; and a run is gone on with."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
 
-from dplip.errors import CheckpointError
-from dplip.records import Checkpoint
+from dplip.accounting import NEIGHBORING, Accountant, Budget, Event, create_accountant
+from dplip.errors import CheckpointError, ConfigurationError, LedgerError
+from dplip.noise import SecureNoise
+from dplip.records import Checkpoint, validate_report, write_report
+from dplip.records.checkpoint import write_state
+from dplip.records.report import remove
+from dplip.records.run_folder import RunFolder
+from dplip.sampling.loader import SampledLoader
+from dplip.training.mean_release import MeanRelease
+from dplip.training.optimizer import DPLipOptimizer
+from dplip.training.plan import Plan
 
 
-def load(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> None:
+class DurableRun:
+    """What a run has spent and where it stands, in memory and in its folder.
+
+    Args:
+        folder: where the ledger and the checkpoint are; None: nothing is put on disk.
+        accountant, budget: what counts, and what refuses.
+        model, optimizer, average, loader: what a checkpoint holds, and what it is loaded into.
+        mean: what is released before the first step.
+        steps: of the whole run.
+        seed: of a seeded run.
+        secure, distributed, autocast: as the trainer was told, for the report.
+
+    Attributes:
+        begun: what the run began from, if it was to go on with an earlier one.
+        seconds: that training took.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        *,
+        accountant: Accountant,
+        budget: Budget,
+        model: nn.Module,
+        optimizer: DPLipOptimizer,
+        average: AveragedModel | None,
+        loader: SampledLoader,
+        mean: MeanRelease | None,
+        steps: int,
+        seed: int | None,
+        secure: bool,
+        distributed: str | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._folder, self._accountant, self._budget = folder, accountant, budget
+        self._mean, self._steps = mean, steps
+        self._model, self._optimizer, self._average, self._loader = model, optimizer, average, loader
+        self._seed, self._autocast = seed, autocast
+        # What the report says of all steps, those of an earlier process too.
+        self._marks = {"secure": secure, "trusted_optimizer": optimizer.trusted, "distributed": distributed}
+        self.begun: str | None = None
+        self.seconds = 0.0
+
+    def charge(self, event: Event) -> None:
+        """Put an event on the ledger and count it, or refuse it because the budget does not allow it."""
+        self._budget.require(self._accountant, event)
+        if self._folder is not None:
+            self._folder.append(event)
+        self._accountant.count(event)
+
+    def charge_step(self, event: Event) -> None:
+        """Charge a step, one by hand too: its line is on the ledger before its noise is drawn."""
+        if self._mean is not None and self._accountant.num_steps == 0:
+            raise ConfigurationError(
+                "step(): the mean of PrivateMean is not released yet, and fit() releases it before its first step. "
+                "Call fit() first."
+            )
+        if self._folder is None or self._folder.is_open:
+            self.charge(event)
+            return
+        self._budget.require(self._accountant, event)  # before a file is made
+        self.open(resume=False)
+        try:
+            self.charge(event)
+        finally:
+            self.close()
+
+    def open(self, resume: bool, scheduler: LRScheduler | None = None, progress: bool = False) -> None:
+        """Open the ledger, and with ``resume`` go on with the run that is in the folder.
+
+        Raises:
+            ConfigurationError: there is no folder to go on from.
+            LedgerError, CheckpointError: what is in the folder is damaged, of another plan, or in use.
+        """
+        if self._folder is None:
+            if resume:
+                raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
+            return
+        begun_before = self._folder.open(
+            resume,
+            mechanism=self._accountant.mechanism(),
+            neighboring=self._optimizer.neighboring,
+            delta=self._budget.delta,
+            facts={
+                "public_size": self._loader.public_size,
+                "seeded": self._seed is not None,
+                "steps": self._steps,
+                "noise_multiplier": self._optimizer.noise_multiplier,
+                "sample_rate": self._loader.sample_rate,
+                "sampling": self._optimizer.event.sampling,
+                **{name: value for name, value in self._marks.items() if value},
+            },
+        )
+        if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
+            self._count_again(self._folder)
+        if resume and not self._folder.going_on:
+            self.begun = f"anew: there was no ledger in {self._folder.path} to go on with"
+            if progress:
+                tqdm.write(f"begun {self.begun}")
+        if begun_before:
+            self._restore(self._folder, scheduler)
+            self._folder.restored()
+
+    def close(self) -> None:
+        """Close the ledger."""
+        if self._folder is not None:
+            self._folder.close()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self._folder is not None:
+            self._folder.save(
+                accountant=self._accountant.state_dict(),
+                sampler=self._sampler(),
+                model=self._model.state_dict(),
+                optimizer=self._optimizer.state_dict()["state"],
+                average=None if self._average is None else self._average.state_dict(),
+                seconds=self.seconds,
+            )
+
+    def spent(self) -> dict[str, Any]:
+        """What was spent, under which assumptions, as plain data."""
+        event = self._optimizer.event
+        return {
+            "epsilon": self._accountant.get_epsilon(self._budget.delta),
+            "delta": self._budget.delta,
+            "accountant": self._accountant.mechanism(),
+            "noise_multiplier": event.noise_multiplier,
+            "sample_rate": event.sample_rate,
+            "sampling": event.sampling,
+            "steps": self.done,
+            "releases": [asdict(event) for event in self.releases],
+            "neighboring": self._optimizer.neighboring,
+            "seeded": self._seed is not None,
+            "public_size": self._loader.public_size,
+            **self._marks,
+            "autocast": None if self._autocast is None else str(self._autocast).removeprefix("torch."),
+            "tuning": "not accounted",
+        }
+
+    def plan(self) -> Plan:
+        """What the whole run will spend."""
+        event, spent = self._optimizer.event, copy.deepcopy(self._accountant)
+        for release in self.releases if spent.num_steps == 0 else []:
+            spent.count(release)
+        return Plan(
+            noise_multiplier=event.noise_multiplier,
+            sample_rate=event.sample_rate,
+            steps=self._steps,
+            expected_batch_size=self._loader.expected_batch_size,
+            public_size=self._loader.public_size,
+            epsilon=spent.epsilon_after(event, self._steps - self.done, self._budget.delta),
+            delta=self._budget.delta,
+            accountant=self._accountant.mechanism(),
+            neighboring=self._optimizer.neighboring,
+            sensitivities=self._optimizer.sensitivities(),
+            event=event,
+            releases=self.releases,
+            trusted_optimizer=self._optimizer.trusted,
+            begun=self.begun,
+        )
+
+    def release_mean(self) -> None:
+        """Charge and release the mean that the model waits for, if nothing has been spent yet."""
+        if self._mean is None or self._accountant.num_steps > 0:
+            return
+        for event in self.releases:
+            self.charge(event)
+        optimizer, loader = self._optimizer, self._loader
+        noise = SecureNoise(self._mean.layer.noise_multiplier, 1) if self._marks["secure"] else optimizer.noise
+        self._mean.run(loader.dataset, noise, NEIGHBORING[optimizer.neighboring], loader.public_size)
+        self.save()
+
+    @property
+    def releases(self) -> list[Event]:
+        """What is spent before the first step."""
+        return [] if self._mean is None else [self._mean.event(self._loader)]
+
+    @property
+    def done(self) -> int:
+        """Steps taken so far."""
+        return max(0, self._accountant.num_steps - len(self.releases))
+
+    def time(self) -> dict[str, float]:
+        """What training took."""
+        return {"train_seconds": self.seconds, "seconds_per_step": self.seconds / max(self.done, 1)}
+
+    @property
+    def resumes(self) -> list[str]:
+        """The numbers of the times that the run was gone on with."""
+        return [] if self._folder is None else self._folder.resumes
+
+    def _count_again(self, folder: RunFolder) -> None:
+        again = create_accountant(self._accountant.mechanism(), self._optimizer.neighboring)
+        for event in folder.ledger.history():
+            again.count(event)
+        if again.num_steps < self._accountant.num_steps:
+            raise LedgerError(
+                f"{folder.path}: its ledger holds {again.num_steps} steps, and this trainer has taken "
+                f"{self._accountant.num_steps}, so lines were lost. Restore the ledger."
+            )
+        self._accountant.load_state_dict(again.state_dict())
+
+    def _restore(self, folder: RunFolder, scheduler: LRScheduler | None) -> None:
+        """Go on from the checkpoint of the open ledger, or from the first weights."""
+        checkpoint, done = folder.checkpoint(self._sampler()), self.done
+        if self._seed is not None:
+            stream = another_stream(self._seed, folder.ledger.steps)
+            self._loader.restart(stream)
+            self._optimizer.noise.restart(stream + 1)
+        if scheduler is not None:
+            advance(scheduler, done)
+        self.begun = f"again from the first weights: {done} steps are on the ledger, and there is no checkpoint"
+        if checkpoint is not None:
+            self.begun = f"from the checkpoint after step {checkpoint.steps} of {done} that are on the ledger"
+            load(checkpoint, self._model, self._optimizer, self._average)
+            self.seconds = checkpoint.seconds
+
+    def _sampler(self) -> dict[str, Any]:
+        loader = self._loader
+        return {"sample_rate": loader.sample_rate, "public_size": loader.public_size, "steps": loader.steps_per_epoch}
+
+
+def load(checkpoint: Checkpoint, model: nn.Module, optimizer: DPLipOptimizer, average: AveragedModel | None) -> None:
     """Put a checkpoint's states into these; the optimizer keeps its groups, and so its learning rates.
 
     Raises:
@@ -46,3 +285,14 @@ def advance(scheduler: LRScheduler, steps: int) -> None:
         warnings.simplefilter("ignore")
         for _ in range(steps):
             scheduler.step()
+
+
+def write_run(folder: Path, model: nn.Module, report: Mapping[str, Any]) -> Path:
+    """Write the weights of a finished run, and then its report, whose path it returns."""
+    weights, path = io.BytesIO(), folder / "report.json"
+    torch.save(model.state_dict(), weights)
+    validate_report(report)
+    remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
+    write_state(folder / "model.pt", weights.getvalue())
+    write_report(path, report)
+    return path

@@ -1,4 +1,4 @@
-"""A fixed front end: the leading layers that nothing is trained in, run once per example instead of every epoch."""
+"""The feature extractor: the leading layers that nothing is trained in, run once per example instead of every epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
 from dplip.nn import Frozen
 from dplip.propagation import Walk
-from dplip.rules.registry import module_rule
+from dplip.rules.registry import RULES
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.runtime.secret import Secret, lent_to_readers
@@ -24,20 +24,20 @@ CHUNK = 64
 """Examples that are read at once."""
 
 
-def split(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[nn.Sequential, nn.Sequential]:
-    """Split a model into its fixed front end and the rest, which bounds its own input.
+def split_extractor(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Split a model into its feature extractor and the rest, which bounds its own input.
 
     Args:
-        model: a ``Sequential``; front end and rest share its layers.
+        model: a ``Sequential``; extractor and rest share its layers.
         loss: what the rest's gradients are bounded for.
         input_shape: shape of one example of the model.
 
     Raises:
         ConfigurationError: the model is no ``Sequential``, or does not begin with a layer that can be run in advance.
 
-    Guarantee: the front end is a fixed function of one example (layers that have a rule, no state but what is
+    Guarantee: the extractor is a fixed function of one example (layers that have a rule, no state but what is
     :class:`dplip.nn.Frozen`, and do the same in both modes), so data sets that are neighbours stay so; and the rest
-    has a finite sensitivity whatever its input, so nothing in the bounds rests on the front end.
+    has a finite sensitivity whatever its input, so nothing in the bounds rests on the extractor.
     """
     if type(model) is not nn.Sequential:
         raise ConfigurationError(
@@ -75,11 +75,13 @@ def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tup
     return shapes
 
 
-def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False, seed: int | None = None) -> TensorDataset:
-    """Each example's value after the front end, with its target, in the order of the data.
+def features(
+    extractor: nn.Module, dataset: Dataset[Any], progress: bool = False, seed: int | None = None
+) -> TensorDataset:
+    """Each example's value after the extractor, with its target, in the order of the data.
 
     Args:
-        front: a fixed function of one example, run in evaluation mode where its buffers are.
+        extractor: a fixed function of one example, run in evaluation mode where its buffers are.
         dataset: map-style data set of (input, target) pairs.
         progress: show a bar.
         seed: fixes what the data set draws, for tests.
@@ -89,16 +91,16 @@ def features(front: nn.Module, dataset: Dataset[Any], progress: bool = False, se
     (:mod:`dplip.runtime.secret`).
     """
     size = len(cast(Sized, dataset))
-    device = device_of(front)
+    device = device_of(extractor)
     values: Tensor | None = None
     targets = []
     bar = tqdm(total=size, unit="example", disable=not progress)
-    with torch.no_grad(), evaluation(front), lent_to_readers(Secret(seed, 3)), bar:
+    with torch.no_grad(), evaluation(extractor), lent_to_readers(Secret(seed, 3)), bar:
         bar.set_description("features")
         done = 0
         for x, y in DataLoader(dataset, batch_size=CHUNK):
             # One at a time: in a batch, an example's rounding may depend on the size of the batch and its place there.
-            z = torch.cat([front(one) for one in x.to(device).split(1)]).cpu()
+            z = torch.cat([extractor(one) for one in x.to(device).split(1)]).cpu()
             if values is None:  # one allocation: the features may fill half of the memory
                 values = z.new_empty(size, *z.shape[1:])
             values[done : done + len(z)] = z
@@ -113,9 +115,9 @@ def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a layer, or each that it is made of, has a rule (so treats each example by itself), and no state."""
     if layer.state_dict() and type(layer) is not Frozen:
         return False
-    if module_rule(layer) is not None:
+    if RULES.of_module(layer) is not None:
         return True
-    if any(module_rule(part) is None for part in layer.modules() if not list(part.children())):
+    if any(RULES.of_module(part) is None for part in layer.modules() if not list(part.children())):
         return False
     try:
         Walk(layer, shape)  # goes through what joins the parts

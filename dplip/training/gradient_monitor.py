@@ -17,7 +17,7 @@ from dplip.nn.bounded import summed
 from dplip.norms import Norms
 from dplip.propagation.checks import Observer
 from dplip.propagation.graph import Root
-from dplip.propagation.guards import Same, fingerprint, sample
+from dplip.propagation.guards import Same, guards_of, sample
 from dplip.propagation.public_rows import PublicRows, agree
 from dplip.rules.registry import SUMMED
 from dplip.runtime.precision import require_full_precision
@@ -31,11 +31,11 @@ BACKWARD = 32
 """In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
 
 
-class Witness(Observer):
+class GradientMonitor(Observer):
     """Sees what a model puts out, what its loss takes and sends back, and what becomes of the gradients.
 
     Args:
-        model, loss: what is watched; an earlier witness of the same model is dismissed.
+        model, loss: what is watched; an earlier monitor of the same model is dismissed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
         masks: what the model draws from while its gradients are recorded (see :func:`dplip.runtime.secret.lent`).
@@ -77,7 +77,7 @@ class Witness(Observer):
                 self._summed[module] = module.register_forward_hook(_Hook(summed)).id
         model.register_forward_pre_hook(_Hook(self._entered))
         model.register_forward_hook(_Hook(self._left), with_kwargs=True, always_call=True)
-        loss.witness = self
+        loss.monitor = self
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
@@ -112,15 +112,15 @@ class Witness(Observer):
         self._gradients, self._losses, self._together = None, 0, 0
         self._arrivals.settle()
 
-    # What the loss reports (dplip.losses.base.Witness).
+    # What the loss reports (dplip.losses.base.Monitor).
 
-    def made(self, outputs: Tensor) -> bool:
+    def is_model_output(self, outputs: Tensor) -> bool:
         return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
-    def passed(self, gradient: Tensor, genuine: bool) -> None:
+    def on_gradient(self, gradient: Tensor, genuine: bool) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
-        if self._state is not None and self._state[1] != fingerprint(self._loss):
+        if self._state is not None and self._state[1] != guards_of(self._loss):
             self._report(CHANGED)
         norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
         if self._norms not in (None, norms):
@@ -141,7 +141,7 @@ class Witness(Observer):
             self._report(self._unfit or _FOREIGN)
         torch.autograd.Variable._execution_engine.queue_callback(self._finished)
 
-    def weighed(self) -> None:
+    def on_reweighting(self) -> None:
         self._report(_WEIGHED)
 
     # What the hooks report.
@@ -200,9 +200,10 @@ class Witness(Observer):
         if not any(s is not None and torch.equal(s, gradient) for s in sent):
             self._arrivals.suspect(self._unfit or _FOREIGN)
             return
-        if self._state not in (None, state) or state[1] != fingerprint(self._loss):
+        if self._state not in (None, state) or state[1] != guards_of(self._loss):
             self._report(CHANGED)
-        if rows and self.rows and not agree(self.rows, rows):
+        told = min(len(rows or ()), len(self.rows or ()))  # only some passes look at gradients too
+        if rows and self.rows and not agree(self.rows[:told], rows[:told]):
             self._report(CHANGED)
         self._state, self.rows = state, rows
         if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
@@ -215,7 +216,7 @@ class Witness(Observer):
     def _present_state(self) -> tuple[Any, ...]:
         """What the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return fingerprint(self._model), fingerprint(self._loss), [Same.state(t) for t in tensors], sample(tensors)
+        return guards_of(self._model), guards_of(self._loss), [Same.state(t) for t in tensors], sample(tensors)
 
     def _present_gradients(self) -> tuple[Any, ...]:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
@@ -237,7 +238,7 @@ class Witness(Observer):
 
 
 class _Hook(Observer):
-    """One hook of a witness; in a copy of the model it watches nothing."""
+    """One hook of a monitor; in a copy of the model it watches nothing."""
 
     def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
         self._function = function

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from dplip.accounting import Event
 from dplip.errors import ConfigurationError
 from dplip.nn import PrivateMean
 from dplip.nn.gradient_ball import project_rows
 from dplip.noise import GaussianNoise
 from dplip.runtime.mode import evaluation
 from dplip.runtime.secret import lent_to_readers
-from dplip.training import feature_extractor as front
+from dplip.sampling.loader import SampledLoader
+from dplip.training.feature_extractor import fixed_shapes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class MeanRelease:
 
     before: nn.Sequential
     layer: PrivateMean
+
+    def event(self, loader: SampledLoader) -> Event:
+        """What it spends on all data of a loader."""
+        return loader.event_of_all(self.layer.noise_multiplier)
 
     @torch.no_grad()
     def run(self, dataset: Dataset[Any], noise: GaussianNoise, apart: float, count: int) -> None:
@@ -72,7 +78,7 @@ def mean_release(model: nn.Module, input_shape: tuple[int, ...]) -> MeanRelease 
     if len(layers) == 1 and layers[0] in own:
         place = own.index(layers[0])
         before = cast(nn.Sequential, cast(nn.Sequential, model)[:place])
-        if len(front.fixed_shapes(before, input_shape)) == place + 1:
+        if len(fixed_shapes(before, input_shape)) == place + 1:
             return MeanRelease(before, layers[0])
     raise ConfigurationError(
         f"PrivateMean: the model has {len(layers)} of them, or one that is behind something trained or not in the "

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +16,14 @@ from dplip.accounting.events import require_relation
 from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.losses.base import require_separate
-from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.noise import GaussianNoise, split
-from dplip.norms import NormCache
-from dplip.propagation import Walk
-from dplip.propagation.guards import fingerprint
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
-from dplip.sensitivities import Sensitivities, enforced_sensitivity
-from dplip.sensitivities.propagated import constant_sensitivity, require_loss, sensitivity_of
-from dplip.training.gradient_monitor import CHANGED, PASSES, Witness
+from dplip.sensitivities import Sensitivities
+from dplip.training.batches import Batches
+from dplip.training.gradient_monitor import GradientMonitor
+from dplip.training.step_bounds import StepBounds
+from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
     Group,
     OnlyPrivately,
@@ -39,38 +34,6 @@ from dplip.training.wrapped import (
     settings,
 )
 from dplip.validate import whole
-
-ROUNDING = 0.2
-"""More noise than this share, for the rounding of sums over a batch, is worth a warning."""
-
-GROWTH = 10.0
-"""A sensitivity that has grown by this factor since the start is worth a warning."""
-
-
-class Batches(Protocol):
-    """What hands out the examples of each step, such as :class:`dplip.sampling.PoissonLoader`."""
-
-    @property
-    def expected_batch_size(self) -> float: ...
-
-    @property
-    def sample_rate(self) -> float: ...
-
-    @property
-    def complete(self) -> bool: ...
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def handed_out(self) -> int: ...
-
-    @property
-    def logical_batches(self) -> int: ...
-
-    def event(self, noise_multiplier: float) -> Event: ...
-
-    def take(self) -> int: ...
 
 
 class DPLipOptimizer(Fixed, Optimizer):
@@ -138,21 +101,17 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.batches, self.neighboring = batches, neighboring
         self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
-        self._input_shape, self._charge = input_shape, charge
-        self._cache, self._steps = NormCache(drift), 0
+        self._charge = charge
+        self._steps = 0
         self._project_every = whole("project_every", project_every, least=1)
-        self._walk, self._half = Walk(model, input_shape), half_precision
-        self._most = most_examples(self.expected_batch_size)
-        self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
-        self._planned = self.sensitivities().total  # refuses what cannot be bounded before anything is trained
-        self._warned = False
-        self._warn_of_rounding()
+        self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
+        self._bounds.warn_of_rounding()
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
         self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
         for p in model.parameters():
             p.grad = None  # whatever is there did not come through the loss
-        self._witness = Witness(model, loss, self._walk.input_shape, half_precision, self.noise.masks)
-        self._witness.draws, self._witness.most = self._walk.draws, self._most_in_part
+        self._monitor = GradientMonitor(model, loss, self._bounds.walk.input_shape, half_precision, self.noise.masks)
+        self._monitor.draws, self._monitor.most = self._bounds.walk.draws, self._bounds.most_in_part
         self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
@@ -196,51 +155,9 @@ class DPLipOptimizer(Fixed, Optimizer):
         """The public number that the noisy sum is divided by."""
         return self.batches.expected_batch_size
 
-    @property
-    def _most_in_part(self) -> int:
-        return most_examples(getattr(self.batches, "expected_part_size", self.expected_batch_size))
-
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
-        return self._bounds(None)
-
-    def _bounds(self, rows: list[Tensor] | None) -> Sensitivities:
-        """:meth:`sensitivities` of the model that made these public rows; None: of the present one."""
-        if not self._walk.current(rows):
-            self._walk, self._constant = Walk(self.model, self._input_shape), None
-            if rows is not None and not self._walk.explains(rows):
-                raise ConfigurationError(f"step(): {CHANGED}")
-        require_loss(self.loss)
-        shape = self._walk.shape(self._walk.output())
-        state = fingerprint(self.loss), self.loss.gradient_norms(shape)
-        if self._constant is None or self._constant[0] != state:
-            require_separate(self.loss, shape, next(p for p in self.model.parameters() if p.requires_grad))
-            constant = enforced_sensitivity(self._walk) if self._half else constant_sensitivity(self._walk, self.loss)
-            self._constant = state, constant
-        bounds = self._constant[1]
-        if bounds is None:
-            with self._cache:
-                bounds = sensitivity_of(self._walk, self.loss)
-        factor, rounding = NEIGHBORING[self.neighboring], self._rounding()
-        return Sensitivities(
-            {n: factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0 for n, bound in bounds.items()}
-        )
-
-    def _lost(self, name: str) -> float:
-        how, p = self._walk.summations[name], self.model.get_parameter(name)
-        return lost(self._most, how.terms * how.uses, p.numel(), p.dtype)
-
-    def _rounding(self) -> dict[str, float]:
-        """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
-
-        The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
-        """
-        part, found = self._most_in_part, {}
-        for name, how in self._walk.summations.items():
-            dtype = self.model.get_parameter(name).dtype
-            summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self._most, 1, dtype)
-        return found
+        return self._bounds()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -263,22 +180,22 @@ class DPLipOptimizer(Fixed, Optimizer):
             self._sums = {}  # of a batch that was abandoned
         if not self.batches.complete:
             self._accumulating = self.batches.number
-            self._witness.settle()
+            self._monitor.settle()
             self._collect()
             return
         _check_optimizer(self.original, self.model, self._trusted)
         self._check_constants()
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._check_gradients(list(parameters.values()))
-        bounds = self._bounds(self._witness.rows)
-        self._witness.draws = self._walk.draws
-        self._warn_of_growth(bounds.total)
+        check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
+        bounds = self._bounds(self._monitor.rows)
+        self._monitor.draws = self._bounds.walk.draws
+        self._bounds.warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:
             self._charge(self.event)
         empty = self.batches.take() == 0
-        self._witness.reset()
+        self._monitor.reset()
         if self._sums:
             self._collect()
         sums, self._sums, self._accumulating = self._sums, {}, None
@@ -295,10 +212,10 @@ class DPLipOptimizer(Fixed, Optimizer):
             self.original.step()
         finally:
             self._only.open = False
-        self._witness.reset()  # what is in the gradients now is released
+        self._monitor.reset()  # what is in the gradients now is released
         self._steps += 1
         if self._steps % self._project_every == 0:
-            with self._cache:
+            with self._bounds.cache:
                 project(self.model)
 
     def _collect(self) -> None:
@@ -313,7 +230,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
-        self._witness.reset()
+        self._monitor.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return self.original.state_dict()
@@ -335,27 +252,6 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def __repr__(self) -> str:
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
-
-    def _warn_of_rounding(self) -> None:
-        name, most = max(self._rounding().items(), key=lambda item: item[1])
-        if most > ROUNDING:
-            warnings.warn(
-                f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "
-                "adds, and the noise is larger by as much. Give a smaller max_physical_batch_size (512, say), which "
-                "changes neither the batch nor what is spent.",
-                stacklevel=3,
-            )
-
-    def _warn_of_growth(self, total: float) -> None:
-        """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
-        if total > GROWTH * self._planned and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the sensitivity has grown from {self._planned:.3g} to {total:.3g}, and the noise with it, because "
-                "the weights grow. Use dplip.nn.bound_gradients(model), whose bounds do not depend on them, orthogonal "
-                "layers (dplip.nn.OrthogonalLinear), or a lower learning rate.",
-                stacklevel=3,
-            )
 
     def _watch_groups(self) -> None:
         """Have the groups refuse to be set while a batch is incomplete, wherever they come from."""
@@ -388,45 +284,6 @@ class DPLipOptimizer(Fixed, Optimizer):
             raise ConfigurationError(
                 f"step(): the loader's batches are {present} now, and were {self._constants} when this optimizer was "
                 "made, so a charge would not be for what was drawn. Make another loader and another private optimizer."
-            )
-
-    def _check_gradients(self, parameters: list[Tensor]) -> None:
-        handed, seen = self.batches.handed_out, self._witness.examples
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.batches.logical_batches != 1:
-            raise ConfigurationError(
-                f"step(): the loader handed out {self.batches.logical_batches} batches since the last step, and an "
-                "example may be in several of them. Take one step for each batch."
-            )
-        if handed == 0:  # an empty batch: whatever is in .grad is dropped
-            return
-        if seen == 0:
-            raise ConfigurationError(
-                "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
-                f"the {type(self.loss).__name__} that this optimizer was given."
-            )
-        if handed > self._most:
-            raise ConfigurationError(
-                f"step(): the loader handed out {handed} examples for an expected {self.expected_batch_size:g}, which "
-                "no chance explains, so the rounding of their sum is not covered. Take one step for each batch; and if "
-                "public_size is far below the data's, give a larger number that is public."
-            )
-        self._witness.check()
-        if self._witness.problem:
-            raise ConfigurationError(f"step(): {self._witness.problem}")
-        if seen != handed:
-            raise ConfigurationError(
-                f"step(): the loss saw {seen} examples, but the loader handed out {handed} since the last step. Do one "
-                "backward pass over each batch, with zero_grad() before it."
-            )
-        if self._witness.crowded:
-            raise ConfigurationError(f"step(): {self._witness.crowded}")
-        if gradients and not math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
-            raise ConfigurationError(
-                "step(): a gradient is NaN or infinite. Either an input is: put dplip.nn.BallProjection(radius) first "
-                "in the model, which neutralises such inputs, or clean the data. Or the weights have grown until "
-                f"numbers overflow (the sensitivity is {self.sensitivities().total:.3g}; it was {self._planned:.3g} at "
-                "first): use dplip.nn.bound_gradients(model) or orthogonal layers, or a lower learning rate."
             )
 
 

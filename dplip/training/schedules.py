@@ -41,6 +41,22 @@ class Annealing(CosineAnnealingLR):
         self._also(min(self.last_epoch / self._steps, 1.0))
 
 
+Schedule = LRScheduler | Callable[[Optimizer, int], LRScheduler | None] | None
+"""A schedule of the learning rate, or what makes one of the optimizer and the number of the run's steps."""
+
+
+def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: int, done: int = 0) -> LRScheduler | None:
+    """The scheduler of a run of so many steps, checked and rehearsed for those that are not done.
+
+    Raises:
+        ConfigurationError: it cannot be stepped after every private step, or fails at one of them.
+    """
+    made = schedule if isinstance(schedule, LRScheduler) or not callable(schedule) else schedule(optimizer, steps)
+    check_scheduler(made, optimizer)
+    rehearse(made, steps - done)
+    return made
+
+
 def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
     """Refuse what cannot be stepped after every private step.
 

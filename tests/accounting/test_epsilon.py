@@ -44,7 +44,8 @@ def test_rdp_is_never_above_dp_accounting_nor_far_below():
         (20.0, 0.5, 300, 1e-6),
         (30.0, 0.001, 10, 1e-7),
     ]:
-        theirs = rdp.RdpAccountant([*default, *(float(round(64 * 2 ** (k / 4))) for k in range(1, 32))])
+        larger = [float(round(64 * 2 ** (k / 4))) for k in range(1, 32)] if sigma > 10 else []  # elsewhere none is best
+        theirs = rdp.RdpAccountant([*default, *larger])
         theirs.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma)), steps)
         ours = epsilon("rdp", sigma, rate, steps, delta)
         assert 0.9 * theirs.get_epsilon(delta) < ours <= theirs.get_epsilon(delta) + 1e-9
@@ -170,7 +171,7 @@ def test_no_accountants_epsilon_is_below_an_optimistic_one(seed):
         }
         delta = 10 ** draw.uniform(-12, -3)
         bounds = {}
-        for mechanism in ("rdp", *(("prv",), ("pld",), ())[(seed + k) % 3]):  # these two take a second each
+        for mechanism in ("rdp", *(("prv",), ("pld",), (), (), ("pld",), ())[(seed + k) % 6]):  # prv takes five seconds
             accountant = create_accountant(mechanism)
             for event, count in events.items():
                 accountant.count(event, count)

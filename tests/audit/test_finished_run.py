@@ -1,11 +1,13 @@
 """The audit of a finished run: sound ones survive, false claims are seen."""
 
+import functools
 import json
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from dplip.audit import replay
 from dplip.audit.finished_run import _ledger as ledger_row
 from dplip.cli.app import app
 
@@ -38,7 +40,10 @@ def test_a_report_that_claims_less_than_its_ledger_is_seen(finished, field, valu
     assert not row.survived and "something else" in row.note
 
 
-def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path):
+def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=2))  # of 12
+    monkeypatch.setattr("dplip.audit.finished_run._EXAMPLES", 100)
+    monkeypatch.setattr("dplip.audit.finished_run._STEPS", 3)
     for name in ("report.json", "model.pt", "ledger.jsonl"):
         shutil.copy(finished / name, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())

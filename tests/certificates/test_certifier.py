@@ -11,11 +11,22 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import dplip
-from dplip.certificates import (
-    Certifier,
-    correct_radii,
-)
+from dplip.certificates import Certifier, correct_radii
 from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.propagation import Walk
+
+
+@every_norm
+def test_a_model_is_traced_once_for_its_certificates(norm, monkeypatch):
+    traces = []
+
+    def walk(*given):
+        traces.append(Walk(*given))
+        return traces[-1]
+
+    monkeypatch.setattr("dplip.certificates.radii.Walk", walk)
+    dplip.certify(nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4), norm)
+    assert len(traces) == 1
 
 
 @every_norm

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import dplip
 import dplip.nn as dn
 from dplip.certificates import Certifier, predictions
-from dplip.certificates.hybrid import Cuts, cuts
+from dplip.certificates.hybrid import HybridBound, articulation_points
 from dplip.certificates.intervals import Boxes
 from dplip.certificates.radii import seeds
 from dplip.errors import UnboundedOperationError
@@ -28,7 +28,7 @@ def test_intervals_are_never_looser_than_the_margin_and_no_attack_succeeds_insid
         certifier = Certifier(model, shape, inf)
         assert certifier.boxes is not None
         both = certifier.radii(x, model(x))
-        certifier.cuts = None
+        certifier.hybrid = None
         boxes = certifier.radii(x, model(x))
         certifier.boxes = None
         margin = certifier.radii(x, model(x))
@@ -38,40 +38,40 @@ def test_intervals_are_never_looser_than_the_margin_and_no_attack_succeeds_insid
         assert torch.equal(predictions(model(moved).detach()), before)
 
 
-def test_boxes_up_to_a_cut_and_norms_behind_it_certify_more_than_either():
+def test_intervals_up_to_a_point_and_norms_from_there_certify_more_than_either():
     model, shape = built("windows")
     torch.manual_seed(0)
     x = torch.rand(64, *shape).round()  # pixels at the ends of their range, which a small change does not move
     with evaluation(model), torch.no_grad():
         certifier = Certifier(model, shape, inf)
-        assert certifier.cuts
+        assert certifier.hybrid
         both = certifier.radii(x, model(x))
-        certifier.cuts = None
+        certifier.hybrid = None
         boxes = certifier.radii(x, model(x))
     assert float(both.mean()) > 1.1 * float(boxes.mean())
-    assert not Certifier(small().eval(), (12,), inf).cuts  # pure l-infinity: nothing to be had from a norm
+    assert not Certifier(small().eval(), (12,), inf).hybrid  # pure l-infinity: nothing to be had from a norm
 
 
-def test_cuts_are_what_all_later_values_pass_through():
+def test_articulation_points_are_what_all_later_values_pass_through():
     model, shape = built("branches")
     walk = Walk(model, shape)
-    assert [step.node.name for step in walk.calls()] == [
+    assert [call.node.name for call in walk.calls()] == [
         "clamp", "model_one", "abs_1", "model_two", "relu", "add", "model_head"
     ]  # fmt: skip
-    assert [node.name for node in cuts(walk)] == ["clamp", "add"]
+    assert [node.name for node in articulation_points(walk)] == ["clamp", "add"]
 
 
 @pytest.mark.parametrize("name", ["windows", "branches", "convolutional", "residual"])
-def test_no_score_moves_further_than_the_deviation_at_a_cut_allows(name):
-    """The claim itself, at every cut: differences of scores change by at most slope times deviation."""
+def test_no_score_moves_further_than_the_hybrid_bound_allows(name):
+    """The claim itself, at every articulation point: differences of scores change by at most slope times change."""
     model, shape = built(name)
     walk = Walk(model, shape)
-    boxes, held = Boxes(walk), Cuts(walk, seeds(walk), 3)
+    boxes, held = Boxes(walk), HybridBound(walk, seeds(walk), 3)
     assert held
     torch.manual_seed(0)
     x, r = torch.rand(8, *shape), torch.full((8,), 0.15)
     z = model(x).detach().double()
-    moved, still = boxes.around(x, r), boxes.values(x, x)
+    perturbed, nominal = boxes.around(x, r), boxes.values(x, x)
     worst = torch.zeros(8, 3, dtype=torch.float64)
     for at in [*corners(x, r, 300), *ascended(model, x, r)]:
         change = z - model(at).detach().double()
@@ -79,8 +79,8 @@ def test_no_score_moves_further_than_the_deviation_at_a_cut_allows(name):
             worst[:, y] = torch.maximum(worst[:, y], (change[:, y, None] - change).amax(1))
     for y in range(3):
         top = torch.full((8,), y)
-        # Were the gap to every rival what was reached, the cuts must not claim that it holds.
-        claimed = held.hold(moved, still, worst[:, y, None].expand(8, 3) - 1e-5, top)
+        # Were the gap to every rival what was reached, the bound must not claim that it holds.
+        claimed = held.holds(perturbed, nominal, worst[:, y, None].expand(8, 3) - 1e-5, top)
         assert not bool(claimed.any())
 
 

@@ -16,7 +16,7 @@ import torch
 import dplip
 from dplip.losses import Loss
 from dplip.rules import registry
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,8 +33,8 @@ def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
 @pytest.fixture
 def rules_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that registers a rule of its own leaves no trace for other tests."""
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
-    monkeypatch.setattr(registry, "_CLASSES", set(registry._CLASSES))
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
+    monkeypatch.setattr(registry.RULES, "classes", set(registry.RULES.classes))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,7 +18,7 @@ from dplip.data.dead_leaves import dead_leaves
 from dplip.models import ScatteringPreset, preset, scattering
 from dplip.models.presets import KINDS
 from dplip.models.scattering import SCATTERINGS
-from dplip.training import feature_extractor as front
+from dplip.training.feature_extractor import split_extractor
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -45,7 +45,7 @@ def test_the_sensitivity_of_a_preset_is_the_radius_of_its_ball_or_of_its_gradien
     assert isinstance(recipe, ScatteringPreset)
     shape = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}.get(name, (1, 28, 28))
     model = recipe.model(shape, 10)
-    fixed, rest = front.split(model, recipe.loss(), shape)
+    fixed, rest = split_extractor(model, recipe.loss(), shape)
     assert type(fixed[-1]) is torch.nn.Flatten  # all that is computed once
     features = fixed(torch.rand(1, *shape)).shape[1:]
     bounds = dplip.sensitivity(rest, recipe.loss(), tuple(features))

@@ -9,7 +9,7 @@ from torch import nn
 
 import dplip
 from dplip import nn as dn
-from dplip.nn.scattering import lipschitz, wavelets
+from dplip.nn.scattering import scattering_lipschitz, wavelets
 
 
 def middle(channels: int, size: int, wide: int) -> torch.Tensor:
@@ -44,8 +44,8 @@ def test_the_constant_is_that_of_a_flat_image_at_least_and_small(size: int):
     # Far from the border the means of a flat image are the image, at a sixteenth of the pixels.
     flat = torch.ones(1, 1, size, size, dtype=torch.float64)
     mean = dn.Scattering2d(size)(flat)[:, :1]
-    assert float(mean.norm()) / size <= lipschitz(size) <= 0.2575
-    assert dplip.lipschitz(dn.Scattering2d(size), (3, size, size)) == lipschitz(size)
+    assert float(mean.norm()) / size <= scattering_lipschitz(size) <= 0.2575
+    assert dplip.lipschitz(dn.Scattering2d(size), (3, size, size)) == scattering_lipschitz(size)
 
 
 @pytest.mark.parametrize(("size", "attained"), [(8, 0.85), (28, 0.97)])
@@ -67,7 +67,7 @@ def test_an_attack_on_the_constant_comes_near_and_stays_below(size: int, attaine
             best = max(best, float(d.detach().norm() / (x - y).detach().norm()))
             (g,) = torch.autograd.grad((d * d.detach()).sum(), x)
             x = y + g / g.norm() * radius
-    assert attained < best / lipschitz(size) <= 1
+    assert attained < best / scattering_lipschitz(size) <= 1
 
 
 def test_the_derivative_at_ties_zeros_and_huge_values_is_finite_and_bounded():
@@ -77,7 +77,7 @@ def test_the_derivative_at_ties_zeros_and_huge_values_is_finite_and_bounded():
         x.requires_grad_()
         v = torch.randn(1, 81, 2, 2, generator=generator)
         (g,) = torch.autograd.grad(module(x), x, v)
-        assert float(g.norm()) <= lipschitz(8) * float(v.norm())
+        assert float(g.norm()) <= scattering_lipschitz(8) * float(v.norm())
     assert torch.equal(module(torch.zeros(1, 3, 8, 8)), torch.zeros(1, 243, 2, 2))
 
 
@@ -85,7 +85,7 @@ def test_the_constant_does_not_miss_a_part_of_the_transform():
     """The constant of the linear part alone, by its matrix: a lower bound that the certified one must exceed."""
     unit = torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
     means = dn.Scattering2d(8)(unit)[:, 0].flatten(1)
-    assert float(torch.linalg.matrix_norm(means, 2)) <= lipschitz(8)
+    assert float(torch.linalg.matrix_norm(means, 2)) <= scattering_lipschitz(8)
 
 
 def test_channels_do_not_mix_and_examples_neither():

@@ -19,7 +19,7 @@ def test_a_rule_that_gets_a_shape_wrong_is_an_error(monkeypatch: pytest.MonkeyPa
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :2]
 
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Half)
     def half(module: Half, x: Norms) -> tuple[Norms, Any]:
@@ -36,7 +36,7 @@ def test_a_rule_for_a_layer_that_mixes_examples_is_refused(monkeypatch: pytest.M
         def forward(self, x: Tensor) -> Tensor:
             return x - x.mean(0)
 
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Relative)
     def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:
@@ -57,7 +57,7 @@ def test_a_rule_that_forgets_a_parameter_is_an_error(monkeypatch: pytest.MonkeyP
         def forward(self, x: Tensor) -> Tensor:
             return x * self.gain
 
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Gain)
     def gain(module: Gain, x: Norms) -> tuple[Norms, Any]:

@@ -94,7 +94,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     def full(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dplip.records.files.os.fsync", full)
+    monkeypatch.setattr("dplip.runtime.files.os.fsync", full)
     with pytest.raises(CheckpointError, match=r"no space left.*the steps on the ledger stand"):
         checkpoint(steps=3).write(path)
     assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == [path.name]

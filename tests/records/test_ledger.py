@@ -1,12 +1,10 @@
 """The ledger says what was spent, or refuses to say anything."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
+from helpers.forks import forks, in_a_fork
 
 from dplip.accounting import Accountant, GaussianEvent
 from dplip.errors import ConfigurationError, LedgerError
@@ -268,13 +266,14 @@ def test_facts_must_be_json(path, facts):
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
-def test_a_ledger_has_one_writer_at_a_time(path):
+@forks
+def test_a_ledger_has_one_writer_at_a_time(path, monkeypatch):
+    monkeypatch.setattr("dplip.records.files.PATIENCE", 0.1)
     first = Ledger(path)
     with pytest.raises(LedgerError, match="another run"):
         Ledger(path, resume=True)
-    code = f"import sys; from dplip.records import Ledger; Ledger({os.fspath(path)!r}, resume=True)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert other.returncode == 1 and "another run" in other.stderr
+    other = in_a_fork(lambda: Ledger(path, resume=True))
+    assert isinstance(other, LedgerError) and "another run" in str(other)
     assert Ledger.read(path).history() == []  # reading needs no lock
     first.close()
     Ledger(path, resume=True).close()

@@ -92,7 +92,7 @@ class Relative(nn.Module):
 def test_a_rule_does_not_make_up_for_mixing(how, monkeypatch):
     from dplip.rules import registry
 
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Relative)
     def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:

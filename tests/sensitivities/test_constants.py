@@ -91,7 +91,7 @@ class Peeking(nn.Module):
 
 
 def test_a_rule_that_reads_a_weight_by_itself_gives_no_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Peeking)
     def peeking(module: Peeking, x: Norms) -> tuple[Norms, Any]:

@@ -138,8 +138,8 @@ def a_subclass_with_a_rule_that_is_its_own() -> nn.Module:
 
 @pytest.fixture
 def rules_as_before(monkeypatch):
-    monkeypatch.setattr(registry, "_RULES", registry.registered())
-    monkeypatch.setattr(registry, "_CLASSES", set(registry._CLASSES))
+    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
+    monkeypatch.setattr(registry.RULES, "classes", set(registry.RULES.classes))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dplip
 import dplip.nn as dn
 from dplip.errors import ConfigurationError
-from dplip.propagation.guards import fingerprint
+from dplip.propagation.guards import guards_of
 
 
 def grow_data(model: nn.Module) -> None:
@@ -139,10 +139,10 @@ def test_the_bounds_follow_a_number_that_the_models_forward_reads(change, monkey
     monkeypatch.setattr(Scaled, "shared", 1.0)  # and back after the test
     model = Scaled()
     run = private(model)
-    before, state = run.optimizer.sensitivities()["linear.weight"], fingerprint(model)
+    before, state = run.optimizer.sensitivities()["linear.weight"], guards_of(model)
     change(model)
     if change not in (buffer_in_place, buffer_replaced):  # which rules read anew
-        assert fingerprint(model) != state  # seen by itself, before any value is compared
+        assert guards_of(model) != state  # seen by itself, before any value is compared
     assert run.optimizer.sensitivities()["linear.weight"] == pytest.approx(10 * before, rel=1e-3)
 
 
@@ -192,7 +192,7 @@ def test_a_model_is_traced_once_and_not_at_every_step(name, monkeypatch):
     model, shape = built(name)[:2]
     run = private(model, input_shape=shape, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
     traced = []
-    monkeypatch.setattr("dplip.training.optimizer.Walk", lambda *arguments: traced.append(arguments))
+    monkeypatch.setattr("dplip.training.step_bounds.Walk", lambda *arguments: traced.append(arguments))
     for _ in range(3):
         run.step(torch.rand(5, *shape), torch.zeros(5, dtype=torch.long))
     assert not traced and len(run.charged) == 3

@@ -1,4 +1,4 @@
-"""torch.compile changes how a model runs and not what is bounded: traces, gradients, bounds and the witness stay."""
+"""torch.compile changes how a model runs and not what is bounded: traces, gradients, bounds and the monitor stay."""
 
 import copy
 import itertools
@@ -106,7 +106,7 @@ def dplip_optimizer(model):
     )
 
 
-def test_the_witness_still_sees_a_part_that_is_called_by_itself():
+def test_the_monitor_still_sees_a_part_that_is_called_by_itself():
     model = network()
     optimizer = dplip_optimizer(model)
     model.compile(backend="aot_eager")

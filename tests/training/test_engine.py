@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy_and_nothing_is_changed(argum
     with pytest.raises(ConfigurationError, match=remedy):
         engine.make_private(**given, **{"noise_multiplier": 1.0, **arguments})
     assert not given["module"]._forward_hooks
-    assert given["criterion"].witness is None
+    assert given["criterion"].monitor is None
     assert engine.accountant.num_steps == 0
 
 

@@ -11,7 +11,7 @@ import dplip
 from dplip import nn as dn
 from dplip.losses import CrossEntropy
 from dplip.training import DPLipTrainer
-from dplip.training import feature_extractor as front
+from dplip.training.feature_extractor import features, split_extractor
 
 LOSS = CrossEntropy(normalize=True)
 
@@ -49,7 +49,7 @@ def trainer(net: nn.Module, **arguments: object) -> DPLipTrainer:
 
 def test_the_front_ends_where_the_rest_still_bounds_its_own_input():
     net = model()
-    fixed, rest = front.split(net, LOSS, (1, 8, 8))
+    fixed, rest = split_extractor(net, LOSS, (1, 8, 8))
     assert [type(m) for m in fixed] == [dn.Clamp, nn.AvgPool2d, nn.Flatten]
     assert list(rest) == list(net)[3:] and all(p is q for p, q in zip(rest.parameters(), net.parameters(), strict=True))
     # Nothing is said of the features, whatever their size: the bound is the ball's.
@@ -59,7 +59,7 @@ def test_the_front_ends_where_the_rest_still_bounds_its_own_input():
 @pytest.mark.parametrize("late", [nn.Dropout(0.01), nn.Conv2d(1, 1, 1), Doubled()])
 def test_the_front_ends_before_a_layer_with_chance_with_parameters_or_without_a_rule(late: nn.Module):
     net = model(dn.BallProjection(4.0), late)
-    fixed, _ = front.split(net, LOSS, (1, 8, 8))
+    fixed, _ = split_extractor(net, LOSS, (1, 8, 8))
     assert late not in list(fixed) and len(fixed) >= 2
 
 
@@ -69,7 +69,7 @@ def test_the_front_ends_before_a_layer_with_chance_with_parameters_or_without_a_
 )
 def test_a_model_without_a_front_end_is_refused(net: nn.Module):
     with pytest.raises(dplip.ConfigurationError, match="precompute=True"):
-        front.split(net, LOSS, (4,))
+        split_extractor(net, LOSS, (4,))
 
 
 def test_training_is_that_of_the_whole_model():
@@ -95,9 +95,9 @@ def test_layers_of_the_front_run_once_for_each_example():
 
 
 def test_a_neighbour_of_the_data_changes_one_example_only():
-    fixed, _ = front.split(model(), LOSS, (1, 8, 8))
+    fixed, _ = split_extractor(model(), LOSS, (1, 8, 8))
     all_of_them, fewer = data(60), TensorDataset(*data(60)[:59])
-    assert torch.equal(front.features(fixed, all_of_them).tensors[0][:59], front.features(fixed, fewer).tensors[0])
+    assert torch.equal(features(fixed, all_of_them).tensors[0][:59], features(fixed, fewer).tensors[0])
 
 
 def test_an_example_is_the_same_to_the_last_bit_whatever_stands_before_it():
@@ -112,8 +112,8 @@ def test_an_example_is_the_same_to_the_last_bit_whatever_stands_before_it():
     Batched.forward = forward  # type: ignore[assignment]
     x, y = data(70).tensors
     layer = Batched(2)
-    every = front.features(layer, TensorDataset(x, y)).tensors[0]
-    assert torch.equal(every[1:], front.features(layer, TensorDataset(x[1:], y[1:])).tensors[0])
+    every = features(layer, TensorDataset(x, y)).tensors[0]
+    assert torch.equal(every[1:], features(layer, TensorDataset(x[1:], y[1:])).tensors[0])
 
 
 def test_a_run_is_resumed(tmp_path):

@@ -127,7 +127,7 @@ def test_the_noise_is_there():
     for seed in range(40):
         net = model(sigma=50.0)
         run = trainer(net, noise_multiplier=1.0, target_epsilon=None, seed=seed)
-        run._release_mean()
+        run._run.release_mean()
         found.append(net[1].mean.double())
     spread = torch.stack(found).std(0).square().mean().sqrt() / (50.0 * 3.0 / 200)
     assert 0.85 < spread < 1.15
@@ -141,7 +141,7 @@ def test_resuming_neither_repeats_nor_forgets_it(tmp_path):
     taken = run.optimizer.original.step
 
     def stop():
-        if run._done >= 3:
+        if run._run.done >= 3:
             raise Stop
         taken()
 

@@ -75,9 +75,9 @@ def test_a_ledger_that_lost_lines_between_two_fits_is_refused(tmp_path):
 
 def test_a_schedule_that_is_set_later_is_rehearsed_before_anything_is_spent(tmp_path):
     run = trainer(tmp_path)
-    run.scheduler = OneCycleLR(run.optimizer.original, 0.1, total_steps=2)
     with pytest.raises(ConfigurationError, match="Build it for 16 steps"):
-        run.fit()
+        run.scheduler = OneCycleLR(run.optimizer.original, 0.1, total_steps=2)
+    assert run.scheduler is None
     assert run.get_epsilon() == 0
     assert not (tmp_path / "ledger.jsonl").exists()
 
@@ -98,7 +98,7 @@ def test_no_weights_lie_beside_the_report_of_others(tmp_path, monkeypatch):
         run.fit()
     assert (tmp_path / "model.pt").read_bytes() == weights  # both are still those of the earlier run
     run = trainer(tmp_path)
-    monkeypatch.setattr("dplip.training.trainer.write_report", raise_interrupt)
+    monkeypatch.setattr("dplip.training.durable_run.write_report", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert (tmp_path / "model.pt").read_bytes() != weights
@@ -145,13 +145,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, other):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     run = trainer(tmp_path)
-    run._open_ledger(resume=False)
+    run._run.open(resume=False)
     before = sorted(f.name for f in tmp_path.iterdir())
     for resume in (True, False):
         with pytest.raises(LedgerError, match="another run has this ledger open"):
             trainer(tmp_path).fit(resume=resume)
     assert sorted(f.name for f in tmp_path.iterdir()) == before
-    run._close_ledger()
+    run._run.close()
 
 
 def test_a_folder_that_cannot_be_made_is_refused():

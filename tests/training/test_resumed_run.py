@@ -36,7 +36,7 @@ def test_a_resumed_run_spends_what_an_undisturbed_one_spends(tmp_path, step):
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_a_checkpoint_brings_back_weights_momentum_and_average(tmp_path, optimizer, ema_decay):
     first = trainer(tmp_path, optimizer, ema_decay=ema_decay)
-    write = first._checkpoint
+    write = first._run.save
 
     def watched() -> None:
         write()
@@ -46,11 +46,11 @@ def test_a_checkpoint_brings_back_weights_momentum_and_average(tmp_path, optimiz
 
     kept: list[Any] = []
     averages: list[Any] = []
-    first._checkpoint = watched
+    first._run.save = watched
     interrupted(first, 7)
     second = trainer(tmp_path, optimizer, ema_decay=ema_decay)
-    second._open_ledger(resume=True)
-    second._close_ledger()
+    second._run.open(resume=True)
+    second._run.close()
     states = [second.model.state_dict(), *second.optimizer.state_dict()["state"].values()]
     assert len(kept) == 2 and len(kept[-1]) == len(states) == 3
     for before, now in zip(kept[-1], states, strict=True):

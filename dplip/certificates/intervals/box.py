@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dplip.rules.registry import Registered, Registry
 
 UNIT = 2.0**-23
 """Twice the largest relative error of one float32 operation."""
@@ -42,12 +43,10 @@ class Box:
 
 IntervalRule = Callable[..., Box]
 
-INTERVALS: dict[Any, IntervalRule] = {}
-
-R = TypeVar("R", bound=IntervalRule)
+INTERVALS: Registry[IntervalRule] = Registry()
 
 
-def interval(*functions: Any) -> Callable[[R], R]:
+def interval(*functions: Any) -> Callable[[Registered], Registered]:
     """Register how boxes go through functions, tensor methods or module classes (their ``forward``).
 
     The rule is called with the module (or a :class:`Call`) and the arguments, :class:`Box` in place of each value that
@@ -57,13 +56,7 @@ def interval(*functions: Any) -> Callable[[R], R]:
     in the box it returns; and that smaller boxes give smaller ones.
     """
 
-    def register(function: R) -> R:
-        for target in functions:
-            cls: Any = target
-            INTERVALS[cls.forward if inspect.isclass(target) else target] = function
-        return function
-
-    return register
+    return INTERVALS.add(*functions)
 
 
 REMEDY = "Its certificates rest on the margin alone."

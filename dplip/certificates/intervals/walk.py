@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from dplip.certificates.intervals.box import INTERVALS, REMEDY, UNIT, Box, IntervalRule
 from dplip.errors import UnboundedOperationError
-from dplip.propagation import Walk
-from dplip.propagation.probe import Step
-from dplip.rules.registry import refuse
+from dplip.propagation.probe import Operation
+from dplip.propagation.traced_model import TracedModel
+from dplip.rules.registry import signature
 
 FIRST = 2.0**-8
 """The first radius that is tried."""
@@ -24,32 +23,32 @@ PART = 256
 
 
 class Boxes:
-    """A traced model through which boxes can be walked.
+    """The walk of boxes through a traced model.
 
     Args:
-        walk: the model, in evaluation mode.
+        model: traced in evaluation mode.
 
     Raises:
         UnboundedOperationError: an operation of the model has no interval rule.
     """
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self._head = walk, walk.head()
-        for step in walk.calls():
-            self._rule(step)
-        origin = torch.zeros((1, *walk.input_shape), dtype=torch.float64)
+    def __init__(self, model: TracedModel) -> None:
+        self._model, self._head = model, model.head()
+        for operation in model.calls():
+            self._rule(operation)
+        origin = torch.zeros((1, *model.input_shape), dtype=torch.float64)
         self(origin, origin)  # rules refuse what they do not know before anything is certified
 
     def __call__(self, lower: Tensor, upper: Tensor) -> Box:
         """The box of the output, for inputs between ``lower`` and ``upper`` (batch, ...)."""
-        box = self.values(lower, upper)[self.walk.output()]
+        box = self.values(lower, upper)[self._model.output()]
         if not isinstance(box, Box):
             raise UnboundedOperationError("The model's output does not depend on its input, or is not one tensor.")
         return box
 
     def values(self, lower: Tensor, upper: Tensor) -> dict[fx.Node, Any]:
         """The box of every value on the way."""
-        return self.walk.run(Box(lower.double(), upper.double()), self._apply)
+        return self._model.run(Box(lower.double(), upper.double()), self._apply)
 
     def around(self, x: Tensor, radius: Tensor) -> dict[fx.Node, Any]:
         """The box of every value for inputs within each l-infinity radius of x, radii of shape (batch,)."""
@@ -69,26 +68,26 @@ class Boxes:
         """
         if self._head is not None and self._head[0].out_features > 1:
             return _gaps(self._head[0], values[self._head[1]])
-        box = values[self.walk.output()]
+        box = values[self._model.output()]
         lower, upper = (t.reshape(len(t), -1) for t in (box.lower, box.upper))
         if lower.shape[1] == 1:
             return ((lower > 0) | (upper < 0))[:, 0]
         best = lower.max(1)
         return best.values > upper.scatter(1, best.indices[:, None], -torch.inf).amax(1)
 
-    def _apply(self, step: Step, args: Any, kwargs: Any) -> Any:
-        subject, rule = self._rule(step)
+    def _apply(self, operation: Operation, args: Any, kwargs: Any) -> Any:
+        subject, rule = self._rule(operation)
         try:
-            bound = inspect.signature(rule).bind(subject, *args, **kwargs)
+            bound = signature(rule).bind(subject, *args, **kwargs)
         except TypeError:
-            refuse(step.path, self.walk.describe(step), "has no interval rule for this call.", REMEDY)
+            operation.refuse("has no interval rule for this call.", REMEDY)
         return rule(*bound.args, **bound.kwargs)
 
-    def _rule(self, step: Step) -> tuple[Any, IntervalRule]:
-        subject, function = self.walk.subject(step)
-        rule = INTERVALS.get(function)
+    def _rule(self, operation: Operation) -> tuple[Any, IntervalRule]:
+        subject, function = self._model.subject(operation)
+        rule = INTERVALS.of(function)
         if rule is None:
-            refuse(step.path, self.walk.describe(step), "has no interval rule.", REMEDY)
+            operation.refuse("has no interval rule.", REMEDY)
         return subject, rule
 
 

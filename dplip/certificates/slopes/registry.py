@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dplip.norms import Norms
+from dplip.rules.registry import Registered, Registry
 
-SLACK = 1e-12
+INTERVAL_SLACK = 1e-12
 """Relative slack for float64 sums of intervals."""
 
 
@@ -37,7 +37,7 @@ class Slopes:
         peak = torch.as_tensor(norms.linf, dtype=torch.float64).expand(len(lower)).reshape(rows)
         lower, upper = torch.maximum(lower, -peak), torch.minimum(upper, peak)
         size = torch.maximum(lower.abs(), upper.abs()).reshape(len(lower), -1)
-        known = [torch.linalg.vector_norm(size, p, 1) * (1 + SLACK) for p in (1, 2, math.inf)]
+        known = [torch.linalg.vector_norm(size, p, 1) * (1 + INTERVAL_SLACK) for p in (1, 2, math.inf)]
         return cls(lower, upper, norms & Norms(norms.shape, *(torch.nan_to_num(k, nan=math.inf) for k in known)))
 
     @classmethod
@@ -72,12 +72,10 @@ class Slope:
 
 SlopeRule = Callable[..., list[Interval] | None]
 
-SLOPE_RULES: dict[Any, SlopeRule] = {}
-
-R = TypeVar("R", bound=SlopeRule)
+SLOPE_RULES: Registry[SlopeRule] = Registry()
 
 
-def slope_rule(*functions: Any) -> Callable[[R], R]:
+def slope_rule(*functions: Any) -> Callable[[Registered], Registered]:
     """Register how intervals of cotangent entries go back through functions or module classes (their ``forward``).
 
     The rule is called as ``rule(slope, (lower, upper), *arguments)`` and returns one interval for each input that
@@ -86,10 +84,4 @@ def slope_rule(*functions: Any) -> Callable[[R], R]:
     Guarantee: none of its own; a rule claims that every cotangent within the interval comes back within its answer.
     """
 
-    def register(function: R) -> R:
-        for target in functions:
-            cls: Any = target
-            SLOPE_RULES[cls.forward if inspect.isclass(target) else target] = function
-        return function
-
-    return register
+    return SLOPE_RULES.add(*functions)

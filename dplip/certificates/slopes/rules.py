@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip import nn as dn
-from dplip.certificates.slopes.registry import SLACK, Interval, Slope, slope_rule
+from dplip.certificates.slopes.registry import INTERVAL_SLACK, Interval, Slope, slope_rule
 from dplip.norms import Norms
 
 T = torch.Tensor
@@ -20,7 +20,7 @@ def _through_matrix(weight: Tensor, v: Interval) -> list[Interval]:
     w = weight.detach().double().cpu()
     positive, negative = w.clamp_min(0), w.clamp_max(0)
     lower, upper = v
-    error = torch.maximum(lower.abs(), upper.abs()) @ w.abs() * SLACK
+    error = torch.maximum(lower.abs(), upper.abs()) @ w.abs() * INTERVAL_SLACK
     return [(lower @ positive + upper @ negative - error, upper @ positive + lower @ negative + error)]
 
 

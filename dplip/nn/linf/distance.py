@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dplip.nn.linf import kernel
-from dplip.nn.linf.pruning import pruned_winners, survivors, worth
+from dplip.nn.linf.pruning import candidates, pruned_winners, worth
 
-BLOCK = 400_000
+BLOCK_ENTRIES = 400_000
 """Entries of a block of differences: small enough for a processor's second-level cache."""
 
 LARGEST = 1e30
@@ -56,7 +56,7 @@ def distance_bounds(lower: Tensor, upper: Tensor, points: Tensor, omega: Tensor)
     ends = []
     for above, below in ((lower, upper), (upper, lower)):
         part = lower.new_empty(len(lower), len(points))
-        step = max(1, BLOCK // max(points.numel(), 1))
+        step = max(1, BLOCK_ENTRIES // max(points.numel(), 1))
         for a in range(0, len(lower), step):
             z = torch.maximum(above[a : a + step, None] - points, points - below[a : a + step, None]).clamp_min_(0)
             part[a : a + step] = z.topk(len(omega), dim=2).values @ omega
@@ -66,9 +66,9 @@ def distance_bounds(lower: Tensor, upper: Tensor, points: Tensor, omega: Tensor)
 
 def blocks(n: int, m: int, d: int) -> tuple[int, int]:
     """Rows and points in a block: as many rows as make long vectors, then as many points as fit."""
-    most = max(16, min(512, BLOCK // max(d, 1)))
+    most = max(16, min(512, BLOCK_ENTRIES // max(d, 1)))
     rows = max(1, -(-n // max(1, -(-n // most))))  # equal parts
-    return rows, max(1, min(m, BLOCK // (rows * max(d, 1))))
+    return rows, max(1, min(m, BLOCK_ENTRIES // (rows * max(d, 1))))
 
 
 class _MaxDistance(torch.autograd.Function):
@@ -80,9 +80,9 @@ class _MaxDistance(torch.autograd.Function):
             return kernel.winners(x, points, keep)
         n, d, m = x.shape[0], x.shape[1], points.shape[0]
         if keep is None and n:
-            alive = survivors(x, points)
+            alive = candidates(x, points)
             if worth(alive):
-                return pruned_winners(x, points, alive, BLOCK)
+                return pruned_winners(x, points, alive, BLOCK_ENTRIES)
         # Features stand in `groups` of `taps`: the maximum of each group is one fast reduction along rows, and only
         # the winning group is searched for the position.
         taps = max(1, math.isqrt(d))
@@ -138,7 +138,7 @@ def _positions(x: Tensor, points: Tensor, keep: Tensor | None, group: Tensor, va
     groups = x.shape[1] // taps
     starts = torch.arange(n, device=x.device) * groups
     ranks = torch.arange(1, taps + 1, device=x.device, dtype=torch.float32)
-    some = max(1, BLOCK // (n * taps)) if n else 1
+    some = max(1, BLOCK_ENTRIES // (n * taps)) if n else 1
     for j in range(0, m, some):
         chosen, best = group[j : j + some], values[j : j + some].reshape(-1, 1)
         rows = torch.arange(j, j + len(chosen), device=x.device)[:, None] * groups + chosen
@@ -170,7 +170,7 @@ class _RankedDistance(torch.autograd.Function):
         n, d, m, k = x.shape[0], x.shape[1], points.shape[0], len(omega)
         values = x.new_empty(n, m)
         code = torch.empty(n, m, k, dtype=torch.int32, device=x.device)
-        rows = max(1, BLOCK // max(d, 1))
+        rows = max(1, BLOCK_ENTRIES // max(d, 1))
         step = max(1, rows // m)
         some = min(m, rows)
         for a in range(0, n, step):

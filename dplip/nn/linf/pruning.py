@@ -9,7 +9,7 @@ PER_POINT = 100
 """What one more point costs, in features of a block: from there on pruning pays."""
 
 
-def survivors(x: Tensor, points: Tensor) -> Tensor:
+def candidates(x: Tensor, points: Tensor) -> Tensor:
     """Which features can hold ``max_i |x_i - w_ji|`` for some row of x (n, d), shape (m, d).
 
     Proof: on the interval [l_i, u_i] that feature i of the rows spans, |x_i - w_ji| lies between
@@ -29,7 +29,7 @@ def worth(alive: Tensor) -> bool:
 
 
 def pruned_winners(x: Tensor, points: Tensor, alive: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Values (n, m) and codes ``sign * (position + 1)`` (n, m) of the largest differences among the survivors."""
+    """Values (n, m) and codes ``sign * (position + 1)`` (n, m) of the largest differences among the candidates."""
     n, m = len(x), len(points)
     values, code = x.new_empty(m, n), torch.empty(m, n, dtype=torch.int32, device=x.device)
     features = [row.nonzero()[:, 0] for row in alive]

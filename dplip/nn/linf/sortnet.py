@@ -15,6 +15,9 @@ from dplip.norms import Norms
 from dplip.rules import rule
 from dplip.rules.registry import SUMMATIONS, Pullback, refuse_module
 
+OMEGA_SLACK = 1e-6
+"""Relative slack for the float32 rounding of the weights omega."""
+
 
 class SortNetLinear(Relaxed):
     """``y_j = sum_k omega_k z_(k) + b_j``, z_(k) the k-th largest of |x_i - w_ji| and omega_k ~ rho^(k-1).
@@ -91,8 +94,7 @@ def sortnet_linear(module: SortNetLinear, x: Norms) -> tuple[Norms, Pullback]:
     # Evaluation: a row of the Jacobian is omega, permuted and with signs. Training: for each mask one-hot, or the power
     # mean of the kept differences with zeros for the dropped ones, of which the bounds of `peaks` hold as well.
     omega = module.omega()
-    slack = 1 + 1e-6  # the float32 rounding of omega
-    ranked = (math.sqrt(sum(w * w for w in omega)) * slack, omega[0] * slack)
+    ranked = (math.sqrt(sum(w * w for w in omega)) * (1 + OMEGA_SLACK), omega[0] * (1 + OMEGA_SLACK))
     bounds = peaks(module.p, module.in_features) if module.training else ranked
     return bound_distance(x, module.weight, module.bias, (*x.shape[:-1], module.out_features), bounds)
 

@@ -49,13 +49,13 @@ class SplineProj(Constraint):
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         values = weight.detach().double()
         rises = values.diff(dim=1).clamp(self.low * self.step, self.high * self.step)
-        weight.detach().copy_(centred(rises) + values.mean(1, keepdim=True))
+        weight.detach().copy_(centred_values(rises) + values.mean(1, keepdim=True))
 
     def extra_repr(self) -> str:
         return f"low={self.low:g}, high={self.high:g}, step={self.step:g}"
 
 
-def centred(rises: Tensor) -> Tensor:
+def centred_values(rises: Tensor) -> Tensor:
     """The values of mean zero with these differences along axis 1."""
     values = torch.nn.functional.pad(rises.cumsum(1), (1, 0))
     return values - values.mean(1, keepdim=True)

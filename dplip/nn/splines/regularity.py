@@ -17,7 +17,7 @@ from dplip.errors import ConfigurationError
 from dplip.nn.splines.spline import Spline
 from dplip.propagation.checks import PublicHook
 
-ROUNDING = 1e-5
+SAME_SLOPE = 1e-5
 """Changes of slope that the float32 rounding of coefficients may leave behind."""
 
 
@@ -92,7 +92,7 @@ def prune(model: nn.Module, tolerance: float = 1e-2) -> int:
     for _, spline in _splines(model):
         before = spline.changes()
         spline.set_slopes(_merged(spline.between(), tolerance))
-        freed += int((before.abs() > ROUNDING).sum() - (spline.changes().abs() > ROUNDING).sum())
+        freed += int((before.abs() > SAME_SLOPE).sum() - (spline.changes().abs() > SAME_SLOPE).sum())
     return freed
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dplip.constraints import constrain
 from dplip.errors import ConfigurationError
-from dplip.nn.splines.constraints import EntryRange, SplineProj, centred
+from dplip.nn.splines.constraints import EntryRange, SplineProj, centred_values
 from dplip.nn.splines.piecewise import pieces, piecewise_linear
 from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import ROUNDING, Bound, least, times
+from dplip.norms.value_norms import REDUCTION_SLACK, Bound, least, times
 from dplip.rules import rule
 from dplip.rules.registry import SUMMATIONS, Pullback, Summation, refuse_module
 from dplip.rules.shape import example_axis
@@ -162,7 +162,7 @@ class LinearSpline(Spline):
         constrain(self, "slope", EntryRange(*self.slopes))
 
     def values(self) -> Tensor:
-        return self.mean.double()[:, None] + centred(self.slope.double() * self.step)
+        return self.mean.double()[:, None] + centred_values(self.slope.double() * self.step)
 
     def between(self) -> Tensor:
         return self.slope.double()
@@ -193,7 +193,7 @@ class CoefficientSpline(Spline):
     coefficient: nn.Parameter
 
     def start(self, mean: Tensor, slope: Tensor) -> None:
-        self.coefficient = _parameter(mean[:, None] + centred(slope * self.step))
+        self.coefficient = _parameter(mean[:, None] + centred_values(slope * self.step))
         constrain(self, "coefficient", SplineProj(*self.slopes, self.step))
 
     def values(self) -> Tensor:
@@ -205,7 +205,7 @@ class CoefficientSpline(Spline):
     @torch.no_grad()
     def set_slopes(self, slope: Tensor) -> None:
         mean = self.values().mean(1, keepdim=True)
-        self.coefficient.copy_(mean + centred(slope.double() * self.step))
+        self.coefficient.copy_(mean + centred_values(slope.double() * self.step))
 
     def reach(self) -> dict[str, tuple[float, float, float]]:
         # The hat functions: (1 - t, t) at two neighbouring knots, or 1 at one.
@@ -232,7 +232,7 @@ def spline(module: Spline, x: Norms) -> tuple[Norms, Pullback]:
     rounded = 1 + module.knots * 2.0**-21
     output = jacobian(x, x.shape) * rounded + Norms.of(zero.reshape(sizes)).repeat(x.shape)
     if not bool(module.tails.any()):
-        top = float(module.values().detach().abs().max()) / a * (1 + ROUNDING)
+        top = float(module.values().detach().abs().max()) / a * (1 + REDUCTION_SLACK)
         output = output & Norms(x.shape, linf=top)
 
     def pullback(v: Norms) -> Any:

@@ -46,8 +46,8 @@ ACCOUNTING = [
     mutant(
         "merged steps lost",
         "accounting/accountant.py",
-        "steps += self._history.pop()[-1]",
-        "self._history.pop()",
+        "steps += self._events.pop()[1]",
+        "self._events.pop()",
         "accounting/test_accountant.py::test_history_merges_equal_neighbours_and_counts_every_step",
     ),
     mutant(
@@ -146,7 +146,7 @@ EPSILONS = [
     ),
     mutant(
         "a truth value taken for a number",
-        "errors.py",
+        "validate.py",
         "isinstance(value, Real) and not isinstance(value, bool)",
         "isinstance(value, Real)",
         "accounting/test_accountant.py::test_what_is_no_number_is_refused_by_name",

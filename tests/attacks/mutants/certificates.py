@@ -13,8 +13,8 @@ CERTIFICATES = [
     mutant(
         "a certificate in the wrong norm",
         "certificates/radii.py",
-        "dual = dual_of(norm)\n    walk = Walk(model, ",
-        "dual = 2.0\n    walk = Walk(model, ",
+        "dual = dual_of(norm)\n    walk.refuse_surrogates()",
+        "dual = 2.0\n    walk.refuse_surrogates()",
         "certificates/test_radii.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
     ),
 ]
@@ -22,7 +22,7 @@ CERTIFICATES = [
 ROUNDINGS = [
     mutant(
         "the rounding of a column in units of where it lies",
-        "rounding/rules.py",
+        "rounding/rules/normalization.py",
         "Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2",
         "Roundings(8.0, 8.0, Norms(x.shape, linf=8.0 + 2",
         "certificates/test_slopes.py::test_a_column_far_from_zero_is_certified",
@@ -65,8 +65,8 @@ ROUNDINGS = [
     mutant(
         "an operation that is not known to round taken to be exact",
         "rounding/walk.py",
-        "            if found is None:\n                refuse(",
-        "            if found is None:\n                return EXACT\n                refuse(",
+        "            if found is None:\n                operation.refuse(",
+        "            if found is None:\n                return EXACT\n                operation.refuse(",
         "rounding/test_rounding.py"
         "::test_an_operation_that_is_not_known_to_round_is_refused_by_name_until_it_is_said_how",
     ),

@@ -12,7 +12,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a row scaled to twice the radius",
         "nn/gradient_ball.py",
-        "inside = radius * (1 - ROUNDING)",
+        "inside = radius * (1 - ROW_SLACK)",
         "inside = 2 * radius",
         "nn/test_gradient_ball.py::test_no_cotangent_leaves_a_gradient_ball",
     ),
@@ -46,15 +46,15 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "propagated bounds used under autocast",
-        "training/optimizer.py",
-        "enforced_sensitivity(self._walk) if self._half else ",
+        "training/step_bounds.py",
+        "enforced_sensitivity(self.walk) if self._half else ",
         "",
         "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
     ),
     mutant(
         "every finite bound of a layer believed under autocast",
         "sensitivities/enforced.py",
-        "believed = module is not None and module_rule(module) in ENFORCED",
+        "believed = module is not None and RULES.of_module(module) in ENFORCED",
         "believed = True",
         "sensitivities/test_enforced.py::test_a_parameter_that_no_layer_bounds_by_itself_is_refused",
     ),
@@ -74,7 +74,7 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "a surrogate taken for a derivative",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         'if getattr(module, "surrogate", False) and module.training:',
         "if False:",
         "nn/test_gradient_ball.py::test_derivatives_are_not_read_off_a_surrogate",
@@ -141,14 +141,14 @@ SUMS = [
     ),
     mutant(
         "products below the normal numbers",
-        "training/optimizer.py",
+        "training/step_bounds.py",
         "+ self._lost(n)) if bound",
         ") if bound",
         "sensitivities/test_neighbouring_sums.py::test_products_below_the_normal_numbers_are_covered",
     ),
     mutant(
         "whoever has the rule of a layer has its sums",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "if use.blocked and not summed:",
         "if False:",
         "nn/test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",

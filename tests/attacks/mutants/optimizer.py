@@ -50,8 +50,8 @@ STEP = [
     mutant(
         "bounds of the first weights for ever",
         "training/optimizer.py",
-        "bounds = self._bounds(self._witness.rows)\n",
-        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._witness.rows)\n",
+        "bounds = self._bounds(self._monitor.rows)\n",
+        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._monitor.rows)\n",
         "training/test_bounds_of_a_step.py::test_the_noise_follows_every_change_of_the_model_between_steps",
     ),
     mutant(
@@ -91,7 +91,7 @@ STEP = [
     ),
     mutant(
         "two backward passes over one batch",
-        "training/optimizer.py",
+        "training/step_checks.py",
         "if seen != handed:",
         "if False:",
         "training/test_refused_gradients.py"
@@ -99,9 +99,9 @@ STEP = [
     ),
     mutant(
         "gradients of another loss",
-        "training/optimizer.py",
-        "        if self._witness.problem:\n",
-        "        if False:\n",
+        "training/step_checks.py",
+        "    if monitor.problem:\n",
+        "    if False:\n",
         "training/test_refused_gradients.py"
         "::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
     ),
@@ -115,8 +115,8 @@ STEP = [
     ),
     mutant(
         "two batches in one step",
-        "training/optimizer.py",
-        "if self.batches.logical_batches != 1:",
+        "training/step_checks.py",
+        "if batches.logical_batches != 1:",
         "if False:",
         "training/test_refused_gradients.py::test_two_batches_in_one_step_are_named",
     ),
@@ -129,7 +129,7 @@ STEP = [
     ),
     mutant(
         "rounding of large sums not covered",
-        "training/optimizer.py",
+        "training/step_bounds.py",
         "bound * (1 + rounding[n])",
         "bound",
         "sensitivities/test_neighbouring_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
@@ -260,8 +260,8 @@ WEIGHTS_MOVED = [
     ),
     mutant(
         "a schedule is not tried out",
-        "training/trainer.py",
-        "        rehearse(scheduler, self.steps)\n",
+        "training/schedules.py",
+        "    rehearse(made, steps - done)\n",
         "",
         "training/test_wrapped.py::test_a_schedule_that_is_too_short_is_refused_before_anything_is_spent",
     ),
@@ -274,7 +274,7 @@ WEIGHTS_MOVED = [
     ),
     mutant(
         "steps by hand are not on the ledger",
-        "training/trainer.py",
+        "training/durable_run.py",
         "if self._folder is None or self._folder.is_open:",
         "if True:",
         "training/test_wrapped.py::test_steps_by_hand_are_on_the_ledger",

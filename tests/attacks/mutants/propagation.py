@@ -5,14 +5,14 @@ from attacks.mutants.mutant import mutant
 THE_TRACE_IS_THE_MODEL = [
     mutant(
         "a trace that is not compared by value",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "return made is None or agree(",
         "return True or agree(",
         "training/test_what_a_forward_reads.py::test_the_bounds_follow_what_the_forward_reads_that_is_no_attribute",
     ),
     mutant(
         "what the forward read taken for what is read at the step",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "self._rows.of_model() if rows is None else rows",
         "self._rows.of_model()",
         "training/test_what_a_forward_reads.py::test_what_the_forward_read_must_still_hold_at_the_step",
@@ -54,9 +54,9 @@ THE_TRACE_IS_THE_MODEL = [
     ),
     mutant(
         "a stored bound for a loss whose norms have changed",
-        "training/optimizer.py",
-        "state = fingerprint(self.loss), self.loss.gradient_norms(shape)",
-        "state = fingerprint(self.loss)",
+        "training/step_bounds.py",
+        "state = guards_of(self._loss), self._loss.gradient_norms(shape)",
+        "state = guards_of(self._loss)",
         "training/test_what_a_forward_reads.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
     ),
     mutant(

@@ -91,7 +91,7 @@ BOUNDS = [
     mutant(
         "a bound that is a hundredth too small",
         "sensitivities/propagated.py",
-        "b * (1 + SLACK)",
+        "b * (1 + GRADIENT_SLACK)",
         "b * 0.99",
         "audit/test_gradient.py::test_the_search_finds_long_gradients_and_none_beyond_the_declared -k orthogonal",
     ),

@@ -121,8 +121,8 @@ READ_BEFORE_TRAINING_AND_THREADS = [
     mutant(
         "a fixed front end is read under a global seed",
         "training/feature_extractor.py",
-        "evaluation(front), lent_to_readers(Secret(seed, 3)), bar:",
-        "evaluation(front), bar:",
+        "evaluation(extractor), lent_to_readers(Secret(seed, 3)), bar:",
+        "evaluation(extractor), bar:",
         "sampling/test_secret_draws.py::test_augmentation_that_is_read_before_training_follows_no_known_seed",
     ),
     mutant(

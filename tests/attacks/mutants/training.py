@@ -5,8 +5,8 @@ from attacks.mutants.mutant import mutant
 MEAN = [
     mutant(
         "the mean released without a charge",
-        "training/trainer.py",
-        "        for event in self._releases:\n            self._charge(event)\n",
+        "training/durable_run.py",
+        "        for event in self.releases:\n            self.charge(event)\n",
         "",
         "training/test_mean_release.py::test_the_release_is_charged_and_fits_the_budget",
     ),
@@ -26,9 +26,9 @@ MEAN = [
     ),
     mutant(
         "the mean released again after a crash",
-        "training/trainer.py",
-        "if self._mean is not None and self.accountant.num_steps == 0:\n                self._release",
-        "if self._mean is not None and self._done == 0:\n                self._release",
+        "training/durable_run.py",
+        "if self._mean is None or self._accountant.num_steps > 0:",
+        "if self._mean is None or self.done > 0:",
         "training/test_mean_release.py::test_a_crash_between_the_ledger_and_the_release_leaves_it_spent",
     ),
     mutant(
@@ -41,7 +41,7 @@ MEAN = [
     mutant(
         "rows near the radius scaled only beside an outlier",
         "nn/bounded.py",
-        "<= radius * (1 - ROUNDING))",
+        "<= radius * (1 - ROW_SLACK))",
         "<= radius)",
         "nn/test_bounded.py::test_an_example_far_out_changes_no_other_row",
     ),
@@ -55,7 +55,7 @@ MEAN = [
     mutant(
         "values of the loss weighed by the batch",
         "losses/base.py",
-        "witness.weighed()",
+        "monitor.on_reweighting()",
         "pass",
         "training/test_refused_gradients.py"
         "::test_a_gradient_that_the_bounds_do_not_cover_is_refused_and_nothing_is_spent_or_changed",
@@ -99,7 +99,7 @@ MEAN = [
     ),
     mutant(
         "a certificate for one draw",
-        "propagation/walk.py",
+        "propagation/traced_model.py",
         "if self._probe.draws:",
         "if False:",
         "certificates/test_certifier.py::test_a_model_that_draws_in_evaluation_mode_has_no_certificate",

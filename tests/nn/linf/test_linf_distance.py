@@ -12,7 +12,7 @@ import dplip.nn as dn
 from dplip.nn.linf import distance
 from dplip.nn.linf.distance import distance_bounds, max_distance, ranked_distance
 from dplip.nn.linf.power_mean import mean_distance
-from dplip.nn.linf.pruning import pruned_winners, survivors, worth
+from dplip.nn.linf.pruning import candidates, pruned_winners, worth
 
 EXPONENTS = (2.0, 3.5, 8.0, 64.0, 1024.0)
 
@@ -58,9 +58,9 @@ def spread(scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
 def test_pruning_changes_neither_values_nor_winners(scale):
     x, w = spread(scale)
-    w[0, :250] = 3.0  # ties among survivors
+    w[0, :250] = 3.0  # ties among candidates
     w[1] = 0.0
-    alive = survivors(x, w)
+    alive = candidates(x, w)
     assert float(alive.float().mean()) < 0.5 and worth(alive)
     z = (x[:, None] - w).abs()
     assert bool(
@@ -76,7 +76,7 @@ def test_pruning_changes_neither_values_nor_winners(scale):
 def test_pruning_leaves_out_nothing_that_is_not_a_number():
     x, w = spread(1.0)
     w[0, 3] = math.nan
-    assert bool(survivors(x, w)[0].all())
+    assert bool(candidates(x, w)[0].all())
 
 
 @pytest.mark.parametrize("p", EXPONENTS)

@@ -10,7 +10,7 @@ from helpers.splines import KINDS, scrambled
 from torch import Tensor
 
 import dplip.nn as dn
-from dplip.nn.splines.constraints import centred
+from dplip.nn.splines.constraints import centred_values
 from dplip.nn.splines.spline import INITS, Spline
 
 
@@ -140,6 +140,6 @@ def test_the_absolute_value_is_exact_for_a_spline_and_out_of_reach_of_relu():
 
 def test_centred_values_have_mean_zero_and_the_given_differences():
     rises = torch.randn(3, 7, dtype=torch.float64)
-    values = centred(rises)
+    values = centred_values(rises)
     torch.testing.assert_close(values.diff(dim=1), rises)
     torch.testing.assert_close(values.mean(1), torch.zeros(3, dtype=torch.float64))

@@ -1,0 +1,85 @@
+"""How functions of all entries of an example round: projections, normalisations, distances."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip import nn as dn
+from dplip.norms import Norms
+from dplip.norms.value_norms import Bound, times
+from dplip.rounding.registry import Roundings, rounding
+
+
+@rounding(dn.BallProjection)
+def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
+    # The factor is off by the inward slack (4e-6), by the norm's allowance for n squares, and by their own roundings;
+    # where the norm is inside even so, it is one, or next to it.
+    slack = 1.5 * x.size + 84 + math.sqrt(x.size) * 2.0**-62 / (module.radius * 2.0**-24)
+    inside = module.radius * (1 - 2 * slack * 2.0**-24)
+    if isinstance(x.l2, Tensor):
+        outside = torch.where(x.l2 < 1e18, torch.full_like(x.l2, slack), math.inf)
+        output: Bound = torch.where(x.l2 <= inside, torch.full_like(x.l2, 4.0), outside)
+    else:
+        output = 4.0 if x.l2 <= inside else slack if x.l2 < 1e18 else math.inf
+    return Roundings(output=output, back=4.0 * x.size + 128, held=True)
+
+
+@rounding(dn.Frozen)
+def frozen(module: dn.Frozen, x: Norms) -> Roundings:
+    return Roundings(output=math.inf, held=True)  # nothing is known of what is inside
+
+
+def _normalised(module: Any, x: Norms) -> Roundings:
+    """(x - mean) / sqrt(variance + eps), of groups of at most all n entries, with the variance from squares.
+
+    The mean is off by n units of the largest entry X, the variance by 4 n X^2: an entry, of at most sqrt n, by
+    ``(n + 8) X / sqrt eps + (4 n X^2 / eps + 8) sqrt n``.
+    """
+    n, eps, top = x.size, module.eps, x.linf
+    square = times(top, top)
+    size = times(top, (n + 8) / math.sqrt(eps)) + (times(square, 4 * n / eps) + 8) * math.sqrt(n) if eps else math.inf
+    return Roundings(more=Norms(x.shape, linf=size), back=4.0 * n + 64, held=True)
+
+
+rounding(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)(_normalised)
+
+
+@rounding(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: Any, x: Norms) -> Roundings:
+    # a x + b with a = weight / sqrt(variance + eps), and b = bias - mean a, of two terms that may cancel: some eight
+    # operations, in the one order or in that of (x - mean) a + bias.
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    offset = module.bias.detach().double() if module.affine else torch.zeros_like(scale)
+    scale = scale * module.weight.detach() if module.affine else scale
+    parts = offset.abs() + (module.running_mean * scale).abs()
+    more = Norms.of(parts.reshape(-1, *[1] * (len(x.shape) - 1))).repeat(x.shape) * 16.0
+    return Roundings(16.0, 4.0, more, back=16.0, diagonal=True)
+
+
+@rounding(dn.ScaledL2NormPool2d)
+def l2_pool(module: dn.ScaledL2NormPool2d, x: Norms) -> Roundings:
+    return Roundings(output=module.kernel_size**2 + 16.0, back=module.kernel_size**2 + 16.0)
+
+
+@rounding(dn.LInfDistance, dn.LInfDistance2d, dn.SortNetLinear)
+def distances(module: Any, x: Norms) -> Roundings:
+    # Differences, a maximum and a bias; of a power mean (a sum of as many powers as features), or of ranks, also those.
+    points, features = module.weight.shape[0], module.weight[0].numel()
+    depth = 4.0 if math.isinf(module.p) else 4.0 * features + 64
+    ranks = float(getattr(module, "top", 0))
+    windows = getattr(module, "kernel_size", 1) ** 2
+    return Roundings(depth + ranks, 4.0, back=points * windows + depth + ranks, one_hot=True)
+
+
+@rounding(dn.TabularInput)
+def tabular_input(module: dn.TabularInput, x: Norms) -> Roundings:
+    # Numbers of at most one. Those of x alone do not count, however far a column lies from 0: x is cut exactly, and its
+    # difference to low is off by a unit of itself, as are the width, both logarithms (that of 1 + a moves by at most as
+    # many parts of itself as a does) and their quotient: 8 units of at most one. A block of g sums g entries of at most
+    # one, and is left as it is up to 1e-6 beyond the simplex, here and in what it is compared with.
+    group = max([0, *module.groups])
+    return Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2.0 * group**2), back=4.0 * group + 32, apart=2e-6, held=True)

@@ -1,0 +1,52 @@
+"""What a model reaches on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from dplip.certificates import certified_accuracy, correct_radii, predictions
+from dplip.losses import Loss
+from dplip.runtime.device import device_of
+from dplip.runtime.mode import evaluation
+
+RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
+"""The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
+
+LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
+"""The same in l-infinity."""
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: Loss, dataset: Dataset[Any]) -> dict[str, float]:
+    """The mean loss, and the accuracy (or the mean squared error of a regression)."""
+    regression, device = loss.classes(1) is None, device_of(model)
+    total = right = square = 0.0
+    count = 0
+    with evaluation(model):
+        for x, y in DataLoader(dataset, batch_size=2048):
+            z, y = model(x.to(device)), y.to(device)
+            total += float(loss(z, y))
+            count += len(x)
+            if regression:
+                square += float((z - y.reshape(z.shape)).double().square().sum())
+            else:
+                right += float((predictions(z) == y.reshape(len(y))).sum())
+    scores = {"mse": square / count} if regression else {"accuracy": right / count}
+    return {**scores, "loss": total / count}
+
+
+def certified(
+    model: nn.Module, dataset: Dataset[Any] | None, radii: Sequence[float] | None, norm: float
+) -> dict[str, Any]:
+    """Certified accuracy at radii, by default the usual ones of the norm, as plain data; without data, none."""
+    if radii is None:
+        radii = LINF_RADII if math.isinf(norm) else RADII
+    accuracy = [] if dataset is None else certified_accuracy(correct_radii(model, dataset, norm), radii)
+    shown = [] if dataset is None else list(radii)
+    return {"norm": "inf" if math.isinf(norm) else norm, "radii": shown, "accuracy": accuracy}

@@ -1,0 +1,51 @@
+"""What the settings of a run may be."""
+
+from __future__ import annotations
+
+import warnings
+
+from dplip.certificates.radii import dual_of
+from dplip.errors import ConfigurationError
+from dplip.sampling import SAMPLING
+
+PART = 2048
+"""Most examples at once, where nothing else is said."""
+
+
+def check_settings(
+    target_epsilon: float | None,
+    noise_multiplier: float | None,
+    epochs: int,
+    sampling: str,
+    norm: float,
+    ema_decay: float | None,
+    checkpoint_every: int | None,
+) -> None:
+    """Refuse what no run can be made from (the arguments are those of :class:`dplip.DPLipTrainer`).
+
+    Raises:
+        ConfigurationError: names the argument.
+    """
+    if (target_epsilon is None) == (noise_multiplier is None):
+        raise ConfigurationError(
+            f"target_epsilon={target_epsilon}, noise_multiplier={noise_multiplier}: give one of the two."
+        )
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ConfigurationError(f"ema_decay={ema_decay}: the decay of an average lies in (0, 1).")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
+    if sampling not in SAMPLING:
+        raise ConfigurationError(f"sampling={sampling!r}: choose one of {list(SAMPLING)}.")
+    dual_of(norm)  # refuses what no certificate is in, before anything is spent
+    if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
+        raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
+
+
+def warn_of_delta(target_delta: float, public_size: int) -> None:
+    """Say that a delta is so large that it promises nothing."""
+    if target_delta >= 1 / public_size:
+        warnings.warn(
+            f"target_delta={target_delta:g}: with {public_size} examples, so large a delta allows to "
+            "publish one of them whole. Choose one well below 1 / examples.",
+            stacklevel=3,
+        )

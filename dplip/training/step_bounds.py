@@ -1,0 +1,132 @@
+"""How far two neighbouring sums of gradients lie apart at a step: one example's bound, and what the sums round."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.accounting import NEIGHBORING
+from dplip.errors import ConfigurationError
+from dplip.losses import Loss
+from dplip.losses.base import require_separate
+from dplip.nn.sums import added, apart, lost, most_examples
+from dplip.norms import NormCache
+from dplip.propagation import Walk
+from dplip.propagation.guards import guards_of
+from dplip.sensitivities import Sensitivities, enforced_sensitivity
+from dplip.sensitivities.propagated import constant_sensitivity, require_loss, sensitivity_of
+from dplip.training.batches import Batches
+from dplip.training.gradient_monitor import CHANGED, PASSES
+
+NOTED_ROUNDING = 0.2
+"""More noise than this share, for the rounding of sums over a batch, is worth a warning."""
+
+GROWTH = 10.0
+"""A sensitivity that has grown by this factor since the start is worth a warning."""
+
+
+class StepBounds:
+    """The sensitivities of a private step, for the present weights, bounded anew where something has changed.
+
+    Args:
+        model, loss, input_shape, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
+        drift: relative looseness allowed to operator norms that are carried over steps.
+
+    Attributes:
+        walk: the traced model.
+        cache: the norms of its weights.
+        most: the most examples of a batch that chance explains.
+        planned: the total sensitivity at first.
+
+    Raises:
+        UnboundedOperationError, UnboundedInputError: the model has no bound.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        input_shape: tuple[int, ...],
+        batches: Batches,
+        neighboring: str,
+        half_precision: bool,
+        drift: float,
+    ) -> None:
+        self._model, self._loss, self._input_shape, self._batches = model, loss, input_shape, batches
+        self._factor, self._half = NEIGHBORING[neighboring], half_precision
+        self.walk, self.cache = Walk(model, input_shape), NormCache(drift)
+        self.most = most_examples(batches.expected_batch_size)
+        self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
+        self.planned = self().total
+        self._warned = False
+
+    @property
+    def most_in_part(self) -> int:
+        """Those of a part of it."""
+        return most_examples(getattr(self._batches, "expected_part_size", self._batches.expected_batch_size))
+
+    def __call__(self, rows: list[Tensor] | None = None) -> Sensitivities:
+        """Of the model that made these public rows; None: of the present one."""
+        if not self.walk.current(rows):
+            self.walk, self._constant = Walk(self._model, self._input_shape), None
+            if rows is not None and not self.walk.explains(rows):
+                raise ConfigurationError(f"step(): {CHANGED}")
+        require_loss(self._loss)
+        shape = self.walk.shape(self.walk.output())
+        state = guards_of(self._loss), self._loss.gradient_norms(shape)
+        if self._constant is None or self._constant[0] != state:
+            require_separate(self._loss, shape, next(p for p in self._model.parameters() if p.requires_grad))
+            constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)
+            self._constant = state, constant
+        bounds = self._constant[1]
+        if bounds is None:
+            with self.cache:
+                bounds = sensitivity_of(self.walk, self._loss)
+        rounding = self._rounding()
+        return Sensitivities(
+            {
+                n: self._factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0
+                for n, bound in bounds.items()
+            }
+        )
+
+    def _lost(self, name: str) -> float:
+        how, p = self.walk.summations[name], self._model.get_parameter(name)
+        return lost(self.most, how.terms * how.uses, p.numel(), p.dtype)
+
+    def _rounding(self) -> dict[str, float]:
+        """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
+
+        The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
+        """
+        part, found = self.most_in_part, {}
+        for name, how in self.walk.summations.items():
+            dtype = self._model.get_parameter(name).dtype
+            summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
+            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+        return found
+
+    def warn_of_rounding(self) -> None:
+        """Say that noise is much larger for the rounding of sums."""
+        name, most = max(self._rounding().items(), key=lambda item: item[1])
+        if most > NOTED_ROUNDING:
+            warnings.warn(
+                f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "
+                "adds, and the noise is larger by as much. Give a smaller max_physical_batch_size (512, say), which "
+                "changes neither the batch nor what is spent.",
+                stacklevel=3,
+            )
+
+    def warn_of_growth(self, total: float) -> None:
+        """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
+        if total > GROWTH * self.planned and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the sensitivity has grown from {self.planned:.3g} to {total:.3g}, and the noise with it, because "
+                "the weights grow. Use dplip.nn.bound_gradients(model), whose bounds do not depend on them, orthogonal "
+                "layers (dplip.nn.OrthogonalLinear), or a lower learning rate.",
+                stacklevel=3,
+            )

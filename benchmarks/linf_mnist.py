@@ -32,15 +32,15 @@ import dplip
 from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.losses import CrossEntropy, Loss
-from dplip.models import Recipe, preset
-from dplip.models.windows import WINDOWS, centred
-from dplip.nn.groupsort import GroupSort
+from dplip.models import ImageRecipe, preset
+from dplip.models.windows import WINDOWS, clamp_about_zero
+from dplip.nn import GroupSort
 
 RADII = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
-class StandardPreset(Recipe):
+class StandardPreset(ImageRecipe):
     """What SortNet is held against: linear layers whose rows have l1 norm at most 1, with sorting between them.
 
     Attributes:
@@ -57,7 +57,7 @@ class StandardPreset(Recipe):
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores: 1-Lipschitz in l-infinity."""
         sizes = (math.prod(input_shape), *self.widths, classes)
-        layers: list[nn.Module] = [*centred(self.low, self.high), nn.Flatten()]
+        layers: list[nn.Module] = [*clamp_about_zero(self.low, self.high), nn.Flatten()]
         for i in range(len(sizes) - 1):
             layer = dplip.constrain(nn.Linear(sizes[i], sizes[i + 1]), "weight", dplip.RowL1Ball())
             layers += [dplip.constrain(layer, "bias", dplip.EntryBall()), GroupSort(2)]
@@ -76,7 +76,7 @@ class StandardPreset(Recipe):
 STANDARD = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.01, batch_size=512, epochs=10)
 PRIVATE = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.003, batch_size=8192, epochs=30, ema_decay=0.95)
 
-RECIPES: Mapping[bool, Mapping[str, Recipe]] = {
+RECIPES: Mapping[bool, Mapping[str, ImageRecipe]] = {
     False: {
         "sortnet": preset("mnist", "sortnet"),
         "standard": STANDARD,
@@ -91,26 +91,19 @@ RECIPES: Mapping[bool, Mapping[str, Recipe]] = {
 """The models that are compared, by whether training is private."""
 
 
-def train(recipe: Recipe, data: TensorDataset, classes: int, epsilon: float, seed: int) -> tuple[nn.Module, float]:
+def train(recipe: ImageRecipe, data: TensorDataset, classes: int, epsilon: float, seed: int) -> tuple[nn.Module, float]:
     """The trained model in evaluation mode, and the seconds it took."""
     torch.manual_seed(seed)
     model = recipe.model(tuple(data.tensors[0].shape[1:]), classes)
-    loss, optimizer = recipe.loss(), recipe.optimizer(model)
-    trainer = dplip.DPLipTrainer(
+    trainer = recipe.trainer_of(
         model,
-        loss=loss,
-        optimizer=optimizer,
+        recipe.loss(),
         train_dataset=data,
-        batch_size=recipe.batch_size,  # type: ignore[arg-type]
-        epochs=recipe.epochs,
         target_epsilon=None if math.isinf(epsilon) else epsilon,
         noise_multiplier=0.0 if math.isinf(epsilon) else None,
-        ema_decay=recipe.ema_decay,
-        norm=math.inf,
         progress=False,
         seed=seed,
     )
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
     started = time.perf_counter()
     trainer.fit()
     return model.eval(), time.perf_counter() - started
@@ -147,7 +140,7 @@ def judge(model: nn.Module, test: TensorDataset, images: int, steps: int) -> dic
     return {"clean": clean, "certified": dict(zip(map(str, RADII), certified, strict=True)), "first": rows}
 
 
-def changed(recipe: Recipe, settings: list[str], epochs: int | None) -> Recipe:
+def changed(recipe: ImageRecipe, settings: list[str], epochs: int | None) -> ImageRecipe:
     """The recipe with fields replaced, of those that it has."""
     fields = {f.name for f in dataclasses.fields(recipe)}
     pairs = dict(s.split("=", 1) for s in settings)

@@ -22,12 +22,15 @@ from tune import score
 
 from dplip.data import load
 from dplip.models import Preset, preset
-from dplip.nn.ball import BallProjection
-from dplip.nn.groupsort import GroupSort
-from dplip.nn.linear import OrthogonalLinear, SpectralConv2d
-from dplip.nn.low_pass import LowPass
-from dplip.nn.private_mean import PrivateMean
-from dplip.nn.shift import Shift
+from dplip.nn import (
+    BallProjection,
+    GroupSort,
+    LowPass,
+    OrthogonalLinear,
+    PrivateMean,
+    Shift,
+    SpectralConv2d,
+)
 from dplip.training.evaluation import RADII
 
 CONVOLUTIONS = {"patches": [(1, 8, 4)], "pyramid": [(1, 4, 2), (4, 16, 2)]}
@@ -52,7 +55,8 @@ class Narrow(Preset):
         else:
             side = input_shape[-1]
             for place, (a, b, kernel) in enumerate(CONVOLUTIONS[self.kind]):
-                learned += [self.bounded(SpectralConv2d(a, b, kernel, stride=kernel), place), GroupSort(2)]  # type: ignore[arg-type]
+                patches = SpectralConv2d(a, b, kernel, stride=kernel)
+                learned += [self.bounded(patches, place), GroupSort(2)]  # type: ignore[arg-type]
                 side //= kernel
             learned.append(nn.Flatten())
             sizes = (b * side**2, self.widths[0])

@@ -23,11 +23,11 @@ from torch.utils.data import TensorDataset
 from tune import combinations
 
 from dplip.data import Data, holdout, load
-from dplip.models import Recipe, preset
+from dplip.models import ImageRecipe, preset
 from dplip.training.feature_extractor import features, split_extractor
 
 
-def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], epsilon: float, seed: int) -> float:
+def trained_accuracy(recipe: ImageRecipe, data: Data, parts: list[TensorDataset], epsilon: float, seed: int) -> float:
     """Of one run of the rest of the recipe's model on values of its front end; ``parts``: to train on, to judge on."""
     torch.manual_seed(seed)
     model = recipe.model(data.input_shape, data.num_classes)
@@ -45,7 +45,7 @@ def trained_accuracy(recipe: Recipe, data: Data, parts: list[TensorDataset], eps
     return 100 * trainer.fit().evaluate()["accuracy"]
 
 
-def values(recipe: Recipe, data: Data, parts: list[TensorDataset], progress: bool) -> list[TensorDataset]:
+def values(recipe: ImageRecipe, data: Data, parts: list[TensorDataset], progress: bool) -> list[TensorDataset]:
     fixed, _ = split_extractor(recipe.model(data.input_shape, data.num_classes), recipe.loss(), data.input_shape)
     return [features(fixed, part, progress) for part in parts]
 

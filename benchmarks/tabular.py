@@ -4,8 +4,8 @@ usage: python benchmarks/tabular.py plain   --data-dir DIR [--seeds 3] [NAME ...
        python benchmarks/tabular.py private --data-dir DIR [--seeds 3] [--epsilon 1 3] [--diffprivlib PYTHON] [NAME ...]
        python benchmarks/tabular.py tune    --data-dir DIR --method METHOD --epsilon E NAME FIELD=VALUE;VALUE ...
 
-DIR is what benchmarks/tabular_data.py writes. Recipes are those of dplip.models_tabular, chosen by `tune` on a fifth of
-the training rows held out; `plain` and `private` read the test rows at the end only. `plain` shows beside it what the
+DIR is what benchmarks/tabular_data.py writes. Recipes are those of dplip.models.tabular_preset, chosen by `tune` on a
+fifth of the training rows held out; `plain` and `private` read the test rows at the end only. `plain` adds what the
 papers report: the best epoch and, for classes, the best of 100 thresholds *on the test rows*.
 
 Methods: inf, one, two (dplip's chains), opacus (clipped DP-SGD with Adam on an unconstrained ReLU network of the same
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dplip import certify_monotonic
 from dplip.data import Table, holdout, load_table
-from dplip.data.tables import with_scaled_target
 from dplip.models import TabularPreset, tabular_preset
 from dplip.models.monotone import CHAINS
 from dplip.runtime.mode import evaluation
-from dplip.training import DPLipTrainer
+from dplip.training.schedules import Annealing
 
 DELTA = 1e-5
 
@@ -72,62 +70,39 @@ def score(table: Table, z: Tensor, scale: float, best_threshold: bool = False) -
     """Accuracy; or the MSE in the target's own units, and for blog the RMSE of the target divided by 8."""
     y = table.test.tensors[1]
     if table.schema.regression:
-        half = (table.schema.target.high - table.schema.target.low) / 2
-        error = float(((z - y) * half * scale).double().square().mean())
+        error = float(((z - y) * table.schema.target.half * scale).double().square().mean())
         return math.sqrt(error) / 8 if table.name == "blog" else error
     cuts = torch.linspace(float(z.min()), float(z.max()), 100) if best_threshold else torch.zeros(1)
     return max(float(((z > cut) == (y == 1)).double().mean()) for cut in cuts)
 
 
-class Watched:
-    """A scheduler that also looks at the test rows after every epoch, as the papers do; it changes nothing."""
-
-    def __init__(self, scheduler: Any, every: int, look: Callable[[], float]) -> None:
-        self.scheduler, self.every, self.look, self.steps = scheduler, every, look, 0
-        self.seen: list[float] = []
-
-    def step(self) -> None:
-        self.scheduler.step()
-        self.steps += 1
-        if self.steps % self.every == 0:
-            self.seen.append(self.look())
-
-
 def monotone(table: Table, recipe: TabularPreset, epsilon: float, seed: int, watch: bool = False) -> dict[str, float]:
     torch.manual_seed(seed)
-    if table.schema.regression:
-        table = with_scaled_target(table, 1 / recipe.scale)
-    model = recipe.model(table.schema)
-    loss, optimizer = recipe.loss(table.schema), recipe.optimizer(model)
-    trainer = DPLipTrainer(
-        model,
-        loss=loss,
-        optimizer=optimizer,
-        train_dataset=table.train,
-        batch_size=min(recipe.batch_size, len(table.train)),
-        epochs=recipe.epochs,
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        ema_decay=recipe.ema_decay,
-        seed=seed,
-        progress=False,
+    trainer = recipe.trainer(
+        table, eval_dataset=None, target_epsilon=epsilon, target_delta=DELTA, seed=seed, progress=False
     )
+    model = trainer.model
 
-    def scores() -> Tensor:
+    def scored(best_threshold: bool = False) -> float:
         with evaluation(model), torch.no_grad():
-            return model(table.test.tensors[0])[:, 0]
+            return score(recipe.prepared(table), model(table.test.tensors[0])[:, 0], recipe.scale, best_threshold)
 
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
+    seen: list[float] = []
     if watch:
-        trainer.scheduler = Watched(  # type: ignore[assignment]
-            trainer.scheduler, trainer.loader.steps_per_epoch, lambda: score(table, scores(), recipe.scale, True)
-        )
+        # As the papers do: the test rows are looked at after every epoch, which changes nothing.
+        every = trainer.loader.steps_per_epoch
+
+        def look(done: float) -> None:
+            if done > 0 and round(done * trainer.steps) % every == 0:
+                seen.append(scored(True))
+
+        trainer.scheduler = Annealing(trainer.optimizer.original, trainer.steps, look)
     trainer.fit()
     proof = certify_monotonic(model, table.schema.directions, table.schema.features)
-    found = {"score": score(table, scores(), recipe.scale), "margin": proof.margin, "epsilon": trainer.get_epsilon()}
+    found = {"score": scored(), "margin": proof.margin, "epsilon": trainer.get_epsilon()}
     found["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if watch:
-        found["best"] = (min if table.schema.regression else max)(trainer.scheduler.seen)
+        found["best"] = (min if table.schema.regression else max)(seen)
     return found
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import dplip
 from dplip.models.sortnet import exponent_at
+from dplip.nn import LInfDistance
 from dplip.nn.linf.distance import ranked_distance
-from dplip.nn.linf.linf_distance import LInfDistance
 
 inf = float("inf")
 

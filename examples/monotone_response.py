@@ -29,7 +29,6 @@ from dplip import certify_monotonic
 from dplip.certificates.slopes import slopes
 from dplip.data import Column, Schema, Table, load_table
 from dplip.models import TabularPreset, tabular_preset
-from dplip.training import DPLipTrainer
 
 SHOP = Schema(
     Column("bought", "boolean"),
@@ -49,24 +48,10 @@ def shop(rows: int, seed: int) -> TensorDataset:
     return TensorDataset(torch.from_numpy(x).float(), torch.from_numpy(bought.astype(np.int64)))
 
 
-def train(table: Table, recipe: TabularPreset, epsilon: float, seed: int) -> torch.nn.Sequential:
+def train(table: Table, recipe: TabularPreset, epsilon: float, seed: int) -> Any:
     torch.manual_seed(seed)
-    model = recipe.model(table.schema)
-    loss, optimizer = recipe.loss(table.schema), recipe.optimizer(model)
-    trainer = DPLipTrainer(
-        model,
-        loss=loss,
-        optimizer=optimizer,
-        train_dataset=table.train,
-        batch_size=min(recipe.batch_size, len(table.train)),
-        epochs=recipe.epochs,
-        target_epsilon=epsilon,
-        seed=seed,
-        progress=False,
-    )
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
-    trainer.fit()
-    return model.eval()
+    trainer = recipe.trainer(table, eval_dataset=None, target_epsilon=epsilon, seed=seed, progress=False)
+    return trainer.fit().model.eval()
 
 
 @torch.no_grad()

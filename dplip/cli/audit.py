@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dplip.cli.app import DataDir, app
-from dplip.cli.saved_run import trained
+from dplip.cli.saved_run import read_run
+
+if TYPE_CHECKING:
+    from dplip.audit import Row
 
 
 @app.command()
@@ -20,23 +23,18 @@ def audit(
     seed: Annotated[int, typer.Option(help="Of the attacks' starts and coins.", min=0)] = 0,
 ) -> None:
     """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive."""
-    from dplip.audit import audit_run, table
-    from dplip.data import Data
-    from dplip.models.presets import KINDS
-    from dplip.records import read_report
+    from dplip.audit import table
 
-    report = read_report(run)
-    options: dict[str, Any] = {"canaries": canaries, "starts": starts, "seed": seed}
-    if report.get("run", {}).get("model") == "monotone":
-        from dplip.cli.tables import audit_table
-
-        rows = audit_table(run, report, data_dir, **options)
-    else:
-        model, loaded = trained(run, data_dir)
-        assert isinstance(loaded, Data)  # not a table, as the report says
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in report["run"]["preset"].items()}
-        recipe = KINDS[report["run"].get("model", "l2")](**settings)
-        rows = audit_run(run, report, model, recipe.loss(), loaded.train, loaded.input_shape, **options)
+    rows = attacked(run, data_dir, canaries=canaries, starts=starts, seed=seed)
     typer.echo(table(rows))
     if not all(row.survived for row in rows):
         raise typer.Exit(1)
+
+
+def attacked(run: Path, data_dir: Path | None, **options: Any) -> list[Row]:
+    """Each promise of the run in a folder, and what an attack on it found."""
+    from dplip.audit import audit_run
+
+    saved = read_run(run, data_dir)
+    loss, data = saved.recipe.loss_for(saved.data), saved.data
+    return audit_run(run, saved.report, saved.model, loss, data.train, data.input_shape, **options)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dplip.cli.app import AccountantName, DataDir, Delta, Epsilon, Neighboring, app
 from dplip.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from dplip.data import Data
+    from dplip.models import ImageRecipe, Recipe
 
 
 class ModelName(str, Enum):
@@ -22,14 +27,14 @@ class ModelName(str, Enum):
     scattering = "scattering"
 
 
-class PresetName(str, Enum):
+class Goal(str, Enum):
     """The goals that a kind of model may be chosen by."""
 
     certified = "certified"
     accuracy = "accuracy"
 
 
-KIND_OF = {None: ModelName.l2, PresetName.certified: ModelName.l2, PresetName.accuracy: ModelName.scattering}
+KIND_OF = {None: ModelName.l2, Goal.certified: ModelName.l2, Goal.accuracy: ModelName.scattering}
 
 
 @app.command()
@@ -43,7 +48,7 @@ def train(
         typer.Option(help="l2: orthogonal; sortnet: l-infinity distances; windows: maxima; scattering. [l2]"),
     ] = None,
     goal: Annotated[
-        PresetName | None, typer.Option("--preset", help="certified: --model l2; accuracy: --model scattering.")
+        Goal | None, typer.Option("--preset", help="certified: --model l2; accuracy: --model scattering.")
     ] = None,
     norm: Annotated[float | None, typer.Option(help="Norm of the report's certificates. [the model's]")] = None,
     epsilon: Epsilon = 8.0,
@@ -69,53 +74,27 @@ def train(
     """Train a private, certified model on a data set, and write DIR/report.json."""
     import torch
 
-    from dplip.data import load
     from dplip.data.tables import is_table
-    from dplip.models import preset
 
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    table = {"target": target, "monotone": monotone, "schema": schema, "test": test}
+    images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
+    tables: dict[str, Any] = {"target": target, "monotone": monotone, "schema": schema, "test": test}
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "chain": chain}
+    loaded: Any
+    recipe: Recipe[Any]
     if is_table(data):
-        images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
-        for option, value in images.items():
-            if value is not None:
-                raise ConfigurationError(f"--{option}: it is for images, and data={data!r} is a table. Leave it out.")
-        from dplip.cli.tables import train_table
+        from dplip.cli.tables import table_and_recipe
 
-        folder = train_table(
-            data,
-            data_dir,
-            table,
-            {**given, "chain": chain},
-            epsilon=epsilon,
-            target_delta=delta,
-            seed=seed,
-            out=out,
-            accountant=accountant.value,
-            neighboring=neighboring.value,
-            public_size=public_size,
-            max_physical_batch_size=max_physical_batch_size,
-            secure=secure,
-            resume=resume,
-            progress=progress,
-        )
-        show(folder)
-        return
-    if model is not None and goal is not None and model is not KIND_OF[goal]:
-        raise ConfigurationError(
-            f"--model {model.value} --preset {goal.value}: the preset means --model {KIND_OF[goal].value}. Give one."
-        )
-    kind = KIND_OF[goal] if model is None else model
-    for option, value in {**table, "chain": chain}.items():
-        if value is not None:
-            raise ConfigurationError(f"--{option}: it is for a table, and data={data!r} is none. Leave it out.")
-    loaded = load(data, data_dir)
-    recipe = dataclasses.replace(preset(loaded.name, kind.value), **{k: v for k, v in given.items() if v is not None})
+        refuse(images, f"it is for images, and data={data!r} is a table.")
+        kind = "monotone"
+        loaded, recipe = table_and_recipe(data, data_dir, epsilon, **tables)
+    else:
+        kind = kind_of(model, goal)
+        refuse({**tables, "chain": chain}, f"it is for a table, and data={data!r} is none.")
+        loaded, recipe = images_and_recipe(data, data_dir, kind)
+    recipe = dataclasses.replace(recipe, **given_alone(given))
     if seed is not None:
         torch.manual_seed(seed)
-    memory: dict[str, Any] = (
-        {"max_physical_batch_size": max_physical_batch_size} if max_physical_batch_size is not None else {}
-    )
+    folder = Path("runs") / loaded.name if out is None else out
     trainer = recipe.trainer(
         loaded,
         target_epsilon=epsilon,
@@ -123,25 +102,52 @@ def train(
         accountant=accountant.value,
         neighboring=neighboring.value,
         public_size=public_size,
-        output_dir=Path("runs") / loaded.name if out is None else out,
+        output_dir=folder,
         seed=seed,
         secure=secure,
         progress=progress,
-        norm=recipe.norm if norm is None else norm,
-        **memory,
+        **given_alone({"max_physical_batch_size": max_physical_batch_size, "norm": norm}),
     )
-    assert trainer.output_dir is not None
     if not resume:
-        _mention_earlier(trainer.output_dir, delta)
+        _mention_earlier(folder, delta)
     trainer.plan()
-    settings = {"data": loaded.name, "model": kind.value, "preset": dataclasses.asdict(recipe)}
+    settings = {"data": data, "model": kind, "preset": dataclasses.asdict(recipe)}
     try:
         trainer.fit(resume=resume, extra={"run": settings})
     except KeyboardInterrupt:
         spent = trainer.get_epsilon()
         typer.echo(f"interrupted: epsilon {spent:.4f} is spent; go on with --resume and the same flags", err=True)
         raise
-    show(trainer.output_dir)
+    show(folder)
+
+
+def given_alone(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {option: value for option, value in options.items() if value is not None}
+
+
+def refuse(options: Mapping[str, Any], why: str) -> None:
+    """Refuse options that say nothing of this data set."""
+    for option in given_alone(options):
+        raise ConfigurationError(f"--{option}: {why} Leave it out.")
+
+
+def kind_of(model: ModelName | None, goal: Goal | None) -> str:
+    """The kind of model that the two options mean."""
+    if model is not None and goal is not None and model is not KIND_OF[goal]:
+        raise ConfigurationError(
+            f"--model {model.value} --preset {goal.value}: the preset means --model {KIND_OF[goal].value}. Give one."
+        )
+    return (KIND_OF[goal] if model is None else model).value
+
+
+def images_and_recipe(data: str, data_dir: Path | None, kind: str) -> tuple[Data, ImageRecipe]:
+    """The data set of images, and the recipe of a kind of model for it."""
+    from dplip.data import load
+    from dplip.models import preset
+
+    loaded = load(data, data_dir)
+    return loaded, preset(loaded.name, kind)
 
 
 def _mention_earlier(folder: Path, delta: float) -> None:

@@ -82,6 +82,16 @@ class Column:
         if (self.log or self.missing) and self.kind == "categorical":
             self._refuse("log or missing is for numbers", "leave it out: a missing level is none of the levels")
 
+    @property
+    def middle(self) -> float:
+        """The middle of the public range."""
+        return (self.low + self.high) / 2
+
+    @property
+    def half(self) -> float:
+        """Half the width of the public range."""
+        return (self.high - self.low) / 2
+
     def _refuse(self, found: str, remedy: str) -> NoReturn:
         raise ConfigurationError(f"schema, column {self.name!r}: {found}: {remedy}.")
 

@@ -6,15 +6,11 @@ value is taken as text (:func:`dplip.data.schema.as_text`), and read from that t
 
 from __future__ import annotations
 
-import csv
-import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,16 +18,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dplip.data.checks import holdout
-from dplip.data.schema import Column, Schema, as_json, as_text, read_schema
+from dplip.data.frames import SUFFIXES, Texts, column_texts, read_frame
+from dplip.data.schema import Column, Schema, as_text, read_schema
 from dplip.errors import ConfigurationError
 
-SUFFIXES = (".csv", ".parquet")
 TABLES = ("adult", "compas", "heart", "auto-mpg", "blog")
 """Tables that have a preset; their files are read from a folder that the user names."""
 
 BOOLEANS = dict.fromkeys(("true", "1", "yes", "y", "t"), 1.0) | dict.fromkeys(("false", "0", "no", "n", "f"), 0.0)
-
-Texts = list[str | None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,11 @@ class Table:
     train: TensorDataset
     test: TensorDataset
     schema: Schema
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an encoded row."""
+        return (len(self.schema.features),)
 
 
 def is_table(name: str) -> bool:
@@ -110,95 +109,17 @@ def encode_features(frame: Any, schema: Schema, what: str = "table") -> torch.Te
     return torch.from_numpy(_features(frame, schema, what))
 
 
-def read_frame(path: Path, rows: int | None = None) -> Any:
-    """A pandas data frame of a CSV or Parquet file: a CSV's fields as their text, a Parquet file's values as they are.
-
-    In a CSV only blanks are missing. A record with more or fewer fields than the header is refused.
-    """
-    pandas = require_pandas()
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigurationError(f"file {path}: give a table as {' or '.join(SUFFIXES)}.")
-    try:
-        names, columns = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, rows)
-    except Exception as wrong:  # whatever a damaged file makes the reader raise
-        raise ConfigurationError(f"file {path}: cannot be read as a table ({type(wrong).__name__}: {wrong}).") from None
-    frame = pandas.DataFrame({k: pandas.Series(values, dtype=object) for k, values in enumerate(columns)})
-    return frame.set_axis(names, axis=1)
-
-
-def _csv(path: Path, rows: int | None) -> tuple[list[str], Iterable[list[str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        records = csv.reader(file, skipinitialspace=True, strict=True)
-        filled = (record for record in records if len(record) > 1 or "".join(record).strip())
-        names = next(filled, None)
-        if names is None:
-            raise ValueError("it has no header line")
-        seen: dict[str, str] = {}  # equal texts are one object: a table of numbers fits into memory
-        columns: list[list[str]] = [[] for _ in names]
-        for record in islice(filled, rows):
-            if any("\n" in field or "\r" in field for field in record):  # a quote left open takes in later rows
-                raise ValueError(f"the record that ends in line {records.line_num} goes over several lines")
-            if len(record) != len(names):
-                raise ValueError(f"line {records.line_num} has {len(record)} fields, and the header {len(names)}")
-            for column, field in zip(columns, record, strict=True):
-                column.append(seen.setdefault(field, field))
-    return names, columns
-
-
-def _parquet(path: Path, rows: int | None) -> tuple[list[str], Iterable[list[Any]]]:
-    from pyarrow import parquet
-
-    table = parquet.read_table(path).slice(0, rows)
-    return table.column_names, (column.to_pylist() for column in table.columns)
-
-
-def draft(path: str | Path, target: str | None = None, look: bool = False) -> str:
-    """A schema to fill in, as the text of its file.
-
-    Args:
-        path: a CSV or Parquet file.
-        target: the column to predict.
-        look: take kinds, ranges and levels **from the values**: the draft then says ``"source": "observed"``, and no
-            private run will use it. Without it only the columns' names are read (and a Parquet file's types).
-    """
-    path = Path(path)
-    if look:
-        frame = read_frame(path)
-        columns = {str(name): _observed(_texts(frame, name, str(path))) for name in frame.columns}
-    elif path.suffix.lower() == ".parquet":
-        columns = {name: _typed(kind) for name, kind in _parquet_types(path).items()}
-    else:
-        columns = {str(name): _typed("") for name in read_frame(path, rows=0).columns}
-    if target is not None and target not in columns:
-        _no_column(target, list(columns), str(path))
-    return as_json(target, columns, "observed" if look else "public")
-
-
-def require_pandas() -> ModuleType:
-    """pandas, which is an extra.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
-    try:
-        import pandas
-    except ImportError:
-        raise ConfigurationError("Reading a table needs pandas: pip install 'dplip[tabular]'.") from None
-    return pandas
-
-
 def _features(frame: Any, schema: Schema, what: str) -> Any:
-    numbers = [_numbers(_texts(frame, c.name, what), c, what) for c in schema.numeric]
-    middles = [(c.low + c.high) / 2 for c in schema.numeric]
-    filled = [np.where(np.isnan(v), m, v) for v, m in zip(numbers, middles, strict=True)]
-    texts = ((_texts(frame, c.name, what), c) for c in schema.columns if c.kind == "categorical")
+    numbers = [_numbers(column_texts(frame, c.name, what), c, what) for c in schema.numeric]
+    filled = [np.where(np.isnan(v), c.middle, v) for v, c in zip(numbers, schema.numeric, strict=True)]
+    texts = ((column_texts(frame, c.name, what), c) for c in schema.columns if c.kind == "categorical")
     levels = [_equal(text, level) for text, c in texts for level in c.levels]
     flags = [np.isnan(v).astype(float) for v, c in zip(numbers, schema.numeric, strict=True) if c.missing]
     return np.stack([*filled, *levels, *flags], axis=1).astype(np.float32)
 
 
 def _target(frame: Any, schema: Schema, what: str) -> Any:
-    column, texts = schema.target, _texts(frame, schema.target.name, what)
+    column, texts = schema.target, column_texts(frame, schema.target.name, what)
     if column.kind != "categorical":
         values = _numbers(texts, column, what)
         if np.isnan(values).any():
@@ -210,17 +131,6 @@ def _target(frame: Any, schema: Schema, what: str) -> Any:
     return second.astype(np.int64)
 
 
-def _texts(frame: Any, name: str, what: str) -> Texts:
-    """A column's values as text, each on its own."""
-    names = [str(c) for c in frame.columns]
-    if name not in frame.columns:
-        _no_column(name, names, what)
-    if names.count(str(name)) > 1:
-        raise ConfigurationError(f"{what}: it has {names.count(str(name))} columns {name!r}: name each once.")
-    series = frame[name]
-    return [None if gone else as_text(value) for value, gone in zip(series.tolist(), series.isna(), strict=True)]
-
-
 def _equal(texts: Texts, level: str) -> Any:
     wanted = as_text(level)
     return np.fromiter((text == wanted for text in texts), dtype=np.float64, count=len(texts))
@@ -228,7 +138,7 @@ def _equal(texts: Texts, level: str) -> Any:
 
 def _numbers(texts: Texts, column: Column, what: str) -> Any:
     """float64, NaN where it is missing; infinities are numbers beyond every range."""
-    read: Callable[[str], float | None] = _boolean if column.kind == "boolean" else _number
+    read: Callable[[str], float | None] = _boolean if column.kind == "boolean" else as_number
     found = [math.nan if text is None else read(text) for text in texts]
     wrong = np.fromiter((value is None for value in found), dtype=bool, count=len(found))
     if wrong.any():
@@ -240,7 +150,7 @@ def _boolean(text: str) -> float | None:
     return BOOLEANS.get(text.lower())
 
 
-def _number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
     """The number that a text is; infinite at most, and never NaN."""
     try:
         value = float(text)
@@ -255,12 +165,6 @@ def _bad_row(column: Column, wrong: Any, what: str, why: str) -> NoReturn:
         f"(and of {int(wrong.sum()) - 1} others) "
         f"{why}: correct the rows, or the schema."
     )
-
-
-def _no_column(name: str, columns: list[str], what: str) -> NoReturn:
-    nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigurationError(f"{what}: it has no column {name!r}{hint} Its columns: {columns}.")
 
 
 def _locate(name: str | Path, data_dir: str | Path | None) -> Path:
@@ -289,46 +193,13 @@ def _schema_path(path: Path) -> Path:
     return beside
 
 
-def _observed(texts: Texts) -> dict[str, Any]:
-    values = [text for text in texts if text is not None]
-    if values and all(text.lower() in ("true", "false") for text in values):
-        return {"kind": "boolean"}
-    numbers = [number for number in map(_number, values) if number is not None]
-    if numbers and len(numbers) == len(values):
-        low, high = min(numbers), max(numbers)
-        entry = {"kind": "numeric", "low": low, "high": high if high > low else low + 1.0}
-        return {**entry, "missing": True} if None in texts else entry
-    return {"kind": "categorical", "levels": sorted(set(values))}
-
-
-def _typed(kind: str) -> dict[str, Any]:
-    if kind == "bool":
-        return {"kind": "boolean"}
-    if kind.startswith(("int", "uint", "float", "double", "halffloat", "decimal")):
-        return {"kind": "numeric", "low": None, "high": None}
-    if kind.startswith(("string", "large_string", "dictionary")):
-        return {"kind": "categorical", "levels": None}
-    return {"kind": None, "low": None, "high": None, "levels": None}
-
-
-def _parquet_types(path: Path) -> dict[str, str]:
-    require_pandas()
-    try:
-        from pyarrow import parquet
-
-        found = parquet.read_schema(path)
-    except Exception as wrong:
-        raise ConfigurationError(f"file {path}: no Parquet schema can be read ({type(wrong).__name__}).") from None
-    return {field.name: str(field.type) for field in found}
-
-
 def with_scaled_target(table: Table, span: float) -> Table:
     """Targets of a regression mapped from their public range to [-span, span], values beyond it at its ends."""
-    column = table.schema.target
-    middle, half = (column.low + column.high) / 2, (column.high - column.low) / 2
+    parts = (part.tensors for part in (table.train, table.test))
+    train, test = (TensorDataset(x, scaled_target(y, table.schema.target, span)) for x, y in parts)
+    return replace(table, train=train, test=test)
 
-    def scaled(data: TensorDataset) -> TensorDataset:
-        x, y = data.tensors
-        return TensorDataset(x, ((y - middle) / half).clamp(-1, 1) * span)
 
-    return replace(table, train=scaled(table.train), test=scaled(table.test))
+def scaled_target(values: torch.Tensor, target: Column, span: float) -> torch.Tensor:
+    """Values mapped from a target's public range to [-span, span], those beyond it to its ends."""
+    return ((values - target.middle) / target.half).clamp(-1, 1) * span

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from dplip.accounting import GaussianEvent, get_noise_multiplier
 from dplip.certificates import Monotonicity, certify, certify_monotonic, feature_radii
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.models.monotone import monotone_network
+from dplip.models import TabularPreset
 from dplip.nn import TabularInput
 from dplip.runtime.mode import evaluation
 from dplip.sampling import PoissonLoader
-from dplip.training import DPLipTrainer
 
 
+@dataclass(kw_only=True, eq=False, repr=False)  # only its __init__: equality and the text stay scikit-learn's
 class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
     """What both estimators share: the network, the private run, and its statements.
 
@@ -47,32 +48,23 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
             ``seeded_`` says so.
     """
 
-    def __init__(
-        self,
-        *,
-        epsilon: float = 1.0,
-        delta: float = 1e-5,
-        low: float | Sequence[float] = -4.0,
-        high: float | Sequence[float] = 4.0,
-        groups: Sequence[int] = (),
-        monotone: Sequence[int] | Mapping[str, int] | None = None,
-        chain: str = "inf",
-        widths: Sequence[int] = (16,),
-        clamp: float = 1.0,
-        scale: float = 16.0,
-        lr: float = 0.02,
-        batch_size: int = 256,
-        epochs: int = 20,
-        neighboring: str = "add_remove",
-        accountant: str = "rdp",
-        public_size: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.epsilon, self.delta, self.low, self.high, self.groups = epsilon, delta, low, high, groups
-        self.monotone, self.chain, self.widths, self.clamp, self.scale = monotone, chain, widths, clamp, scale
-        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
-        self.neighboring, self.accountant, self.public_size = neighboring, accountant, public_size
-        self.random_state = random_state
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    low: float | Sequence[float] = -4.0
+    high: float | Sequence[float] = 4.0
+    groups: Sequence[int] = ()
+    monotone: Sequence[int] | Mapping[str, int] | None = None
+    chain: str = "inf"
+    widths: Sequence[int] = (16,)
+    clamp: float = 1.0
+    scale: float = 16.0
+    lr: float = 0.02
+    batch_size: int = 256
+    epochs: int = 20
+    neighboring: str = "add_remove"
+    accountant: str = "rdp"
+    public_size: int | None = None
+    random_state: Any = None
 
     def planned_event(self, rows: int) -> tuple[GaussianEvent, int]:
         """What each step of a fit on so many rows spends, and the number of steps."""
@@ -106,23 +98,22 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         numeric = features - sum(self.groups)
         low, high = (_each(name, getattr(self, name), numeric) for name in ("low", "high"))
         seed = None if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
+        recipe = TabularPreset(
+            self.chain,
+            tuple(self.widths),
+            self.scale,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            clamp=self.clamp,
+        )
         with torch.random.fork_rng():
             torch.seed() if seed is None else torch.manual_seed(seed)
-            model = monotone_network(
-                TabularInput(low, high, self.groups),
-                directions,
-                chain=self.chain,
-                widths=tuple(self.widths),
-                clamp=self.clamp,
-            )
-            optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=self.lr)
-            trainer = DPLipTrainer(
+            model = recipe.network(TabularInput(low, high, self.groups), directions)
+            trainer = recipe.trainer_of(
                 model,
-                loss=loss,
-                optimizer=optimizer,
+                loss,
                 train_dataset=TensorDataset(as_float32(X), y),
-                batch_size=min(self.batch_size, self.public_size or rows),
-                epochs=self.epochs,
                 target_epsilon=self.epsilon,
                 target_delta=self.delta,
                 neighboring=self.neighboring,
@@ -131,7 +122,6 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 seed=seed,
                 progress=False,
             )
-            trainer.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trainer.steps)
             trainer.fit()
         self.model_ = model.eval()
         self.epsilon_ = trainer.get_epsilon()

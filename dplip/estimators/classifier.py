@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dplip.estimators.base import PrivateEstimator
 from dplip.losses import BinaryCrossEntropy
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
     """A private binary classifier whose score is provably monotone in the features that are named.
 
@@ -30,48 +32,7 @@ class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
         seeded_: whether the run could be repeated, and so is not private.
     """
 
-    def __init__(
-        self,
-        *,
-        classes: Sequence[Any] | None = None,
-        epsilon: float = 1.0,
-        delta: float = 1e-5,
-        low: float | Sequence[float] = -4.0,
-        high: float | Sequence[float] = 4.0,
-        groups: Sequence[int] = (),
-        monotone: Sequence[int] | Mapping[str, int] | None = None,
-        chain: str = "inf",
-        widths: Sequence[int] = (16,),
-        clamp: float = 1.0,
-        scale: float = 16.0,
-        lr: float = 0.02,
-        batch_size: int = 256,
-        epochs: int = 20,
-        neighboring: str = "add_remove",
-        accountant: str = "rdp",
-        public_size: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.classes = classes
-        super().__init__(
-            epsilon=epsilon,
-            delta=delta,
-            low=low,
-            high=high,
-            groups=groups,
-            monotone=monotone,
-            chain=chain,
-            widths=widths,
-            clamp=clamp,
-            scale=scale,
-            lr=lr,
-            batch_size=batch_size,
-            epochs=epochs,
-            neighboring=neighboring,
-            accountant=accountant,
-            public_size=public_size,
-            random_state=random_state,
-        )
+    classes: Sequence[Any] | None = None
 
     def fit(self, X: Any, y: Any) -> DPLipClassifier:
         """Train once, spending ``epsilon``; returns the estimator."""

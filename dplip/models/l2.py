@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -52,51 +52,35 @@ class Preset(OrthogonalRecipe):
         return nn.Sequential(*start, *body, self.head(size, classes))
 
 
+_LARGE = Preset(
+    0.13,
+    20.0,
+    frequencies=20,
+    widths=(128,),
+    mean_radius=10.5,
+    gradient_radii=(2.0, 1.5),
+    first_temperature=2.0,
+    temperature=8.0,
+    decay=True,
+    lr=0.7,
+    batch_size=6000,
+    epochs=50,
+    ema_decay=0.95,
+)
 PRESETS = {
     "digits": Preset(0.5, 3.5, widths=(32,), temperature=8.0, lr=0.04, batch_size=512, epochs=40),
-    "mnist": Preset(
-        0.13,
-        20.0,
-        frequencies=20,
-        widths=(128,),
-        mean_radius=10.5,
-        gradient_radii=(2.0, 1.5),
-        first_temperature=2.0,
-        temperature=8.0,
-        decay=True,
-        lr=0.7,
-        batch_size=6000,
-        epochs=50,
-        ema_decay=0.95,
-    ),
-    "fashion-mnist": Preset(
-        0.28,
-        20.0,
-        frequencies=20,
-        widths=(128,),
-        mean_radius=13.0,
-        gradient_radii=(3.0, 2.0),
-        first_temperature=2.0,
-        temperature=7.0,
-        decay=True,
-        lr=0.5,
-        batch_size=6000,
-        epochs=50,
-        ema_decay=0.95,
-    ),
-    "cifar10": Preset(
-        0.47,
-        20.0,
+    "mnist": _LARGE,
+    "fashion-mnist": replace(_LARGE, offset=0.28, mean_radius=13.0, gradient_radii=(3.0, 2.0), temperature=7.0, lr=0.5),
+    "cifar10": replace(
+        _LARGE,
+        offset=0.47,
         frequencies=(12, 6),
         mirrored=True,
         widths=(256,),
+        mean_radius=None,
         gradient_radii=(10.0, 8.0),
-        first_temperature=2.0,
         temperature=4.0,
-        decay=True,
         lr=0.25,
-        batch_size=6000,
         epochs=60,
-        ema_decay=0.95,
     ),
 }

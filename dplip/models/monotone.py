@@ -1,12 +1,13 @@
-"""Presets of monotone networks for tables: three chains of norms, each between a table's input and its residual."""
+"""Presets of monotone networks for tables: layers constrained in one of three norms, beside a residual."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,10 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from dplip.constraints import ColumnL1Ball, Constraint, EntryBall, RowL1Ball, SpectralBall, constrain
-from dplip.data import Schema
+from dplip.data import Schema, Table
+from dplip.data.tables import with_scaled_target
 from dplip.errors import ConfigurationError
 from dplip.losses import BinaryCrossEntropy, Huber, Loss
+from dplip.models.recipe import Recipe
+from dplip.models.table_trainer import TableTrainer
 from dplip.nn import Clamp, GroupSort, Monotonic, TabularInput
+from dplip.training import DPLipTrainer
 
 Ball = Callable[[float], Constraint]
 
@@ -30,56 +35,63 @@ CHAINS: Mapping[str, tuple[Ball, Ball]] = {
 
 
 @dataclass(frozen=True)
-class TabularPreset:
-    """A monotone network and its recipe, chosen on a held-out part of the training data.
+class TabularPreset(Recipe[Table]):
+    """A monotone network and its recipe.
 
     Attributes:
         chain: "inf", "one" or "two".
         widths: sizes of the hidden layers.
-        clamp: hidden values are clamped to [-clamp, clamp], which keeps the sensitivity of wide layers small.
         scale: classification: the temperature of the cross-entropy; regression: targets are scaled to [-1/scale,
             1/scale], so that slopes of at most 1 reach them.
+        clamp: hidden values are clamped to [-clamp, clamp], which keeps the sensitivity of wide layers small.
         normalize: let each example's gradient keep its size.
-        lr: of Adam, annealed to 0 by a cosine.
-        batch_size: expected size of a Poisson batch, at most the size of the data.
-        epochs: passes over the data.
         delta: regression: residual (in scaled targets) at which the Huber loss turns linear.
-        ema_decay: of the average of the weights, or None.
+        others: those of :class:`Recipe`; the learning rate is Adam's, annealed to 0 by a cosine, and a batch is at most
+            the data.
     """
 
     chain: str
     widths: tuple[int, ...]
     scale: float
-    lr: float
-    batch_size: int
-    epochs: int
-    clamp: float = 1.0
-    normalize: bool = False
-    delta: float = 1.0
-    ema_decay: float | None = None
+    clamp: float = field(default=1.0, kw_only=True)
+    normalize: bool = field(default=False, kw_only=True)
+    delta: float = field(default=1.0, kw_only=True)
+
+    norm: ClassVar[float] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.chain not in CHAINS:
             raise ConfigurationError(f"chain={self.chain!r}: choose one of {list(CHAINS)}.")
-        for name in ("scale", "lr", "clamp", "delta"):
+        for name in ("scale", "clamp", "delta"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name}={value}: give a finite number > 0.")
 
     def model(self, schema: Schema) -> nn.Sequential:
         """Raw columns to a score (or a scaled target): monotone where the schema says so, whatever the weights."""
-        return monotone_network(
-            TabularInput(
-                [c.low for c in schema.numeric],
-                [c.high for c in schema.numeric],
-                [len(block) for block in schema.blocks],
-                [i for i, c in enumerate(schema.numeric) if c.log],
-            ),
-            schema.directions,
-            chain=self.chain,
-            widths=self.widths,
-            clamp=self.clamp,
+        first = TabularInput(
+            [c.low for c in schema.numeric],
+            [c.high for c in schema.numeric],
+            [len(block) for block in schema.blocks],
+            [i for i, c in enumerate(schema.numeric) if c.log],
         )
+        return self.network(first, schema.directions)
+
+    def network(self, first: TabularInput, directions: list[int]) -> nn.Sequential:
+        """The input's ranges, then a chain of constrained layers beside its residual."""
+        layers: list[nn.Module] = []
+        for i, (n, m) in enumerate(itertools.pairwise((len(directions), *self.widths, 1))):
+            linear = nn.Linear(n, m)
+            nn.init.orthogonal_(linear.weight)
+            layers += [
+                constrain(linear, "weight", CHAINS[self.chain][min(i, 1)](1.0)),
+                GroupSort(2 if m % 2 == 0 else m),
+                Clamp(-self.clamp, self.clamp),
+            ]
+        model = nn.Sequential(first, Monotonic(nn.Sequential(*layers[:-2]), directions))
+        zero_at_public_row(model, first, linear.bias)
+        return model
 
     def loss(self, schema: Schema) -> Loss:
         if schema.regression:
@@ -92,30 +104,29 @@ class TabularPreset:
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler:
         return CosineAnnealingLR(optimizer, steps)
 
+    def model_for(self, data: Table) -> nn.Sequential:
+        return self.model(data.schema)
 
-def monotone_network(
-    first: TabularInput, directions: list[int], *, chain: str, widths: tuple[int, ...], clamp: float, outputs: int = 1
-) -> nn.Sequential:
-    """The input's ranges, then a chain of constrained layers beside its residual."""
-    if chain not in CHAINS:
-        raise ConfigurationError(f"chain={chain!r}: choose one of {list(CHAINS)}.")
-    sizes = (len(directions), *widths, outputs)
-    layers: list[nn.Module] = []
-    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
-        linear = nn.Linear(n, m)
-        nn.init.orthogonal_(linear.weight)
-        layers += [
-            constrain(linear, "weight", CHAINS[chain][min(i, 1)](1.0)),
-            GroupSort(2 if m % 2 == 0 else m),
-            Clamp(-clamp, clamp),
-        ]
-    model = nn.Sequential(first, Monotonic(nn.Sequential(*layers[:-2]), directions))
-    balance(model, first, linear.bias)
-    return model
+    def loss_for(self, data: Table) -> Loss:
+        return self.loss(data.schema)
+
+    def prepared(self, data: Table) -> Table:
+        """The table, with the target of a regression scaled to [-1/scale, 1/scale]."""
+        return with_scaled_target(data, 1 / self.scale) if data.schema.regression else data
+
+    def batch_size_of(self, public_size: int) -> int:
+        return min(super().batch_size_of(public_size), public_size)
+
+    def trainer(
+        self, data: Table, model: nn.Module | None = None, optimizer: Optimizer | None = None, **arguments: Any
+    ) -> DPLipTrainer:
+        """The trainer of this recipe, whose scores and certificates are in the units of the table's columns."""
+        make = partial(TableTrainer, schema=data.schema, scale=self.scale)
+        return super().trainer(data, model, optimizer, make=make, **arguments)
 
 
 @torch.no_grad()
-def balance(model: nn.Sequential, first: TabularInput, bias: torch.Tensor) -> None:
+def zero_at_public_row(model: nn.Sequential, first: TabularInput, bias: torch.Tensor) -> None:
     """Start at 0 for a public row: the middle of each range, but the low end of a long tail, and no level."""
     row = torch.where(first.is_log, first.low, (first.low + first.high) / 2)
     blank = torch.zeros(sum(first.groups))
@@ -145,8 +156,3 @@ def tabular_preset(name: str, private: bool, regression: bool = False) -> Tabula
     """The recipe of a table by its name, or that of a table of the same kind where none is known for it."""
     presets = PRIVATE if private else WITHOUT_NOISE
     return presets.get(name, presets["auto-mpg" if regression else "adult"])
-
-
-def settings_of(saved: Mapping[str, Any]) -> TabularPreset:
-    """The preset that a report's settings describe."""
-    return TabularPreset(**{**saved, "widths": tuple(saved["widths"])})

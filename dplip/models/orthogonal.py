@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Loss
-from dplip.models.recipe import Recipe
+from dplip.models.recipe import ImageRecipe
 from dplip.nn import GroupSort, MeanOverViews, Mirror, OrthogonalLinear, bound_gradients
 from dplip.training.schedules import Annealing
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrthogonalRecipe(Recipe):
+class OrthogonalRecipe(ImageRecipe):
     """Orthogonal layers with sorting between them, 1-Lipschitz in l2, and how they are trained.
 
     Attributes:

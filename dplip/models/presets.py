@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dplip.errors import ConfigurationError
 from dplip.models.l2 import PRESETS, Preset
-from dplip.models.recipe import Recipe
+from dplip.models.monotone import TabularPreset
+from dplip.models.recipe import ImageRecipe, Recipe
 from dplip.models.scattering import SCATTERINGS, ScatteringPreset
 from dplip.models.sortnet import SORTNETS, SortNetPreset
 from dplip.models.windows import WINDOWS, WindowPreset
 
-MODELS: Mapping[str, Mapping[str, Recipe]] = {
+MODELS: Mapping[str, Mapping[str, ImageRecipe]] = {
     "l2": PRESETS,
     "sortnet": SORTNETS,
     "windows": WINDOWS,
@@ -20,16 +22,17 @@ MODELS: Mapping[str, Mapping[str, Recipe]] = {
 }
 """The presets of each kind of model, by data set."""
 
-KINDS: Mapping[str, Callable[..., Recipe]] = {
+KINDS: Mapping[str, Callable[..., Recipe[Any]]] = {
     "l2": Preset,
     "sortnet": SortNetPreset,
     "windows": WindowPreset,
     "scattering": ScatteringPreset,
+    "monotone": TabularPreset,
 }
 """The presets' classes, which a report's settings are read back into."""
 
 
-def preset(name: str, model: str = "l2") -> Recipe:
+def preset(name: str, model: str = "l2") -> ImageRecipe:
     """The preset of a data set for a kind of model: ``"l2"``, ``"sortnet"``, ``"windows"`` or ``"scattering"``.
 
     Raises:

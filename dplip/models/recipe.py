@@ -1,25 +1,28 @@
-"""What every preset is: a model with the recipe that trains it."""
+"""What every preset is: a recipe, which makes a model and its trainer for a data set."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
-from dplip.data import Data
+from dplip.data import Data, Table
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.training import DPLipTrainer
 
+D = TypeVar("D", Data, Table)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
+class Recipe(ABC, Generic[D]):
     """A model and how to train it, chosen on a held-out part of the training data.
 
     Attributes:
@@ -46,12 +49,12 @@ class Recipe(ABC):
             raise ConfigurationError(f"lr={self.lr}: a learning rate is a finite number > 0.")
 
     @abstractmethod
-    def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        """A new model, from raw pixels to scores."""
+    def model_for(self, data: D) -> nn.Sequential:
+        """A new model for a data set."""
 
     @abstractmethod
-    def loss(self) -> Loss:
-        """The loss that the model is trained by."""
+    def loss_for(self, data: D) -> Loss:
+        """The loss that a model of the data set is trained by."""
 
     @abstractmethod
     def optimizer(self, model: nn.Module) -> Optimizer:
@@ -61,8 +64,16 @@ class Recipe(ABC):
         """What is stepped after every private step; None: the learning rate stays."""
         return None
 
+    def prepared(self, data: D) -> D:
+        """The data set as the model is trained on it."""
+        return data
+
+    def batch_size_of(self, public_size: int) -> int:
+        """The expected size of a batch of data of a public size."""
+        return public_size if self.batch_size is None else self.batch_size
+
     def trainer(
-        self, data: Data, model: nn.Module | None = None, optimizer: Optimizer | None = None, **arguments: Any
+        self, data: D, model: nn.Module | None = None, optimizer: Optimizer | None = None, **arguments: Any
     ) -> DPLipTrainer:
         """The trainer of this recipe on a data set.
 
@@ -72,21 +83,50 @@ class Recipe(ABC):
             optimizer: None: that of :meth:`optimizer`.
             arguments: of :class:`DPLipTrainer`, in place of the recipe's or the data's.
         """
-        model = self.model(data.input_shape, data.num_classes) if model is None else model
-        loss, optimizer = self.loss(), self.optimizer(model) if optimizer is None else optimizer
+        data = self.prepared(data)
+        model = self.model_for(data) if model is None else model
+        own: dict[str, Any] = {"train_dataset": data.train, "eval_dataset": data.test}
+        return self.trainer_of(model, self.loss_for(data), optimizer, **{**own, **arguments})
+
+    def trainer_of(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: Optimizer | None = None,
+        *,
+        train_dataset: Dataset[Any],
+        make: Callable[..., DPLipTrainer] = DPLipTrainer,
+        **arguments: Any,
+    ) -> DPLipTrainer:
+        """The trainer of this recipe for a model and a loss; ``make``: the trainer's class, others as above."""
+        optimizer = self.optimizer(model) if optimizer is None else optimizer
         size = arguments.get("public_size")
-        if size is None:
-            size = len(cast(Sized, arguments.get("train_dataset", data.train)))
         own: dict[str, Any] = {
-            "train_dataset": data.train,
-            "eval_dataset": data.test,
-            "batch_size": size if self.batch_size is None else self.batch_size,
+            "batch_size": self.batch_size_of(len(cast(Sized, train_dataset)) if size is None else size),
             "epochs": self.epochs,
             "ema_decay": self.ema_decay,
             "norm": self.norm,
             "precompute": self.precompute,
             "max_physical_batch_size": self.max_physical_batch_size,
+            "scheduler": lambda optimizer, steps: self.scheduler(optimizer, model, loss, steps),
         }
-        trainer = DPLipTrainer(model, loss=loss, optimizer=optimizer, **{**own, **arguments})
-        trainer.scheduler = self.scheduler(optimizer, model, loss, trainer.steps)
-        return trainer
+        return make(model, loss=loss, optimizer=optimizer, train_dataset=train_dataset, **{**own, **arguments})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe[Data]):
+    """A recipe of a classifier of images."""
+
+    @abstractmethod
+    def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        """A new model, from raw pixels to scores."""
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """The loss that the model is trained by."""
+
+    def model_for(self, data: Data) -> nn.Sequential:
+        return self.model(data.input_shape, data.num_classes)
+
+    def loss_for(self, data: Data) -> Loss:
+        return self.loss()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -96,6 +96,19 @@ def _synthetic_features(channels: int, size: int, *arguments: Any) -> Tensor:
         return torch.cat([front(images) for images in dead_leaves(1000, size, channels).split(50)])
 
 
+_WHITENED = ScatteringPreset(
+    18.0,
+    group=27,
+    compression=100.0,
+    frequencies=7,
+    whitening=0.35,
+    temperature=1.5,
+    mean_radius=48.0,
+    lr=0.16,
+    batch_size=None,
+    epochs=60,
+    ema_decay=0.8,
+)
 SCATTERINGS = {
     "digits": ScatteringPreset(12.0, temperature=4.0, lr=0.02, batch_size=720, epochs=30),
     "mnist": ScatteringPreset(
@@ -111,31 +124,16 @@ SCATTERINGS = {
         epochs=30,
         ema_decay=0.95,
     ),
-    "fashion-mnist": ScatteringPreset(
-        18.0,
-        group=27,
-        compression=100.0,
-        frequencies=7,
-        whitening=0.35,
-        temperature=1.5,
-        mean_radius=48.0,
-        lr=0.16,
-        batch_size=None,
-        epochs=60,
-        ema_decay=0.8,
-    ),
-    "cifar10": ScatteringPreset(
-        17.5,
+    "fashion-mnist": _WHITENED,
+    "cifar10": replace(
+        _WHITENED,
+        radius=17.5,
         group=243,
         mirrored=True,
         compression=1000.0,
         frequencies=5,
-        whitening=0.35,
-        temperature=1.5,
         mean_radius=50.0,
         lr=0.23,
-        batch_size=None,
-        epochs=60,
         ema_decay=0.9,
     ),
 }

@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dplip.losses import ClippedHinge, Loss
-from dplip.models.recipe import Recipe
+from dplip.models.recipe import ImageRecipe
 from dplip.nn import Clamp, LInfDistance, SortNetLinear, relax
 from dplip.training.schedules import Annealing
 
 
 @dataclass(frozen=True)
-class SortNetPreset(Recipe):
+class SortNetPreset(ImageRecipe):
     """An l-infinity network and its recipe, chosen on a held-out part of the training data.
 
     Attributes:
@@ -48,7 +48,7 @@ class SortNetPreset(Recipe):
         for i in range(1, last + 1):
             layers.append(SortNetLinear(sizes[i], sizes[i + 1], self.rho, negate=i == last))
         model = nn.Sequential(*layers)
-        balance(model, torch.rand(512, *input_shape).round())
+        centre_outputs(model, torch.rand(512, *input_shape).round())
         return model
 
     def loss(self) -> ClippedHinge:
@@ -76,8 +76,8 @@ def exponent_at(done: float, relaxed: float, last: float = 1024.0) -> float:
 
 
 @torch.no_grad()
-def balance(model: nn.Sequential, x: Tensor) -> None:
-    """Set each bias to what centres its output on public random inputs: in place of a shift by the batch's mean."""
+def centre_outputs(model: nn.Sequential, x: Tensor) -> None:
+    """Shift each bias so that its layer's outputs on public random inputs have mean 0, which needs no batch's mean."""
     for layer in model:
         x = layer(x)
         bias = getattr(layer, "bias", None)

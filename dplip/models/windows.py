@@ -1,4 +1,4 @@
-"""Presets for private training with certificates in l-infinity: order statistics with public points, a linear layer."""
+"""Presets for private training with l-infinity certificates: the maximum of every window, then a linear layer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dplip.losses import CrossEntropy
-from dplip.models.recipe import Recipe
+from dplip.models.recipe import ImageRecipe
 from dplip.nn import Clamp, Shift
 
 
-def centred(low: float, high: float) -> tuple[nn.Module, nn.Module]:
-    """``Clamp(low, high)`` less its middle; the clamp comes last, so that half the width is what bounds an entry."""
+def clamp_about_zero(low: float, high: float) -> tuple[nn.Module, nn.Module]:
+    """Pixels cut to [low, high], with the middle subtracted first, so that half the width bounds an entry."""
     half = (high - low) / 2
     return Shift((low + high) / 2), Clamp(-half, half)
 
 
 @dataclass(frozen=True)
-class WindowPreset(Recipe):
+class WindowPreset(ImageRecipe):
     """The largest pixel of every window, then one learned linear layer; certified by intervals.
 
     A window's maximum is an l-infinity distance to a public point: 1-Lipschitz, free of noise. Pixels are cut
@@ -45,7 +45,7 @@ class WindowPreset(Recipe):
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         pool = nn.MaxPool2d(self.window, self.stride, self.window // 2)
         features = math.prod(pool(torch.zeros(1, *input_shape)).shape)
-        return nn.Sequential(*centred(self.low, self.high), pool, nn.Flatten(), nn.Linear(features, classes))
+        return nn.Sequential(*clamp_about_zero(self.low, self.high), pool, nn.Flatten(), nn.Linear(features, classes))
 
     def loss(self) -> CrossEntropy:
         return CrossEntropy(self.temperature, normalize=True)

@@ -98,14 +98,16 @@ DAMAGE = {
     "a list": list_for_a_report,
     "no preset": edited(preset=None),
     "unknown entry of the preset": edited(preset={"colour": "red"}),
+    "unknown kind of model": edited(model="tree"),
     "unknown data": edited(data="digitz"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_certify_refuses_a_damaged_run(finished, dplip_command, tmp_path, damage):
+@pytest.mark.parametrize("command", ["certify", "audit"])
+def test_a_damaged_run_is_refused(finished, dplip_command, tmp_path, damage, command):
     DAMAGE[damage](copied(finished, tmp_path))
-    refused(dplip_command("certify", tmp_path))
+    refused(dplip_command(command, tmp_path))
 
 
 def test_certify_refuses_weights_of_another_architecture(finished, dplip_command, tmp_path):

@@ -10,13 +10,15 @@ import pytest
 import torch
 from helpers.tables import SCHEMA, frame
 
+import dplip
 from dplip.audit import replay
-from dplip.certificates import predictions
+from dplip.certificates import correct_radii, predictions
+from dplip.cli.audit import attacked
+from dplip.cli.certify import certified_part
 from dplip.cli.main import main
-from dplip.cli.tables import audit_table, trained_table
 from dplip.data import Column, Schema, draft, load_table, read_schema, write_schema
 from dplip.models import TabularPreset
-from dplip.records import read_report, validate_report
+from dplip.records import validate_report
 
 
 def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_command):
@@ -31,11 +33,8 @@ def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_c
     assert code == 0 and "not private" in out
 
 
-# ------------------------------------------------------------------------------------------------ the command line
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished_table(tmp_path_factory):
     """A short private run on a Parquet file, with directions from the flag."""
     folder = tmp_path_factory.mktemp("tables")
     frame(1500).to_parquet(folder / "shop.parquet")
@@ -56,25 +55,59 @@ def main_without_exit() -> None:
         assert not ended.code
 
 
-def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished):
-    report = json.loads((finished / "run" / "report.json").read_text())
+def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished_table):
+    report = json.loads((finished_table / "run" / "report.json").read_text())
     validate_report(report)
     assert 3.8 < report["privacy"]["epsilon"] <= 4
     assert report["utility"]["accuracy"] > 0.7
     assert report["monotonicity"]["directions"] == {"age": 1, "price": -1}
     assert report["monotonicity"]["margin"] > 0
     assert report["certified"]["norm"] == 1 and len(report["certified"]["accuracy"]) == 4
-    assert read_schema(finished / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
+    assert read_schema(finished_table / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
 
 
-def test_the_trained_model_never_violates_a_direction(finished):
-    recipe = json.loads((finished / "run" / "report.json").read_text())["run"]["preset"]
+def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_command, monkeypatch):
+    frame(200).to_csv(tmp_path / "shop.csv", index=False)
+    write_schema(tmp_path / "shop.schema.json", SCHEMA)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(sorted(path.name for path in (tmp_path / "run").iterdir()))
+        return correct_radii(*arguments)
+
+    def full(path, schema):
+        raise dplip.ConfigurationError("the disk is full")
+
+    monkeypatch.setattr("dplip.models.table_trainer.correct_radii", counted)
+    options = ("--epsilon", 4, "--epochs", 1, "--out", tmp_path / "run", "--no-progress")
+    code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
+    assert code == 0, error
+    assert len(calls) == 1 and not {"report.json", "model.pt"} & set(calls[0])
+    monkeypatch.setattr("dplip.models.table_trainer.write_schema", full)
+    code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
+    assert code == 2 and "an earlier run" in error and "the disk is full" in error
+    code, _, error = dplip_command("certify", tmp_path / "run")  # no report of a run whose schema is not there
+    assert code == 2 and "report.json" in error
+
+
+@pytest.mark.parametrize("name, content", [("schema.json", "{}"), ("model.pt", "junk"), ("report.json", "[]")])
+@pytest.mark.parametrize("command", ["certify", "audit"])
+def test_a_damaged_run_on_a_table_is_refused(finished_table, dplip_command, tmp_path, command, name, content):
+    for file in ("report.json", "model.pt", "schema.json"):
+        (tmp_path / file).write_bytes((finished_table / "run" / file).read_bytes())
+    (tmp_path / name).write_text(content)
+    code, _, error = dplip_command(command, tmp_path)
+    assert code == 2 and "Traceback" not in error and error.startswith("error: ")
+
+
+def test_the_trained_model_never_violates_a_direction(finished_table):
+    recipe = json.loads((finished_table / "run" / "report.json").read_text())["run"]["preset"]
     model = TabularPreset(**{**recipe, "widths": tuple(recipe["widths"])}).model(
         SCHEMA.monotone({"age": 1, "price": -1})
     )
-    model.load_state_dict(torch.load(finished / "run" / "model.pt", weights_only=True))
+    model.load_state_dict(torch.load(finished_table / "run" / "model.pt", weights_only=True))
     model.double().eval()
-    x = load_table(finished / "shop.parquet").test.tensors[0].double()
+    x = load_table(finished_table / "shop.parquet").test.tensors[0].double()
     generator = torch.Generator().manual_seed(0)
     for size in (1.0, 50.0, 1e5):
         moved = x.clone()
@@ -83,18 +116,18 @@ def test_the_trained_model_never_violates_a_direction(finished):
         assert bool((model(moved) >= model(x)).all())
 
 
-def test_certify_reads_a_run_on_a_table(finished, dplip_command):
-    code, out, _ = dplip_command("certify", finished / "run", "--norm", 1, "--points", 4)
+def test_certify_reads_a_run_on_a_table(finished_table, dplip_command):
+    code, out, _ = dplip_command("certify", finished_table / "run", "--norm", 1, "--points", 4)
     assert code == 0 and "average certified radius" in out
-    report = json.loads((finished / "run" / "report.json").read_text())
-    model, table = trained_table(finished / "run", report, None)
-    x, y = table.test.tensors
+    report = json.loads((finished_table / "run" / "report.json").read_text())
+    model, test = certified_part(finished_table / "run", None)
+    x, y = test.tensors
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
-def test_audit_attacks_a_run_on_a_table(finished, dplip_command, monkeypatch):
+def test_audit_attacks_a_run_on_a_table(finished_table, dplip_command, monkeypatch):
     monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
-    code, out, error = dplip_command("audit", finished / "run", "--canaries", 100, "--starts", 1)
+    code, out, error = dplip_command("audit", finished_table / "run", "--canaries", 100, "--starts", 1)
     assert code == 0, out + error
     for promise in ("epsilon of the report", "gradient of all", "neighbouring steps", "epsilon of 20 steps"):
         assert promise in out
@@ -127,8 +160,7 @@ def test_audit_attacks_a_regression_on_a_table(tmp_path, dplip_command, monkeypa
     options = ("--epsilon", 8, "--epochs", 1, "--batch-size", 20, "--no-progress", "--out", tmp_path / "run")
     code, _, error = dplip_command("train", "--data", tmp_path / "t.csv", *options)
     assert code == 0, error
-    report = read_report(tmp_path / "run")
-    rows = {row.promise: row for row in audit_table(tmp_path / "run", report, None, canaries=100, starts=1)}
+    rows = {row.promise: row for row in attacked(tmp_path / "run", None, canaries=100, starts=1)}
     assert all(row.survived for row in rows.values())
     assert 0.2 * rows["gradient of all"].bound < rows["gradient of all"].found
     assert "epsilon of one full step" in rows and "epsilon of 3 steps" not in rows

@@ -8,7 +8,7 @@ import torch
 
 import dplip
 from dplip.data import Column, Schema, encode, load_table, write_schema
-from dplip.data.tables import read_frame
+from dplip.data.frames import read_frame
 
 MIXED = Schema(
     Column("y", "boolean"),

@@ -7,7 +7,8 @@ from helpers.tables import SCHEMA, frame
 
 import dplip
 from dplip.data import Column, Schema, encode, encode_features, load_table
-from dplip.data.tables import is_table, read_frame
+from dplip.data.frames import read_frame
+from dplip.data.tables import is_table
 
 
 def test_rows_are_encoded_by_the_schema():

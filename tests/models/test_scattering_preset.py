@@ -16,7 +16,6 @@ from dplip.cli.main import main
 from dplip.data import load
 from dplip.data.dead_leaves import dead_leaves
 from dplip.models import ScatteringPreset, preset, scattering
-from dplip.models.presets import KINDS
 from dplip.models.scattering import SCATTERINGS
 from dplip.training.feature_extractor import split_extractor
 
@@ -54,7 +53,8 @@ def test_the_sensitivity_of_a_preset_is_the_radius_of_its_ball_or_of_its_gradien
     assert bounds.total >= radius
     assert model(torch.rand(3, *shape)).shape == (3, 10)
     with torch.no_grad():  # a setting that reaches the report builds the same model again
-        again = KINDS["scattering"](**json.loads(json.dumps(dataclasses.asdict(recipe)))).model(shape, 10)
+        kind: Any = KINDS["scattering"]
+        again = kind(**json.loads(json.dumps(dataclasses.asdict(recipe)))).model(shape, 10)
         again.load_state_dict(model.state_dict())
         x = torch.rand(2, *shape)
         assert torch.equal(again(x), model(x))

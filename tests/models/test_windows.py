@@ -11,7 +11,7 @@ from torch import nn
 import dplip
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
-from dplip.models import Recipe, preset
+from dplip.models import ImageRecipe, Recipe, preset
 from dplip.models.windows import WindowPreset
 
 
@@ -48,7 +48,7 @@ def test_windows_are_as_many_as_the_stride_says(shape, window, stride, features)
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
 
-def weight_bound_over_attained(recipe: Recipe) -> float:
+def weight_bound_over_attained(recipe: ImageRecipe) -> float:
     """Of the linear layer: an outer product of a cotangent of norm 1 and features of norm at most 0.2 sqrt(n)."""
     model = recipe.model((1, 8, 8), 2)
     model[-1].weight.data.zero_()

@@ -5,7 +5,7 @@ from attacks.mutants.mutant import Mutant, mutant
 TABLES = [
     mutant(
         "a file read by the type of its column",
-        "data/tables.py",
+        "data/frames.py",
         "    return names, columns",
         "    import pandas\n\n"
         "    read = [pandas.to_numeric(pandas.Series(c), errors='coerce') for c in columns]\n"
@@ -21,7 +21,7 @@ TABLES = [
     ),
     Mutant(
         "short records filled up",
-        "data/tables.py",
+        "data/frames.py",
         (
             ("if len(record) != len(names):", "record += [''] * (len(names) - len(record))\n            if False:"),
             ("zip(columns, record, strict=True)", "zip(columns, record, strict=False)"),
@@ -44,7 +44,7 @@ TABLES = [
     ),
     mutant(
         "a quote left open takes in later rows",
-        "data/tables.py",
+        "data/frames.py",
         'if any("\\n" in field or "\\r" in field for field in record):',
         "if False:",
         "data/test_tables.py::test_a_record_that_takes_in_others_is_refused",

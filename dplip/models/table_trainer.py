@@ -1,0 +1,74 @@
+"""The trainer of a model on a table, which reports in the units of the table's columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from dplip.certificates import certified_accuracy, certify_monotonic, correct_radii
+from dplip.data import Schema, write_schema
+from dplip.records.report import remove
+from dplip.runtime.mode import evaluation
+from dplip.training import DPLipTrainer
+
+TABLE_RADII = (0.0, 0.01, 0.05, 0.1)
+"""The l1 radii of a table's certificates, in parts of the public ranges of its columns."""
+
+
+class TableTrainer(DPLipTrainer):
+    """A trainer whose report also proves the model's directions, and whose folder also holds the schema.
+
+    Args:
+        model: a ``TabularInput``, and what follows it.
+        schema: of the table.
+        scale: targets of a regression were scaled to [-1/scale, 1/scale].
+        others: those of :class:`DPLipTrainer`.
+    """
+
+    def __init__(self, model: nn.Sequential, *, schema: Schema, scale: float, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
+        self.schema, self.scale = schema, scale
+
+    def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
+        """As of any trainer; a regression's errors in the units of its target, for values within its public range."""
+        scores = super().evaluate(dataset)
+        if not self.regression:
+            return scores
+        error = scores["mse"] * (self.schema.target.half * self.scale) ** 2
+        return {**scores, "mse": error, "rmse": math.sqrt(error)}
+
+    def certified_accuracy(
+        self, radii: Sequence[float] = TABLE_RADII, norm: float = 1, dataset: Dataset[Any] | None = None
+    ) -> list[float]:
+        """As of any trainer, where a column moves by parts of its public range."""
+        return certified_accuracy(correct_radii(*in_public_ranges(self.model, self._held_out(dataset)), norm), radii)
+
+    def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
+        """As of any trainer, with the directions that are proved and the margin of the proof."""
+        report = super().report(TABLE_RADII if radii is None else radii, norm)
+        if not self.regression:
+            report["certified"]["unit"] = "public range of a column"
+        proof = certify_monotonic(self.model, self.schema.directions, self.schema.features)
+        directions = {c.name: c.monotone for c in self.schema.columns if c.monotone}
+        return {**report, "monotonicity": {"margin": proof.margin, "directions": directions}}
+
+    def save(self, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write ``schema.json`` too."""
+        if self.output_dir is not None:
+            remove(self.output_dir / "report.json")  # first: no report stands beside the schema of another run
+            write_schema(self.output_dir / "schema.json", self.schema)
+        return super().save(extra)
+
+
+@torch.no_grad()
+def in_public_ranges(model: nn.Module, data: Any) -> tuple[nn.Module, TensorDataset]:
+    """The part of a model that follows its ``TabularInput``, and rows as that gives them: in parts of their ranges."""
+    first, rest = model.children()
+    with evaluation(model):
+        return rest, TensorDataset(first(data.tensors[0]), data.tensors[1])

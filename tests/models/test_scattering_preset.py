@@ -16,6 +16,7 @@ from dplip.cli.main import main
 from dplip.data import load
 from dplip.data.dead_leaves import dead_leaves
 from dplip.models import ScatteringPreset, preset, scattering
+from dplip.models.presets import KINDS
 from dplip.models.scattering import SCATTERINGS
 from dplip.training.feature_extractor import split_extractor
 

@@ -14,11 +14,12 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 DEFAULT = ["digits:8", "mnist:3", "fashion-mnist:3", "fashion-mnist:1", "cifar10:8", "cifar10:3"]
 
 
-def train(name: str, epsilon: str, model: str, out: Path, data_dir: str | None) -> dict[str, dict[str, object]]:
+def train(name: str, epsilon: str, model: str, out: Path, data_dir: str | None) -> dict[str, dict[str, Any]]:
     """One run of the command line in its own process, and its report; a run that is there already is read."""
     report = out / "report.json"
     if not report.exists():

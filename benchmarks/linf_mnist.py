@@ -113,7 +113,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) 
     """Which inputs are classified wrongly, or can be within the radius as far as projected gradient descent finds."""
     import foolbox
 
-    network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")  # type: ignore[attr-defined]
     found: Tensor = foolbox.attacks.LinfPGD(steps=steps)(network, x, y, epsilons=radius)[2]
     return found
 

@@ -31,7 +31,7 @@ from dplip.nn import (
     Shift,
     SpectralConv2d,
 )
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 CONVOLUTIONS = {"patches": [(1, 8, 4)], "pyramid": [(1, 4, 2), (4, 16, 2)]}
 """Channels in and out, and the kernel, which is the stride too."""
@@ -49,13 +49,14 @@ class Narrow(Preset):
         if self.kind == "low-rank":
             assert isinstance(self.frequencies, int)
             shape = (1, self.frequencies, self.frequencies)
-            start.append(LowPass(*input_shape[1:], self.frequencies))
+            start.append(LowPass(input_shape[1], input_shape[2], self.frequencies))
             learned = [nn.Flatten(), self.bounded(OrthogonalLinear(math.prod(shape), 32), 0)]
             sizes = (32, self.widths[0])
         else:
             side = input_shape[-1]
             for place, (a, b, kernel) in enumerate(CONVOLUTIONS[self.kind]):
-                learned += [self.bounded(SpectralConv2d(a, b, kernel, stride=kernel), place), GroupSort(2)]
+                patches = SpectralConv2d(a, b, kernel, stride=kernel)
+                learned += [self.bounded(patches, place), GroupSort(2)]  # type: ignore[arg-type]
                 side //= kernel
             learned.append(nn.Flatten())
             sizes = (b * side**2, self.widths[0])

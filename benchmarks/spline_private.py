@@ -29,10 +29,10 @@ from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import holdout, load
 from dplip.models import Preset, preset
 from dplip.nn.splines.spline import Spline
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 KINDS = {"slopes": dn.LinearSpline, "values": dn.CoefficientSpline}
-SPLINE = {"kind": "slopes", "init": "absolute", "knots": 21, "range": 1.0, "lr": 1.0, "scale": None}
+SPLINE: dict[str, Any] = {"kind": "slopes", "init": "absolute", "knots": 21, "range": 1.0, "lr": 1.0, "scale": None}
 """The splines chosen on held-out data."""
 
 
@@ -61,6 +61,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 def build(recipe: Preset, data: Any, activation: Callable[[int], nn.Module]) -> nn.Sequential:
     """The preset's model with another activation."""
     model = recipe.model(data.input_shape, data.num_classes)
+    chain: Any
     for chain in [part for part in model.modules() if isinstance(part, nn.Sequential)]:
         for i, layer in enumerate(chain):
             if isinstance(layer, dn.GroupSort):
@@ -131,9 +132,7 @@ def main() -> None:
     for name in arguments.activations:
         runs = []
         for seed in range(arguments.seeds):
-            model, seconds = train(
-                recipe, data, data.train, ACTIVATIONS[name], arguments.epsilon, seed, float(SPLINE["lr"])
-            )
+            model, seconds = train(recipe, data, data.train, ACTIVATIONS[name], arguments.epsilon, seed, SPLINE["lr"])
             runs.append([100 * a for a in certified_accuracy(correct_radii(model, data.test), RADII)])
         means = [statistics.mean(run[i] for run in runs) for i in range(len(RADII))]
         clean = [run[0] for run in runs]

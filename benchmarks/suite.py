@@ -127,19 +127,21 @@ def serve(method: str, case: Row, threads: int) -> None:
         step()
     print("null", flush=True)
     for question in sys.stdin:
-        answer: Any
-        if question.strip() == "turn":
-            step()
-            started, count = time.perf_counter(), 0
-            while count == 0 or time.perf_counter() - started < TURN:
-                step()
-                count += 1
-            answer = (time.perf_counter() - started) / count
-        elif question.strip() == "profile":
-            answer = profile(step)
-        else:
-            answer = peak_memory()
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer(step, question.strip())), flush=True)
+
+
+def answer(step: Any, question: str) -> Any:
+    """The seconds of a step ("turn"), the milliseconds of its operations ("profile"), or the peak memory ("end")."""
+    if question == "profile":
+        return profile(step)
+    if question == "end":
+        return peak_memory()
+    step()
+    started, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - started < TURN:
+        step()
+        count += 1
+    return (time.perf_counter() - started) / count
 
 
 def profile(step: Any, steps: int = 10) -> dict[str, float]:

@@ -62,7 +62,8 @@ def splits(name: str, arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarr
         named = {0: "auto-mpg", 1: "auto-mpg-1", 2: "auto-mpg-2"}
         return {named[k]: (order[:313], order[313:]) for k, order in enumerate(arrays["perm"])}
     kept = arrays["y"] <= 8 if name == "blog" else np.ones(len(arrays["y"]), dtype=bool)
-    return {name: tuple(np.flatnonzero((arrays["split"] == k) & kept) for k in (0, 1))}
+    train, test = (np.flatnonzero((arrays["split"] == k) & kept) for k in (0, 1))
+    return {name: (train, test)}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 usage: python benchmarks/tune.py fashion-mnist --epsilon 3 --data-dir DIR lr=0.5,1,2 epochs=40,80 ...
 
-Every combination of the given values (fields of dplip.models.Preset) is trained on 90% of the training data and
+Every combination of the given values (fields of dplip.models.Recipe) is trained on 90% of the training data and
 judged on the other 10%; prints one line each, best last.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from dplip.certificates import certified_accuracy, correct_radii
-from dplip.data import holdout, load
-from dplip.models import Preset, preset
-from dplip.training.trainer import RADII
+from dplip.data import Data, holdout, load
+from dplip.models import Recipe, preset
+from dplip.training.evaluation import RADII
 
 
 def value(text: str) -> Any:
@@ -41,7 +41,7 @@ def combinations(items: Iterable[str]) -> list[dict[str, Any]]:
     return [dict(chosen) for chosen in itertools.product(*choices)]
 
 
-def score(recipe: Preset, data: object, epsilon: float, seed: int) -> tuple[list[float], float]:
+def score(recipe: Recipe, data: Data, epsilon: float, seed: int) -> tuple[list[float], float]:
     train, held_out = holdout(data.train, 0.1, seed=0)
     torch.manual_seed(seed)
     trainer = recipe.trainer(

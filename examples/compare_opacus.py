@@ -32,7 +32,7 @@ from dplip.certificates import certified_accuracy, correct_radii
 from dplip.data import Data, holdout, load
 from dplip.models import preset
 from dplip.models.presets import MODELS
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from suite import peak_memory

@@ -51,7 +51,8 @@ def images(data_dir: str | None, train: int = 5000, test: int = 200) -> tuple[Te
     """Grey images of the training and the test data, shape (count, 1, height, width), in [0, 1]."""
     data = load("cifar10" if data_dir else "digits", data_dir)
     parts = (data.train.tensors[0][:train], data.test.tensors[0][:test])
-    return tuple(p.float().reshape(len(p), *data.input_shape).mean(1, keepdim=True) for p in parts)
+    grey = [p.float().reshape(len(p), *data.input_shape).mean(1, keepdim=True) for p in parts]
+    return grey[0], grey[1]
 
 
 class TightFrame(Constraint):
@@ -91,7 +92,7 @@ class Denoiser(nn.Module):
             synthesis.weight.copy_(frame.reshape(synthesis.weight.shape).flip(2, 3))
             mixing.weight.copy_(torch.eye(channels)[:, :, None, None])
             for layer in (analysis, mixing, synthesis):
-                nn.init.zeros_(layer.bias)
+                layer.get_parameter("bias").zero_()
         dplip.constrain(analysis, "weight", TightFrame())
         dplip.constrain(mixing, "weight", dplip.Orthogonal())
         dplip.constrain(synthesis, "weight", TightFrame())
@@ -244,7 +245,8 @@ def draw(
     columns = [("truth", truth), ("noisy", noise)] + [(f"{n}, denoised", pictures[n][0]) for n in names]
     columns += [("blurred", blurred)] + [(f"{n}, deblurred", pictures[n][1]) for n in names]
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(8, 5))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(8, 5))
+    left, right = halves
     grid = left.subplots(3, len(columns))
     for row in range(3):
         for column, (title, shown) in enumerate(columns):

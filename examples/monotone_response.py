@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ def shop(rows: int, seed: int) -> TensorDataset:
     return TensorDataset(torch.from_numpy(x).float(), torch.from_numpy(bought.astype(np.int64)))
 
 
-def train(table: Table, recipe: TabularPreset, epsilon: float, seed: int) -> torch.nn.Sequential:
+def train(table: Table, recipe: TabularPreset, epsilon: float, seed: int) -> Any:
     torch.manual_seed(seed)
     trainer = recipe.trainer(table, eval_dataset=None, target_epsilon=epsilon, seed=seed, progress=False)
     return trainer.fit().model.eval()
@@ -71,7 +73,7 @@ def responses(model: torch.nn.Sequential, rows: Tensor, feature: int, at: Tensor
     return scores, start + lower * distance, start + upper * distance
 
 
-def draw(axes: object, at: Tensor, scores: Tensor, band: tuple[Tensor, Tensor], shown: object) -> None:
+def draw(axes: Any, at: Tensor, scores: Tensor, band: tuple[Tensor, Tensor], shown: Callable[[Tensor], Tensor]) -> None:
     for k, row in enumerate(scores[:5]):
         axes.plot(at, shown(row), color="0.6", linewidth=0.8, label="single rows" if k == 0 else None)
     axes.plot(at, shown(scores.mean(0)), color="C0", linewidth=2, label="mean score of held-out rows")

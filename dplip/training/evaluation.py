@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dplip.certificates import certified_accuracy, correct_radii, predictions
+from dplip.certificates import predictions
 from dplip.losses import Loss
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
@@ -42,11 +42,11 @@ def evaluate(model: nn.Module, loss: Loss, dataset: Dataset[Any]) -> dict[str, f
 
 
 def certified(
-    model: nn.Module, dataset: Dataset[Any] | None, radii: Sequence[float] | None, norm: float
+    accuracy_at: Callable[[Sequence[float], float], list[float]] | None, radii: Sequence[float] | None, norm: float
 ) -> dict[str, Any]:
-    """Certified accuracy at radii, by default the usual ones of the norm, as plain data; without data, none."""
+    """Certified accuracy at radii, by default the usual ones of the norm, as plain data; None: there is none."""
     if radii is None:
         radii = LINF_RADII if math.isinf(norm) else RADII
-    accuracy = [] if dataset is None else certified_accuracy(correct_radii(model, dataset, norm), radii)
-    shown = [] if dataset is None else list(radii)
+    accuracy = [] if accuracy_at is None else accuracy_at(radii, norm)
+    shown = [] if accuracy_at is None else list(radii)
     return {"norm": "inf" if math.isinf(norm) else norm, "radii": shown, "accuracy": accuracy}

@@ -310,11 +310,11 @@ class DPLipTrainer(Fixed):
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """What was spent and what was reached, as plain data; None: the trainer's norm, and its usual radii."""
-        certifiable = None if self.regression else self.eval_dataset
+        accuracy_at = None if self.regression or self.eval_dataset is None else self.certified_accuracy
         return {
             "privacy": self._run.spent(),
             "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},
-            "certified": certified(self.model, certifiable, radii, self.norm if norm is None else norm),
+            "certified": certified(accuracy_at, radii, self.norm if norm is None else norm),
             "time": self._run.time(),
             "resume": {"begun": self._run.begun, "numbers": self._run.resumes},
             "versions": versions(),

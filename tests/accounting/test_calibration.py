@@ -1,6 +1,7 @@
 """The noise multiplier that a budget needs: never too little, and hardly more."""
 
 import math
+from typing import Any
 
 import pytest
 from helpers.epsilons import DELTA, epsilon
@@ -26,7 +27,7 @@ def test_calibration_never_overshoots_and_comes_close(target, rate, steps, delta
 
 
 def test_prv_needs_less_noise_and_does_not_overshoot():
-    run = {"target_epsilon": 3.0, "target_delta": DELTA, "sample_rate": 0.05}
+    run: dict[str, Any] = {"target_epsilon": 3.0, "target_delta": DELTA, "sample_rate": 0.05}
     rdp = get_noise_multiplier(**run, epochs=3)
     prv = get_noise_multiplier(**run, epochs=3, accountant="prv")
     assert prv < rdp
@@ -35,13 +36,13 @@ def test_prv_needs_less_noise_and_does_not_overshoot():
 
 @pytest.mark.parametrize("size", [93, 99, 105])
 def test_epochs_are_a_whole_number_of_steps(size):
-    run = {"target_epsilon": 2.0, "target_delta": DELTA, "sample_rate": 1 / size}
+    run: dict[str, Any] = {"target_epsilon": 2.0, "target_delta": DELTA, "sample_rate": 1 / size}
     assert int(1 / (1 / size)) != size  # the trap
     assert get_noise_multiplier(**run, epochs=2) == get_noise_multiplier(**run, steps=2 * size)
 
 
 def test_extreme_targets():
-    run = {"target_delta": DELTA, "sample_rate": 0.1, "steps": 10}
+    run: dict[str, Any] = {"target_delta": DELTA, "sample_rate": 0.1, "steps": 10}
     assert get_noise_multiplier(**run, target_epsilon=math.inf) == 0.0
     assert epsilon("rdp", get_noise_multiplier(**run, target_epsilon=1e4), 0.1, 10) <= 1e4
     assert epsilon("rdp", get_noise_multiplier(**run, target_epsilon=1e-3), 0.1, 10) <= 1e-3
@@ -69,6 +70,6 @@ def test_extreme_targets():
     ],
 )
 def test_bad_input_is_refused_by_name_and_value(change, name):
-    run = {"target_epsilon": 1.0, "target_delta": DELTA, "sample_rate": 0.1, "steps": 10}
+    run: dict[str, Any] = {"target_epsilon": 1.0, "target_delta": DELTA, "sample_rate": 0.1, "steps": 10}
     with pytest.raises(ConfigurationError, match=name):
         get_noise_multiplier(**(run | change))

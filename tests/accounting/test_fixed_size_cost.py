@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import dp_accounting as dp
 import numpy as np
@@ -22,7 +23,7 @@ from dplip.errors import ConfigurationError
 
 
 def test_batches_of_a_fixed_size_cost_more_than_poisson_batches():
-    arguments = {"batch_size": 50, "size": 1000, "steps": 200, "delta": DELTA}
+    arguments: dict[str, Any] = {"batch_size": 50, "size": 1000, "steps": 200, "delta": DELTA}
     spent = fixed_size_epsilon(noise_multiplier=2.0, **arguments)
     assert spent > 1.5 * epsilon("rdp", 2.0, 0.05, 200)
     full = fixed_size_epsilon(noise_multiplier=2.0, batch_size=1000, size=1000, steps=2, delta=DELTA)

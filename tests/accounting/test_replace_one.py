@@ -1,6 +1,7 @@
 """Replacing one example: Poisson batches are charged what is proved."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,13 +40,17 @@ def test_no_pair_of_examples_is_further_apart_than_is_charged(rate, std):
             assert attained <= charged * (1 + 1e-9) + 1e-9
 
 
+def full_batches(sigma: float, order: float) -> float:
+    return order / 2 / (2 * sigma) ** 2
+
+
 @pytest.mark.parametrize("order", [1.01, 1.1, 2.0, 7.0, 64.0, 512.0])
 def test_it_is_exact_for_full_batches_and_for_nearly_full_ones(order):
     for sigma in (0.5, 4.0):
         plain = order / 2 / sigma**2
         assert renyi_divergence(GaussianEvent(sigma, 1.0), order, "replace_one") == pytest.approx(plain, rel=1e-12)
         beside = order / 8 / sigma**2 + 15 * math.log(10)  # for much less noise: the rate is not quite 1
-        bound = replacing(lambda at, sigma=sigma: at / 2 / (2 * sigma) ** 2, 1 - 1e-15, order)
+        bound = replacing(partial(full_batches, sigma), 1 - 1e-15, order)
         assert bound == pytest.approx(min(plain, beside), rel=0.01 if beside < plain else 1e-12)
 
 

@@ -124,14 +124,14 @@ def seeds() -> dict[str, list[bytes]]:
             lines.append(path.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        state = {name: {} for name in Checkpoint.__dataclass_fields__}
+        state: dict[str, Any] = {name: {} for name in Checkpoint.__dataclass_fields__}
         state |= {"run": "r", "steps": 2, "chain": "c", "seconds": 1.5, "average": None, "model": {"w": torch.zeros(2)}}
         state |= {"accountant": {"history": [(1.0, 0.1, 2)], "mechanism": "rdp"}, "sampler": {"sample_rate": 0.1}}
         Checkpoint(**state).write(path)
         whole = path.read_bytes()
         packed = {name: checkpoints._pack(value, {}, name) for name, value in state.items()}
     metadata = json.dumps({"checkpoint": "dplip", "version": checkpoints._VERSION, "state": packed})
-    full = {section: dict.fromkeys(names, 0.5) for section, names in FIELDS.items()}
+    full: dict[str, dict[str, Any]] = {section: dict.fromkeys(names, 0.5) for section, names in FIELDS.items()}
     full["certified"] |= {"radii": [0.0, 0.1], "accuracy": [0.5, 0.4]}
     columns = {
         "age": {"kind": "numeric", "low": 0, "high": 100.0, "monotone": 1, "missing": True},
@@ -167,7 +167,10 @@ def quoted(word: str) -> str:
     return "".join(rf"\x{byte:02x}" for byte in word.encode())
 
 
-ODD = [None, True, -1, 0, 1, 0.5, -0.0, 1e-320, 10**30, math.nan, math.inf, "", "a", "numeric", "boolean", [], {}, [[]]]
+ODD: list[Any] = [
+    *(None, True, -1, 0, 1, 0.5, -0.0, 1e-320, 10**30, math.nan, math.inf),
+    *("", "a", "numeric", "boolean", [], {}, [[]]),
+]
 """What a value is replaced by; beside any other value of the same file."""
 
 

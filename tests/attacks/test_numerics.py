@@ -54,7 +54,7 @@ def test_neighbouring_sums_at_batch_65536_lie_within_the_sensitivity():
         def summed(rows: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
             model.zero_grad()
             run.loss(model(x[rows]), y[rows]).backward()
-            return model[1].weight.grad.double()
+            return model.get_parameter("1.weight").grad.double()
 
         moved = float((summed(slice(0, batch)) - summed(slice(1, batch))).norm())
         assert moved <= run.optimizer.sensitivities().total

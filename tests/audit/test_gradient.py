@@ -38,7 +38,7 @@ def test_the_search_finds_more_than_a_bound_that_is_a_hundredth_too_small(monkey
 def test_the_search_starts_from_data_and_leaves_model_and_loss_as_they_were():
     model, shape = built("plain")
     loss, before = CrossEntropy(), copy.deepcopy(model.state_dict())
-    loss.monitor = monitor = object()
+    loss.monitor = monitor = object()  # type: ignore[assignment]
     found = audit.gradient_search(model, loss, shape, examples(5), starts=3, steps=2)
     x, y = found.worst
     assert x.shape == shape and y.ndim == 0 and found.tried > 20

@@ -16,6 +16,23 @@ def suite(monkeypatch):
     return suite
 
 
+@pytest.fixture
+def inside(suite, monkeypatch):
+    """Workers of this process: others take seconds to start."""
+    from steps import METHODS, Case
+
+    def start(worker, method, case, threads):
+        worker.times, worker.spent, worker.failure = [], 0.0, None
+        worker.step = METHODS[method](Case(**case))
+
+    def ask(worker, question="end"):
+        return suite.answer(worker.step, question)
+
+    monkeypatch.setattr(suite.Worker, "__init__", start)
+    monkeypatch.setattr(suite.Worker, "_ask", ask)
+    monkeypatch.setattr(suite.Worker, "end", ask)
+
+
 def test_a_gradient_per_example_costs_many_times_as_much(suite):
     methods = ("plain", "dplip", "hooks")
     rows = list(suite.compare(suite.case("mlp", 64), 1, methods, rounds=3, seconds=5.0))
@@ -26,7 +43,7 @@ def test_a_gradient_per_example_costs_many_times_as_much(suite):
     assert ours["memory_mb"] < 1.2 * plain["memory_mb"]
 
 
-def test_the_command_writes_json_and_markdown(suite, tmp_path, capsys):
+def test_the_command_writes_json_and_markdown(suite, inside, tmp_path, capsys):
     path = tmp_path / "suite.json"
     result = suite.main(
         ["--short", "--parts", "profile", "--json", str(path), "--markdown", str(tmp_path / "suite.md")]
@@ -37,7 +54,7 @@ def test_the_command_writes_json_and_markdown(suite, tmp_path, capsys):
     assert (tmp_path / "suite.md").read_text() in capsys.readouterr().out
 
 
-def test_step_time_prints_the_pair_of_steps_as_json(suite, capsys):
+def test_step_time_prints_the_pair_of_steps_as_json(suite, inside, capsys):
     import step_time
 
     step_time.main(["--json", "-", "--batches", "32", "--models", "mlp", "--rounds", "2"])

@@ -30,7 +30,8 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     data = load("digits")
     torch.manual_seed(0)
     model = nn.Sequential(dn.Shift(0.5), nn.Flatten(), orthogonal(64, 32, 10, radius=4.0))
-    trained(model, *data.train.tensors)
+    x, y = data.train.tensors
+    trained(model, x, y)
     x, y = (t[:100] for t in data.test.tensors)
     assert float((model(x).argmax(1) == y).float().mean()) > 0.85
     return model, x, y

@@ -19,7 +19,12 @@ from dplip.propagation import Walk
 @every_norm
 def test_a_model_is_traced_once_for_its_certificates(norm, monkeypatch):
     traces = []
-    monkeypatch.setattr("dplip.certificates.radii.Walk", lambda *given: traces.append(Walk(*given)) or traces[-1])
+
+    def walk(*given):
+        traces.append(Walk(*given))
+        return traces[-1]
+
+    monkeypatch.setattr("dplip.certificates.radii.Walk", walk)
     dplip.certify(nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4), norm)
     assert len(traces) == 1
 

@@ -102,7 +102,7 @@ def test_a_private_run_ends_monotone_and_its_residual_costs_nothing():
         run.step(x, (x[:, 0] > 0).float())
     assert dplip.certify_monotonic(data, DIRECTIONS).margin > 0
     # The residual has no parameters, so the bounds are those of the branch alone.
-    alone = nn.Sequential(data[0], data[1].module)
+    alone = nn.Sequential(data[0], data.get_submodule("1.module"))
     bounds = dplip.sensitivity(data, loss, (FEATURES,))
     assert list(bounds.values()) == list(dplip.sensitivity(alone, loss, (FEATURES,)).values())
 

@@ -95,7 +95,7 @@ def test_no_attack_succeeds_inside_a_radius_of_a_random_model(name, norm):
 @pytest.mark.parametrize("shape", ["(batch, 1)", "(batch,)"])
 def test_one_output_is_a_binary_classifier_by_its_sign(norm, shape):
     torch.manual_seed(0)
-    model = orthogonal(6, 8, 1)
+    model: nn.Module = orthogonal(6, 8, 1)
     if shape == "(batch,)":
         model = Squeezed(model)
     x = torch.randn(200, 6)

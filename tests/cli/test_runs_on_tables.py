@@ -125,7 +125,8 @@ def test_certify_reads_a_run_on_a_table(finished_table, dplip_command):
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
-def test_audit_attacks_a_run_on_a_table(finished_table, dplip_command):
+def test_audit_attacks_a_run_on_a_table(finished_table, dplip_command, monkeypatch):
+    monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=3))  # of 12: it is quick
     code, out, error = dplip_command("audit", finished_table / "run", "--canaries", 100, "--starts", 1)
     assert code == 0, out + error
     for promise in ("epsilon of the report", "gradient of all", "neighbouring steps", "epsilon of 20 steps"):
@@ -141,7 +142,7 @@ def test_a_regression_reports_its_error_in_the_targets_units(tmp_path, dplip_com
         tmp_path / "t.schema.json",
         Schema(Column("y", "numeric", 0, 60), (Column("x", "numeric", 0, 10, monotone=-1),)),
     )
-    options = ("--epsilon", "inf", "--epochs", 60, "--batch-size", 100, "--lr", 0.05, "--seed", 0, "--no-progress")
+    options = ("--epsilon", "inf", "--epochs", 30, "--batch-size", 100, "--lr", 0.1, "--seed", 0, "--no-progress")
     code, out, error = dplip_command("train", "--data", tmp_path / "t.csv", "--out", tmp_path / "run", *options)
     assert code == 0, error
     report = json.loads((tmp_path / "run" / "report.json").read_text())

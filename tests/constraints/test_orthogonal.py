@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_an_adversarial_spectrum_is_still_bounded() -> None:
                 assert float(singular(layer.weight).max()) <= 1 + 1e-4, (top, rest, r)
 
 
-CONVOLUTIONS: list[tuple[type, tuple[int, ...], dict[str, object], tuple[int, ...]]] = [
+CONVOLUTIONS: list[tuple[type, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (nn.Conv2d, (2, 3, 3), {"padding": 1}, (2, 5, 5)),
     (nn.Conv2d, (2, 8, 2), {"stride": 2}, (2, 4, 4)),
     (nn.Conv2d, (2, 4, 3), {"stride": 2, "padding": 1}, (2, 6, 6)),

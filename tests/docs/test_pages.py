@@ -15,7 +15,7 @@ import torch
 
 import dplip
 from dplip.losses import Loss
-from dplip.training.trainer import RADII
+from dplip.training.evaluation import RADII
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,6 +11,7 @@ import torch
 def test_the_responses_of_the_example_rise_within_their_band(tmp_path, monkeypatch, capsys):
     path = Path(__file__).resolve().parents[2] / "examples" / "monotone_response.py"
     spec = importlib.util.spec_from_file_location("monotone_response", path)
+    assert spec is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     recipe = dataclasses.replace(example.tabular_preset("shop", True), epochs=1, batch_size=100)

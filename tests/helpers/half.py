@@ -19,5 +19,6 @@ def stock(radius: float = 0.5) -> nn.Sequential:
     return dn.bound_gradients(nn.Sequential(*layers, nn.Tanh(), nn.Linear(8, 4)), radius)
 
 
-def length(t: torch.Tensor) -> float:
+def length(t: torch.Tensor | None) -> float:
+    assert t is not None
     return float(t.double().norm())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +141,7 @@ def replaced(holders: list[tuple[nn.Module, str]], value: Tensor) -> Iterator[No
     """
     kept = [m._parameters[k] for m, k in holders]
     for m, k in holders:
-        m._parameters[k] = value
+        m._parameters[k] = cast(nn.Parameter, value)
     try:
         yield
     finally:

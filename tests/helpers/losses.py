@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,7 @@ from dplip.losses import (
 CLASSES = 5
 FREQUENCIES = [0.05, 0.1, 0.15, 0.3, 0.4]
 
-# name: (loss class, its own arguments, shape of one output, kind of target)
-CASES = {
+CASES: dict[str, tuple[Any, dict[str, Any], tuple[int, ...], str]] = {
     "cross_entropy": (CrossEntropy, {}, (CLASSES,), "label"),
     "cross_entropy_hot": (CrossEntropy, {"temperature": 32.0}, (CLASSES,), "label"),
     "cross_entropy_cold": (CrossEntropy, {"temperature": 0.1}, (CLASSES,), "label"),
@@ -48,7 +48,9 @@ CASES = {
     "clipped_mse": (ClippedMSE, {"delta": 0.7}, (3,), "value"),
     "clipped_mse_scalar": (ClippedMSE, {}, (1,), "value"),
 }
-RESCALINGS = {
+"""name: (loss class, its own arguments, shape of one output, kind of target)"""
+
+RESCALINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "max_gradient": {"max_gradient": 0.3},
     "normalize": {"normalize": True},

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,9 +195,9 @@ def penalty_on_a_hidden_value(run: Run) -> None:
     (run.loss(z, Y) + 1000 * hidden[0].square().sum()).backward()
 
 
-def inner_node(z: Tensor) -> torch.autograd.graph.Node:
+def inner_node(z: Tensor) -> Any:
     """The activation's."""
-    node = z.grad_fn
+    node: Any = z.grad_fn
     while node.name() != "ReluBackward0":
         node = next(n for n, _ in node.next_functions if n is not None and n.name() not in SKIPPED)
     return node

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dplip
 from dplip.norms import convolution_norms
@@ -28,13 +29,13 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def explicit(layer: nn.Conv1d | nn.Conv2d, size: Sequence[int]) -> Tensor:
+def explicit(layer: Any, size: Sequence[int]) -> Tensor:
     """The matrix (outputs x inputs) of a convolution without bias, by its action on the basis."""
     n = layer.in_channels * math.prod(size)
     return layer(torch.eye(n, dtype=torch.float64).reshape(n, layer.in_channels, *size)).detach().reshape(n, -1).T
 
 
-def sides(layer: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
+def sides(layer: Any) -> list[tuple[int, int]]:
     """Entries before and after each axis; an odd number of them has the larger half after."""
     if layer.padding == "same":
         spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
@@ -42,7 +43,7 @@ def sides(layer: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
     return [(p, p) for p in layer.padding]
 
 
-def bounds_of(layer: nn.Conv1d | nn.Conv2d, size: Sequence[int] | None) -> dplip.OperatorNorms:
+def bounds_of(layer: Any, size: Sequence[int] | None) -> dplip.OperatorNorms:
     padding = sides(layer)
     circular = layer.padding_mode == "circular" and any(sum(p) for p in padding)
     return convolution_norms(layer.weight, size, layer.stride, padding, layer.dilation, layer.groups, circular)

@@ -1,7 +1,7 @@
 """Small private runs: data, a loader under control, noise that keeps a record, and one private optimizer."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ class Run:
     model: nn.Module
     loss: Loss
     optimizer: DPLipOptimizer
-    batches: Handed
+    batches: Any
     noise: RecordedNoise
     charged: list[GaussianEvent] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ def private(
     input_shape: tuple[int, ...] = (6,),
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    batches: Handed | None = None,
+    batches: Any = None,
     seed: int | None = None,
     **arguments: Any,
 ) -> Run:
@@ -133,7 +133,7 @@ def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
             if run.accountant.num_steps == after:
                 raise KeyboardInterrupt
 
-    run._scheduler = Interrupting()  # not one that a run would take
+    run._scheduler = cast(Any, Interrupting())  # not one that a run would take
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     run._scheduler = inner

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 class Calls(nn.Module):
     """A function of the input and of parameters, as a module: a functional call is walked as it stands in a model."""
 
-    def __init__(self, function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
+    def __init__(self, function: Callable[..., Any], **shapes: tuple[int, ...]) -> None:
         super().__init__()
         self.function, self.names = function, tuple(shapes)
         for name, shape in shapes.items():
@@ -66,7 +67,7 @@ def _name(function: object) -> str:
 
 
 def called(
-    functions: Sequence[Callable[..., Tensor]],
+    functions: Sequence[Callable[..., Any]],
     *arguments: object,
     shape: tuple[int, ...] = VECTOR,
     tight: tuple[str, ...] = (),
@@ -79,7 +80,7 @@ def called(
     The first is attacked in earnest; for the others it is enough to see that the name leads to the same rule.
     """
 
-    def build(function: Callable[..., Tensor]) -> Callable[[], nn.Module]:
+    def build(function: Callable[..., Any]) -> Callable[[], nn.Module]:
         name = getattr(function, "__name__", "")
         if getattr(torch.Tensor, name, None) is function:  # a method is recorded as such only on the value itself
             return lambda: Calls(lambda x: then(getattr(x, name)(*arguments, **named)))

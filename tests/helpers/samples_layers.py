@@ -3,7 +3,9 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ BATCH_NORMS = [
 ]
 
 
-def frozen(m: nn.Module) -> nn.Module:
+def frozen(m: Any) -> nn.Module:
     """A batch normalisation with statistics and weights that are not those of a new one, and are not trained."""
     for t in (*m.parameters(), m.running_mean):
         t.data = torch.randn_like(t)
@@ -51,8 +53,8 @@ def frozen(m: nn.Module) -> nn.Module:
     return m.requires_grad_(False)
 
 
-def conv(*a: object, tight: tuple[str, ...] = ("bias",), shape: tuple[int, ...] = (2, 5, 5), **k: object) -> Sample:
-    layer = nn.Conv2d if len(shape) == 3 else nn.Conv1d
+def conv(*a: Any, tight: tuple[str, ...] = ("bias",), shape: tuple[int, ...] = (2, 5, 5), **k: Any) -> Sample:
+    layer: Any = nn.Conv2d if len(shape) == 3 else nn.Conv1d
     return Sample(f"{layer(*a, **k)} {shape}", lambda: layer(*a, **k), shape, tight)
 
 
@@ -107,11 +109,11 @@ OTHERS = [
     module(nn.LayerNorm((3, 4), eps=0.5, elementwise_affine=False), TOKENS, IN),
     Sample("LayerNorm of tokens", lambda: nn.LayerNorm(4, elementwise_affine=False), TOKENS, (), 30.0),
     module(nn.GroupNorm(2, 4, eps=0.1, affine=False), (4, 2), IN),
-    *(Sample(f"{m} in evaluation", lambda m=m: frozen(m), s, IN) for m, s in BATCH_NORMS),
+    *(Sample(f"{m} in evaluation", partial(frozen, m), s, IN) for m, s in BATCH_NORMS),
     module(nn.InstanceNorm1d(2, eps=0.1), (2, 4), IN),
     module(nn.InstanceNorm2d(2, eps=0.1), (2, 2, 2), IN),
     module(dn.BallProjection(2.0)),
-    Sample("Scattering2d", lambda: dn.Scattering2d(8), (2, 8, 8), starts=2),
+    Sample("Scattering2d", lambda: dn.Scattering2d(8), (1, 8, 8), starts=2),
     Sample("BallProjection of a large input", lambda: dn.BallProjection(0.5), MAP, ("output",), 100.0),
     module(dn.GradientBall(0.5)),
     Sample("GradientBall in training", lambda: dn.GradientBall(0.2), MAP, ("input",), train=True, linear=False),
@@ -140,7 +142,7 @@ def distance(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], 
 
 
 DISTANCES = [
-    *(distance(f"LInfDistance p={p}", lambda p=p: dn.LInfDistance(4, 3, p=p), TOKENS) for p in (2.0, 8.0, inf)),
+    *(distance(f"LInfDistance p={p}", partial(dn.LInfDistance, 4, 3, p=p), TOKENS) for p in (2.0, 8.0, inf)),
     distance("LInfDistance negated", lambda: dn.LInfDistance(6, 4, bias=False, negate=True), VECTOR),
     distance("LInfDistance2d", lambda: dn.LInfDistance2d(2, 3, 2, stride=2), MAP),
     distance("LInfDistance2d of overlapping patches", lambda: dn.LInfDistance2d(2, 2, 3, padding=1, p=4.0), MAP),

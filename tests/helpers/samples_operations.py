@@ -1,5 +1,7 @@
 """Samples of the rules of torch's operations: elementwise, dropout, arithmetic, shapes and pooling."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from helpers.sample import BOTH, IN, MAP, TOKENS, VECTOR, Sample, T, _name, called, calls, module
@@ -51,7 +53,7 @@ DROPOUT = [
     *called([F.dropout1d], 0.25, shape=(6, 2), tight=BOTH),
     *called([F.dropout2d], 0.25, shape=(6, 2, 2), tight=BOTH),
     *(
-        Sample(f"{m} train={train}", lambda m=m: m, shape, BOTH if m.p < 1 or not train else (), train=train)
+        replace(module(m, shape, BOTH if m.p < 1 or not train else ()), name=f"{m} train={train}", train=train)
         for m, shape in (
             *((nn.Dropout(0.25), VECTOR), (nn.Dropout1d(0.25), (6, 2)), (nn.Dropout2d(0.25), (6, 2, 2))),
             *((nn.Dropout(0.0), VECTOR), (nn.Dropout(1.0), VECTOR)),

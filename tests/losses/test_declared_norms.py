@@ -92,6 +92,7 @@ def test_weights_on_the_examples_do_not_lead_out_of_the_declared_norms(case):
     z = outputs.clone().requires_grad_()
     weights = torch.logspace(-3, 6, len(z))
     (weights * loss(z, targets, reduction="none")).sum().backward()
+    assert z.grad is not None
     for p, attained in norms_of_rows(z.grad).items():
         assert float(attained.max()) <= loss.gradient_norms(CASES[case][2]).norm(p)
 

@@ -138,6 +138,6 @@ def test_every_public_loss_is_in_these_tests():
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
 def test_a_copy_of_a_loss_watches_for_no_optimizer(copier):
     loss = CrossEntropy(4.0, normalize=True)
-    loss.monitor = object()
+    loss.monitor = object()  # type: ignore[assignment]
     assert copier(loss).monitor is None
     assert copier(loss).temperature == 4.0

@@ -52,12 +52,12 @@ def formula(case: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         pi = torch.tensor(arguments.get("class_weights", [1 / CLASSES] * CLASSES)).double()
         for i, label in enumerate(y.tolist()):
             others = [j for j in range(CLASSES) if j != label]
-            rival = max(others, key=lambda j, i=i: z[i, j])
-            gap = arguments.get("margin", 1.0) - z[i, label] + z[i, rival]
+            nearest = max(others, key=z[i].__getitem__)
+            gap = arguments.get("margin", 1.0) - z[i, label] + z[i, nearest]
             if alpha and gap > 0:
                 value[i] += alpha * gap
                 gradient[i, label] -= alpha
-                gradient[i, rival] += alpha
+                gradient[i, nearest] += alpha
             if kind is not Hinge:
                 slopes = 1 / (1 - pi)
                 slopes[label] = -1 / pi[label]
@@ -172,7 +172,7 @@ def test_temperature_divides_the_cross_entropy_of_the_scaled_scores(temperature)
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 1000.0])
 def test_the_bound_of_cross_entropy_does_not_depend_on_the_temperature(temperature):
     norms = CrossEntropy(temperature).gradient_norms((10,))
-    assert (norms.l1, norms.l2, norms.linf) == (2, pytest.approx(math.sqrt(2)), 1)
+    assert (norms.l1, norms.l2, norms.linf) == (2, pytest.approx(math.sqrt(2)), 1)  # type: ignore[comparison-overlap]
 
 
 def test_normalize_brings_a_gradient_to_norm_one_and_shrinks_it_linearly_below_the_floor():

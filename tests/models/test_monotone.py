@@ -1,6 +1,7 @@
 """Presets of tables: bounded, monotone, and with a small sensitivity."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -72,11 +73,10 @@ def test_hidden_clamps_keep_the_sensitivity_of_the_inf_chain_small():
 def test_presets_and_their_refusals():
     assert tabular_preset("adult", private=True) != tabular_preset("adult", private=False)
     assert tabular_preset("somebody's", private=True) is tabular_preset("adult", private=True)
+    settings: dict[str, Any] = {"chain": "inf", "widths": (4,), "scale": 1.0, "lr": 1.0, "batch_size": 1, "epochs": 1}
     for wrong in ({"chain": "three"}, {"lr": 0.0}, {"clamp": math.nan}, {"scale": -1.0}):
         with pytest.raises(dplip.ConfigurationError, match=next(iter(wrong))):
-            TabularPreset(
-                **{**{"chain": "inf", "widths": (4,), "scale": 1.0, "lr": 1.0, "batch_size": 1, "epochs": 1}, **wrong}
-            )
+            TabularPreset(**{**settings, **wrong})
 
 
 def test_targets_are_scaled_within_their_public_range(tmp_path):

@@ -1,5 +1,6 @@
 """A SortNet is trained, certified, and not broken by an attack package."""
 
+import dataclasses
 import itertools
 import math
 from math import inf
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import dplip
 import dplip.nn as dn
 from dplip.certificates import correct_radii
 from dplip.data import load
@@ -19,15 +19,10 @@ from dplip.models.sortnet import SORTNETS, exponent_at
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, TensorDataset]:
     data = load("digits")
-    recipe = SORTNETS["digits"]
+    recipe = dataclasses.replace(SORTNETS["digits"], epochs=20, lr=0.1)
     torch.manual_seed(0)
-    model = recipe.model(data.input_shape, data.num_classes)
-    loss, optimizer = recipe.loss(), recipe.optimizer(model)
-    trainer = dplip.DPLipTrainer(
-        model, loss=loss, optimizer=optimizer, train_dataset=data.train, eval_dataset=data.test,
-        batch_size=recipe.batch_size, epochs=recipe.epochs, noise_multiplier=0.0, progress=False, seed=0, norm=inf,
-        scheduler=lambda optimizer, steps: recipe.scheduler(optimizer, model, loss, steps),
-    )  # fmt: skip
+    trainer = recipe.trainer(data, noise_multiplier=0.0, progress=False, seed=0)
+    model = trainer.model
     trainer.fit()
     assert trainer.get_epsilon() == inf
     report = trainer.report()

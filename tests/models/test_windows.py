@@ -29,7 +29,7 @@ def test_a_recipe_needs_a_learning_rate(lr):
 
 def test_a_recipe_alone_builds_nothing():
     with pytest.raises(TypeError, match="abstract"):
-        Recipe(lr=0.1, batch_size=8, epochs=1)
+        Recipe(lr=0.1, batch_size=8, epochs=1)  # type: ignore[abstract]
 
 
 def test_a_recipe_needs_no_schedule():
@@ -56,7 +56,7 @@ def weight_bound_over_attained(recipe: ImageRecipe) -> float:
     loss = recipe.loss()
     bounds = dplip.sensitivity(model, loss, (1, 8, 8))
     value = loss(model(torch.ones(1, 1, 8, 8)), torch.tensor([0])).sum()
-    gradients = torch.autograd.grad(value, model[-1].parameters())
+    gradients = torch.autograd.grad(value, list(model[-1].parameters()))
     ratios = [bound / float(g.norm()) for bound, g in zip(bounds.values(), gradients, strict=True)]
     assert all(r >= 1 for r in ratios) and ratios[1] < 1.001
     return ratios[0]

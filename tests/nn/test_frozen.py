@@ -1,6 +1,7 @@
 """A public network inside a private model: any layers, evaluation mode for good, and nothing claimed of its output."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,13 @@ def model(public: nn.Module) -> nn.Sequential:
 def trainer(net: nn.Module, **arguments: object) -> dplip.DPLipTrainer:
     x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     data = TensorDataset(x, (x.mean((1, 2, 3)) * 100).long() % 3)
-    settings = {"train_dataset": data, "batch_size": 30, "epochs": 3, "noise_multiplier": 1.0, "seed": 3}
+    settings: dict[str, Any] = {
+        "train_dataset": data,
+        "batch_size": 30,
+        "epochs": 3,
+        "noise_multiplier": 1.0,
+        "seed": 3,
+    }
     settings["optimizer"] = torch.optim.SGD(net.parameters(), lr=0.5)
     return dplip.DPLipTrainer(net, loss=LOSS, progress=False, **{**settings, **arguments})
 
@@ -70,7 +77,7 @@ def test_both_ways_of_running_it_train_the_same_weights():
     nets = [model(network()) for _ in range(2)]
     for net, precompute in zip(nets, (False, True), strict=True):
         trainer(net, precompute=precompute).fit()
-    assert torch.allclose(nets[0][2].weight, nets[1][2].weight, atol=1e-6)
+    assert torch.allclose(nets[0].get_parameter("2.weight"), nets[1].get_parameter("2.weight"), atol=1e-6)
 
 
 def test_the_mode_of_the_model_does_not_reach_it():

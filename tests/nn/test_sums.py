@@ -191,7 +191,7 @@ def test_an_example_that_is_left_out_moves_no_other(layer):
 
 def replaced(model: nn.Sequential) -> None:
     old, new = model[1], nn.Linear(6, 4)
-    new.weight, new.bias = old.weight, old.bias
+    new.weight, new.bias = old.weight, old.bias  # type: ignore[assignment]
     model[1] = new
 
 

@@ -77,7 +77,7 @@ def test_it_has_nothing_to_train_or_to_save():
     assert not list(layer.parameters()) and not layer.state_dict()
     model = nn.Sequential(layer, nn.Flatten(), dn.BallProjection(2.0), nn.Linear(12, 2, bias=False))
     assert dplip.sensitivity(model, CrossEntropy(normalize=True), SHAPE).total == pytest.approx(2.0, rel=1e-4)
-    fixed, _ = dplip.training.feature_extractor.split(model, CrossEntropy(), SHAPE)
+    fixed, _ = dplip.training.feature_extractor.split_extractor(model, CrossEntropy(), SHAPE)
     assert type(fixed[0]) is dn.Whitening and len(fixed) == 2
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_what_secure_noise_does_not_go_with_is_refused(arguments, named):
 
 def test_an_engine_in_secure_mode_uses_it_and_takes_no_seed():
     model = orthogonal()
-    given = {
+    given: dict[str, Any] = {
         "module": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "data_loader": torch.utils.data.DataLoader(examples(80), batch_size=20),

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import pickle
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_the_tails_go_beyond_those_of_24_bit_uniforms():
         def random_raw(self, count: int) -> np.ndarray:
             return np.tile(np.array([0, 1 << 62, -1 << 63, (1 << 63) - 1]), count // 4).view(np.uint64)
 
-    pool = noise._OnCpu(Words(), torch.float32, made_ahead=False)
+    pool = noise._OnCpu(cast(Any, Words()), torch.float32, made_ahead=False)
     largest = pool.take(2 * noise._PAIRS).reshape(2, -1)[0, :4]
     assert largest[0].item() == pytest.approx(math.sqrt(2 * math.log(2**40)), rel=1e-4)  # 7.4
     assert torch.isfinite(largest).all()

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def random_layer(seed: int) -> tuple[nn.Conv1d | nn.Conv2d, tuple[int, ...]]:
     if mode == "circular":
         size = tuple(-(-n // s) * s for n, s in zip(size, stride, strict=True))
     channels = [groups * pick([1, 2]) for _ in range(2)]
-    layer = (nn.Conv1d, nn.Conv2d)[axes - 1](
+    kind: Any = (nn.Conv1d, nn.Conv2d)[axes - 1]
+    layer = kind(
         *channels,
         kernel,
         stride=stride,

@@ -2,6 +2,7 @@
 
 import math
 from math import inf
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def test_a_tensor_of_bounds_is_a_float_for_each_example(first: list[float], seco
 
 def test_nothing_known_times_zero_is_nothing_known() -> None:
     assert (Norms((3,)) * 0.0).l2 == inf
-    assert torch.equal((Norms((3,), l2=torch.tensor([inf, 1.0])) * 0.0).l2, torch.tensor([inf, 0.0]).double())
+    zeroed: Any = (Norms((3,), l2=torch.tensor([inf, 1.0])) * 0.0).l2
+    assert torch.equal(zeroed, torch.tensor([inf, 0.0]).double())
     assert Norms((3,), l1=2.0, linf=0.0).l1 == 0.0
     assert Norms((0,)).l1 == 0.0
 

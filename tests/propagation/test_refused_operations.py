@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ class Lurking(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * torch.where(ctx.saved_tensors[0].abs() > 50, 100.0, 1.0)
 
 
@@ -74,6 +75,7 @@ def branch(x: Tensor) -> Tensor:
     return x if x.sum() > 0 else -x
 
 
+SOURCE = torch.Generator().manual_seed(0)
 OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     # examples mix
     "x - mean over the batch": (lambda x: x - x.mean(0), "mean"),
@@ -172,7 +174,6 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "squeeze": (lambda x: x.squeeze(), "squeeze"),
     "no axis": (lambda x: x.sum(dim=()), "sum"),
 }
-SOURCE = torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dplip.errors import DPLipError
 
 
 @contextmanager
-def registered(register: Callable[[Callable[..., object]], object], hook: Callable[..., object]) -> Iterator[None]:
+def registered(register: Callable[[Callable[..., object]], Any], hook: Callable[..., object]) -> Iterator[None]:
     handle = register(hook)
     try:
         yield
@@ -32,7 +33,7 @@ def registered(register: Callable[[Callable[..., object]], object], hook: Callab
         torch.nn.modules.module.register_module_full_backward_pre_hook,
     ],
 )
-def test_a_global_hook_is_refused(register: Callable[[Callable[..., object]], object]) -> None:
+def test_a_global_hook_is_refused(register: Callable[[Callable[..., object]], Any]) -> None:
     with registered(register, lambda *_: None):
         assert "global hook" in refused(nn.Linear(4, 4), (4,))
     dplip.propagate(nn.Linear(4, 4), (4,))
@@ -60,7 +61,7 @@ class Constant(nn.Module):
         self.use = use
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.use(x, self.constant)
+        return self.use(x, self.get_buffer("constant"))
 
 
 OTHER_TYPES: dict[str, Callable[[], nn.Module]] = {

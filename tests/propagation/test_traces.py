@@ -16,7 +16,7 @@ from dplip.propagation import Walk
 def test_dropout_scales_in_training_only() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.75))
     with torch.no_grad():
-        nn.init.eye_(model[0].weight)
+        nn.init.eye_(model.get_parameter("0.weight"))
         model[0].bias.zero_()
     walk = Walk(model, (4,))
     for train, expected in ((True, 4.0), (False, 1.0), (True, 4.0)):
@@ -62,7 +62,7 @@ def changed_gradient_hook(model: Scaled) -> None:
 
 
 def changed_forward(model: Scaled) -> None:
-    model.linear.forward = lambda x: 5 * x
+    model.linear.forward = lambda x: 5 * x  # type: ignore[assignment]
 
 
 def changed_layer(model: Scaled) -> None:

@@ -1,5 +1,7 @@
 """Rules that are wrong: of shape, of mixing, of a forgotten parameter."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.refusals import refused
@@ -16,7 +18,7 @@ def test_a_rule_that_gets_a_shape_wrong_is_an_error(rules_as_before: None) -> No
             return x[:, :2]
 
     @dplip.rule(Half)
-    def half(module: Half, x: Norms) -> tuple[Norms, object]:
+    def half(module: Half, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     with pytest.raises(DPLipError, match="shape"):
@@ -29,7 +31,7 @@ def test_a_rule_for_a_layer_that_mixes_examples_is_refused(rules_as_before: None
             return x - x.mean(0)
 
     @dplip.rule(Relative)
-    def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
+    def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     with pytest.raises(UnboundedOperationError, match="depend on another"):
@@ -46,7 +48,7 @@ def test_a_rule_that_forgets_a_parameter_is_an_error(rules_as_before: None) -> N
             return x * self.gain
 
     @dplip.rule(Gain)
-    def gain(module: Gain, x: Norms) -> tuple[Norms, object]:
+    def gain(module: Gain, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     assert "does not bound" in refused(Gain(), (4,))

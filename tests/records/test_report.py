@@ -30,7 +30,7 @@ def example() -> dict[str, dict[str, object]]:
         "utility": {"accuracy": 0.91},
         "certified": {"norm": 2, "radii": [0.1, 0.2], "accuracy": [0.8, 0.7]},
         "time": {"training_seconds": 1.5},
-        "versions": versions(),
+        "versions": {**versions()},
     }
 
 

@@ -118,7 +118,8 @@ def test_no_input_near_a_decision_boundary_changes_sides_within_its_radius(name,
         x = torch.rand(100, *shape)
         before = model(x).argmax(1)
         if len(before.unique()) < 2:  # the classes are brought together
-            model[-1].bias.copy_(-model[:-1](x).matmul(model[-1].weight.T).mean(0) if name != "distances" else 0.0)
+            before_last = model[:-1](x).matmul(model[-1].weight.T) if name != "distances" else torch.zeros(1, 1)
+            model[-1].bias.copy_(-before_last.mean(0))
             before = model(x).argmax(1)
         a, b = x[before == before.mode().values][:1], x[before != before.mode().values][:1]
         if not len(b):

@@ -1,6 +1,7 @@
 """Examples do not mix: whatever makes one row's value or gradient depend on another is refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ class Relative(nn.Module):
 @pytest.mark.parametrize("how", ["backward", "training"])
 def test_a_rule_does_not_make_up_for_mixing(how, rules_as_before):
     @dplip.rule(Relative)
-    def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
+    def relative(module: Relative, x: Norms) -> tuple[Norms, Any]:
         return x, lambda v: ((v,), {})
 
     model = nn.Sequential(dn.BallProjection(1.0), nn.Linear(3, 3), Relative(how))

@@ -1,5 +1,7 @@
 """TF32 and bfloat16 in products of float32 are not covered by the slack for rounding: switched off, or refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.models import orthogonal
@@ -14,6 +16,9 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 NAMES = [name for names in _SETTINGS.values() for name in names]
 
 
+BACKENDS: Any = torch.backends
+
+
 def present():
     return [_backend(name).fp32_precision for name in NAMES]
 
@@ -21,12 +26,12 @@ def present():
 @pytest.fixture(autouse=True)
 def restored():
     """Torch's settings after each test as before it."""
-    before = present(), torch.backends.fp32_precision
+    before = present(), BACKENDS.fp32_precision
     yield
-    torch.backends.fp32_precision = before[1]
+    BACKENDS.fp32_precision = before[1]
     for name, setting in zip(NAMES, before[0], strict=True):
         _backend(name).fp32_precision = setting
-    assert (present(), torch.backends.fp32_precision) == before
+    assert (present(), BACKENDS.fp32_precision) == before
 
 
 class On(nn.Module):
@@ -53,7 +58,7 @@ def old():
 
 
 def everything():
-    torch.backends.fp32_precision = "tf32"
+    BACKENDS.fp32_precision = "tf32"
 
 
 def matmul():
@@ -147,7 +152,8 @@ def test_training_and_certificates_switch_it_off_for_themselves():
         epochs=1,
         progress=False,
     )
-    data.seen.clear(), held_out.seen.clear()
+    data.seen.clear()
+    held_out.seen.clear()
     trainer.fit().certified_accuracy()
     for seen in (data.seen, held_out.seen):
         assert seen and all(setting == ["ieee"] * len(NAMES) for setting in seen)

@@ -1,6 +1,7 @@
 """Several processes: refused at construction and at every step, unless each says that its release is its own."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_a_group_that_comes_up_later_is_seen(tmp_path):
         x, y = examples(10).tensors
         run.step(x, y)
         run.backward(x, y)
-        group = {"rank": number, "world_size": 2, "init_method": f"file://{tmp_path}/group"}
+        group: dict[str, Any] = {"rank": number, "world_size": 2, "init_method": f"file://{tmp_path}/group"}
         torch.distributed.init_process_group("gloo", **group)
         try:
             run.optimizer.step()

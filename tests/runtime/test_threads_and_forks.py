@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_a_fork_has_its_own_turn(monkeypatch):
 
 
 def test_two_threads_that_share_a_source_share_no_noise():
-    noise, drawn = GaussianNoise(), []
+    noise = GaussianNoise()
+    drawn: list[Any] = []
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -135,7 +137,7 @@ def two_optimizers(shared: bool):
         loss = dplip.losses.CrossEntropy()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         engine = dplip.PrivacyEngine()
-        arguments = {"data_loader": loader, "criterion": loss, "noise_multiplier": 1.0}
+        arguments: dict[str, Any] = {"data_loader": loader, "criterion": loss, "noise_multiplier": 1.0}
         made.append((*engine.make_private(module=model, optimizer=optimizer, **arguments)[:2], loss, engine))
     return loader, made
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def positions(size: int = 80, batch_size: int = 20, **arguments) -> FixedSizeLoa
 @pytest.mark.parametrize("size, batch_size, most", [(80, 20, None), (80, 80, 33), (80, 1, None), (20_000, 37, 10)])
 def test_every_batch_holds_exactly_so_many_different_examples(size, batch_size, most):
     loader = positions(size, batch_size, max_physical_batch_size=most, steps_per_epoch=6)
-    batches, rows = [], []
+    batches: list[Any] = []
+    rows: list[Any] = []
     for (x,) in loader:
         assert most is None or len(x) <= most
         rows += x.tolist()

@@ -63,7 +63,7 @@ def search(
             largest = max(largest, math.sqrt(sum(float(v) ** 2 for v in norms.values())))
             names = list(gradients)
             climbed = names if start % 2 else [names[start // 2 % len(names)]]
-            height = sum(gradients[n].square().sum() for n in climbed)
+            height = torch.stack([gradients[n].square().sum() for n in climbed]).sum()
             if not height.requires_grad:  # a loss of constant slope, in a last layer's bias
                 break
             (slope,) = torch.autograd.grad(height, x, allow_unused=True)

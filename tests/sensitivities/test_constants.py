@@ -1,6 +1,7 @@
 """Bounds that hold whatever the weights are."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ class Peeking(nn.Module):
 
 def test_a_rule_that_reads_a_weight_by_itself_gives_no_constant(rules_as_before: None) -> None:
     @dplip.rule(Peeking)
-    def peeking(module: Peeking, x: Norms) -> tuple[Norms, object]:
+    def peeking(module: Peeking, x: Norms) -> tuple[Norms, Any]:
         largest = float(module.weight.detach().abs().max())
         return x * largest, lambda v: ((v * largest,), {"weight": Norms(x.shape, l2=x.l2 * v.linf)})
 

@@ -50,7 +50,7 @@ def test_neighbouring_sums_lie_within_the_sensitivity(kind, batch):
     """The first half adds up to just below a power of two; one more example lifts it over, and from there on every
     small term of the other half, just under half a unit in the last place, rounds away."""
     layer = SCORES[kind]()
-    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.get_parameter("weight"))
     model = nn.Sequential(dn.BallProjection(1.0), layer)
     run = private(model, loss=Hinge(), input_shape=(64,), batches=Handed(expected_batch_size=float(batch)))
     k, one = batch.bit_length() - 2, torch.eye(64)[:1]

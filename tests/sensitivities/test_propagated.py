@@ -203,7 +203,7 @@ def test_the_rounding_of_a_wide_sum_on_the_way_back_is_within_the_sensitivity_of
                 model[3].weight.fill_(float(last))
             model.zero_grad()
             Hinge()(model(torch.ones(1, 1)), torch.zeros(1, 1)).backward()
-            first, second = (layer.weight.detach()[0, 0].double() for layer in model[2:])
+            first, second = (layer.weight.detach()[0, 0].double() for layer in list(model)[2:])
             exact = float(first * second) * features
             furthest = max(furthest, float(model[1].weight.grad.double().abs()) / exact)
         declared = dplip.sensitivity(model, Hinge(), (1,))["1.weight"]

@@ -263,7 +263,7 @@ def test_neighbouring_float32_sums_of_a_large_batch_lie_within_the_sensitivity(b
     def summed(rows: slice) -> Tensor:
         model.zero_grad()
         run.loss(model(x[rows]), y[rows]).backward()
-        return model[1].weight.grad.double()
+        return model.get_parameter("1.weight").grad.double()
 
     for left_out in (1, 2, 3):
         moved = float((summed(slice(left_out - 1, batch)) - summed(slice(left_out, batch))).norm())

@@ -42,7 +42,7 @@ def test_the_event_charged_holds_the_rate_of_the_loader_and_the_multiplier_of_th
     assert run.charged == [GaussianEvent(1.3, 0.01)]
     assert run.optimizer.noise_multiplier == 1.3
     with pytest.raises(AttributeError):
-        run.optimizer.noise_multiplier = 0.1
+        run.optimizer.noise_multiplier = 0.1  # type: ignore[misc]
 
 
 def test_a_loader_that_changes_its_rate_is_refused():

@@ -1,6 +1,7 @@
 """PrivacyEngine: Opacus's flow and keywords, with what would not be private refused and a remedy named."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_the_flow_of_opacus_trains_privately_and_counts_every_step():
 def test_a_loader_of_poisson_batches_is_taken_as_it_is():
     given = parts()
     given["data_loader"] = PoissonLoader(examples(40), batch_size=10)
-    plan = {"target_epsilon": 2.0, "target_delta": DELTA, "epochs": 2}
+    plan: dict[str, Any] = {"target_epsilon": 2.0, "target_delta": DELTA, "epochs": 2}
     _, optimizer, loader = PrivacyEngine().make_private_with_epsilon(**given, **plan)
     assert loader is given["data_loader"] and optimizer.noise_multiplier > 0
     with pytest.raises(ConfigurationError, match="public_size=9"):

@@ -1,5 +1,7 @@
 """A fixed front end is run once per example, and everything private rests on what follows it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -35,7 +37,13 @@ def data(size: int = 60) -> TensorDataset:
 
 def trainer(net: nn.Module, **arguments: object) -> DPLipTrainer:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    settings = {"train_dataset": data(), "batch_size": 30, "epochs": 3, "noise_multiplier": 1.0, "seed": 3}
+    settings: dict[str, Any] = {
+        "train_dataset": data(),
+        "batch_size": 30,
+        "epochs": 3,
+        "noise_multiplier": 1.0,
+        "seed": 3,
+    }
     return DPLipTrainer(net, loss=LOSS, optimizer=optimizer, progress=False, **{**settings, **arguments})
 
 
@@ -79,10 +87,10 @@ def test_layers_of_the_front_run_once_for_each_example():
     made = trainer(net, precompute=True)
     forward = nn.AvgPool2d.forward
     try:
-        nn.AvgPool2d.forward = lambda self, x: seen.append(len(x)) or forward(self, x)  # type: ignore[method-assign]
+        nn.AvgPool2d.forward = lambda self, x: seen.append(len(x)) or forward(self, x)  # type: ignore[assignment, func-returns-value]
         made.fit()
     finally:
-        nn.AvgPool2d.forward = forward  # type: ignore[method-assign]
+        nn.AvgPool2d.forward = forward
     assert not seen
 
 
@@ -101,7 +109,7 @@ def test_an_example_is_the_same_to_the_last_bit_whatever_stands_before_it():
     def forward(self: nn.AvgPool2d, x: torch.Tensor) -> torch.Tensor:
         return nn.AvgPool2d.forward(self, x) * (1 + 1e-6 * len(x))
 
-    Batched.forward = forward  # type: ignore[method-assign]
+    Batched.forward = forward  # type: ignore[assignment]
     x, y = data(70).tensors
     layer = Batched(2)
     every = features(layer, TensorDataset(x, y)).tensors[0]
@@ -110,7 +118,8 @@ def test_an_example_is_the_same_to_the_last_bit_whatever_stands_before_it():
 
 def test_a_run_is_resumed(tmp_path):
     first = trainer(model(), precompute=True, output_dir=tmp_path, checkpoint_every=1)
-    charge, steps = first.optimizer._charge, []
+    charge: Any = first.optimizer._charge
+    steps: list[Any] = []
 
     def fail(event: object) -> None:
         if len(steps) == 3:

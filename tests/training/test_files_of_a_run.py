@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_a_new_run_in_the_folder_of_another_keeps_the_record_of_what_that_one_sp
 def test_an_interrupted_run_goes_on_with_its_own_ledger(tmp_path):
     run = interrupted(trainer(output_dir=tmp_path), 6)
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 6
-    run.optimizer._charge(run.optimizer.event)  # a step by hand is written, too
+    charge: Any = run.optimizer._charge
+    charge(run.optimizer.event)  # a step by hand is written, too
     assert run.accountant.num_steps == 7 == len(Ledger.read(tmp_path / "ledger.jsonl").history())
     run.fit()
     assert len(Ledger.read(tmp_path / "ledger.jsonl").history()) == 16

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,8 @@ def test_parts_are_added_in_float64():
         batches.give(1, part=number, complete=number == len(sizes))
         run.loss(run.model(torch.tensor([[size]])), torch.zeros(1, 1)).backward()
         run.optimizer.step()
-    share = float(model.weight.grad) * 64 / (1 - 1e-6)  # the loss ends so far inside its bound
+    gradient: Any = model.weight.grad
+    share = float(gradient) * 64 / (1 - 1e-6)  # the loss ends so far inside its bound
     assert share == pytest.approx(1 + 2.0**-22, abs=2.0**-23)
 
 

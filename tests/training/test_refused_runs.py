@@ -68,7 +68,7 @@ def test_a_scheduler_of_another_optimizer_or_of_a_metric_is_refused():
 def test_examples_of_another_type_than_the_weights_are_refused(which, dtype):
     x, y = examples(80).tensors
     with pytest.raises(ConfigurationError, match=rf"{which}.*{dtype}"):
-        trainer(**{which: TensorDataset(x.to(dtype), y)})
+        trainer(**{which: TensorDataset(x.to(dtype), y)})  # type: ignore[arg-type]
 
 
 def test_examples_of_several_shapes_are_refused():
@@ -88,7 +88,7 @@ def test_a_delta_that_protects_no_one_is_warned_of():
 
 def test_a_word_that_fit_does_not_know_is_refused():
     with pytest.raises(TypeError, match="resmue"):
-        trainer().fit(resmue=True)
+        trainer().fit(resmue=True)  # type: ignore[call-arg]
 
 
 def test_a_target_and_a_noise_multiplier_together_are_refused():
@@ -123,7 +123,7 @@ def inputs_and_labels(x=None, y=None) -> TensorDataset:
 )
 def test_labels_that_are_no_classes_of_the_model_are_refused_before_training(which, labels, named):
     with pytest.raises(ConfigurationError, match=f"{which} {named}"):
-        trainer(**{which: inputs_and_labels(y=labels)})
+        trainer(**{which: inputs_and_labels(y=labels)})  # type: ignore[arg-type]
 
 
 def test_one_wrong_label_among_many_is_found():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_a_checkpoint_brings_back_weights_momentum_and_average(tmp_path, optimiz
         kept.append([{k: v.clone() for k, v in state.items() if torch.is_tensor(v)} for state in states])
         averages.append(None if first._average is None else [p.clone() for p in first._average.parameters()])
 
-    kept, averages = [], []
+    kept: list[Any] = []
+    averages: list[Any] = []
     first._run.save = watched
     interrupted(first, 7)
     second = trainer(tmp_path, optimizer, ema_decay=ema_decay)
@@ -76,7 +78,8 @@ def test_a_schedule_goes_on_at_the_step_of_the_ledger(tmp_path, schedule):
             interrupted(run, 7)
             run = trainer(tmp_path / folder)
             run.scheduler = schedule(run.optimizer.original)
-        seen, step = [], run.scheduler.step
+        seen: list[Any] = []
+        step = run.scheduler.step
 
         def watched(run=run, seen=seen, step=step) -> None:
             seen.append(run.optimizer.param_groups[0]["lr"])

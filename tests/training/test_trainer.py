@@ -181,7 +181,7 @@ def test_digits_are_learned_within_epsilon_8_and_the_budget_is_spent():
         optimizer=recipe.optimizer(model),
         train_dataset=data.train,
         eval_dataset=data.test,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.batch_size,  # type: ignore[arg-type]
         epochs=recipe.epochs,
         target_epsilon=8.0,
         target_delta=DELTA,

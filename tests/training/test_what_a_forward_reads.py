@@ -54,7 +54,7 @@ def surroundings(how: str) -> nn.Module:
         monkeypatch.setenv("DPLIP_TEST_SCALE", "20")
 
     net = Net()
-    net.change = change
+    net.change = change  # type: ignore[assignment]
     return net
 
 
@@ -83,7 +83,7 @@ def test_what_the_forward_read_must_still_hold_at_the_step(how, monkeypatch):
         model.change(model, meanwhile)
         run.backward(X, Y)
     if how == "closure":
-        model.held = lambda: 1.0
+        model.held = lambda: 1.0  # type: ignore[assignment]
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(ConfigurationError, match="has changed since its gradient"):
         run.optimizer.step()

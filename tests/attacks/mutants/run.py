@@ -7,6 +7,7 @@ that has imported everything else.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ def warm() -> None:
     import scipy.stats
     import sklearn.datasets
     import torch
+    import torch._dynamo
     import torch.func
     import torch.fx
     import torch.optim.swa_utils
@@ -45,6 +47,7 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     assert "dplip" not in sys.modules
+    gc.freeze()  # no process looks through what was imported here
     del dp_accounting, hypothesis, opacus, pytest, safetensors, scipy, sklearn, tqdm, typer
 
 

@@ -41,7 +41,7 @@ def test_removing_one_example_moves_the_sum_by_at_most_the_sensitivity():
     x, y = torch.randn(20, 12), torch.randint(5, (20,))
 
     def summed(rows: slice) -> list[Tensor]:
-        return torch.autograd.grad(LOSS(model(x[rows]), y[rows]), list(model.parameters()))
+        return list(torch.autograd.grad(LOSS(model(x[rows]), y[rows]), list(model.parameters())))
 
     whole, less = summed(slice(0, 20)), summed(slice(1, 20))
     for name, a, b in zip(sens, whole, less, strict=True):

@@ -85,12 +85,12 @@ def test_the_penalty_comes_after_the_noise_and_is_removed_by_its_handle():
     # |x| on two pieces each side: only the two slopes next to 0 meet a change, and it pulls them together.
     pull = torch.tensor([0.0, 0.1 * 0.5, -0.1 * 0.5, 0.0]).expand(4, -1)
     torch.testing.assert_close(penalised - without, pull, rtol=1e-3, atol=1e-6)
-    model[2].slope.grad = torch.zeros_like(model[2].slope)
+    model[2].slope.grad = torch.zeros_like(model.get_parameter("2.slope"))
     handle.remove()
     before = model[2].slope.detach().clone()
     plain._optimizer_step_pre_hooks.clear()  # that it is wrapped no longer matters
     plain.step()
-    assert plain.param_groups[0]["lr"] == 0.1 and torch.equal(model[2].slope, before)
+    assert plain.param_groups[0]["lr"] == 0.1 and torch.equal(model.get_parameter("2.slope"), before)
 
 
 def test_a_model_without_splines_has_no_variation():

@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from dplip.data import Table, holdout, load_table
 from dplip.models import TabularPreset, tabular_preset
 from dplip.models.monotone import CHAINS
 from dplip.runtime.mode import evaluation
+from dplip.training.schedules import Annealing
 
 DELTA = 1e-5
 
@@ -76,38 +76,39 @@ def score(table: Table, z: Tensor, scale: float, best_threshold: bool = False) -
     return max(float(((z > cut) == (y == 1)).double().mean()) for cut in cuts)
 
 
-class Watched:
-    """A scheduler that also looks at the test rows after every epoch, as the papers do; it changes nothing."""
-
-    def __init__(self, scheduler: Any, every: int, look: Callable[[], float]) -> None:
-        self.scheduler, self.every, self.look, self.steps, self.seen = scheduler, every, look, 0, []
-
-    def step(self) -> None:
-        self.scheduler.step()
-        self.steps += 1
-        if self.steps % self.every == 0:
-            self.seen.append(self.look())
-
-
 def monotone(table: Table, recipe: TabularPreset, epsilon: float, seed: int, watch: bool = False) -> dict[str, float]:
     torch.manual_seed(seed)
-    trainer = recipe.trainer(
-        table, eval_dataset=None, target_epsilon=epsilon, target_delta=DELTA, seed=seed, progress=False
-    )
-    model = trainer.model
+    seen: list[float] = []
 
     def scored(best_threshold: bool = False) -> float:
-        with evaluation(model), torch.no_grad():
-            return score(recipe.prepared(table), model(table.test.tensors[0])[:, 0], recipe.scale, best_threshold)
+        with evaluation(trainer.model), torch.no_grad():
+            z = trainer.model(table.test.tensors[0])[:, 0]
+        return score(recipe.prepared(table), z, recipe.scale, best_threshold)
 
-    if watch:
-        trainer.scheduler = Watched(trainer.scheduler, trainer.loader.steps_per_epoch, lambda: scored(True))
+    def watched(optimizer: torch.optim.Optimizer, steps: int) -> Annealing:
+        """The recipe's schedule, which also looks at the test rows after every epoch, as the papers do."""
+
+        def look(done: float) -> None:
+            if done > 0 and round(done * steps) % (steps // recipe.epochs) == 0:
+                seen.append(scored(True))
+
+        return Annealing(optimizer, steps, look)
+
+    trainer = recipe.trainer(
+        table,
+        eval_dataset=None,
+        target_epsilon=epsilon,
+        target_delta=DELTA,
+        seed=seed,
+        progress=False,
+        **({"scheduler": watched} if watch else {}),
+    )
     trainer.fit()
-    proof = certify_monotonic(model, table.schema.directions, table.schema.features)
+    proof = certify_monotonic(trainer.model, table.schema.directions, table.schema.features)
     found = {"score": scored(), "margin": proof.margin, "epsilon": trainer.get_epsilon()}
-    found["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found["parameters"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if watch:
-        found["best"] = (min if table.schema.regression else max)(trainer.scheduler.seen)
+        found["best"] = (min if table.schema.regression else max)(seen)
     return found
 
 

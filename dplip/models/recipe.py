@@ -1,4 +1,4 @@
-"""What every preset is: a recipe, which makes a model and its trainer for a data set."""
+"""A recipe: it makes a model for a data set, and the trainer of that model."""
 
 from __future__ import annotations
 
@@ -108,10 +108,9 @@ class Recipe(ABC, Generic[D]):
             "norm": self.norm,
             "precompute": self.precompute,
             "max_physical_batch_size": self.max_physical_batch_size,
+            "scheduler": lambda optimizer, steps: self.scheduler(optimizer, model, loss, steps),
         }
-        trainer = make(model, loss=loss, optimizer=optimizer, train_dataset=train_dataset, **{**own, **arguments})
-        trainer.scheduler = self.scheduler(optimizer, model, loss, trainer.steps)
-        return trainer
+        return make(model, loss=loss, optimizer=optimizer, train_dataset=train_dataset, **{**own, **arguments})
 
 
 @dataclass(frozen=True, kw_only=True)

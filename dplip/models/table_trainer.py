@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from dplip.certificates import certified_accuracy, certify_monotonic, correct_radii
+from dplip.certificates import certify_monotonic
 from dplip.data import Schema, write_schema
 from dplip.records.report import remove
 from dplip.runtime.mode import evaluation
@@ -43,11 +43,9 @@ class TableTrainer(DPLipTrainer):
         error = scores["mse"] * (self.schema.target.half * self.scale) ** 2
         return {**scores, "mse": error, "rmse": math.sqrt(error)}
 
-    def certified_accuracy(
-        self, radii: Sequence[float] = TABLE_RADII, norm: float = 1, dataset: Dataset[Any] | None = None
-    ) -> list[float]:
-        """As of any trainer, where a column moves by parts of its public range."""
-        return certified_accuracy(correct_radii(*in_public_ranges(self.model, self._held_out(dataset)), norm), radii)
+    def _certifiable(self, dataset: Dataset[Any] | None = None) -> tuple[nn.Module, Dataset[Any]]:
+        """From the scaled features on: a column moves by parts of its public range."""
+        return in_public_ranges(*super()._certifiable(dataset))
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """As of any trainer, with the directions that are proved and the margin of the proof."""

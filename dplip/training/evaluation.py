@@ -42,11 +42,11 @@ def evaluate(model: nn.Module, loss: Loss, dataset: Dataset[Any]) -> dict[str, f
 
 
 def certified(
-    model: nn.Module, dataset: Dataset[Any] | None, radii: Sequence[float] | None, norm: float
+    certifiable: tuple[nn.Module, Dataset[Any]] | None, radii: Sequence[float] | None, norm: float
 ) -> dict[str, Any]:
-    """Certified accuracy at radii, by default the usual ones of the norm, as plain data; without data, none."""
+    """Certified accuracy of a model on data at radii (None: the usual ones of the norm), as plain data."""
     if radii is None:
         radii = LINF_RADII if math.isinf(norm) else RADII
-    accuracy = [] if dataset is None else certified_accuracy(correct_radii(model, dataset, norm), radii)
-    shown = [] if dataset is None else list(radii)
+    accuracy = [] if certifiable is None else certified_accuracy(correct_radii(*certifiable, norm), radii)
+    shown = [] if certifiable is None else list(radii)
     return {"norm": "inf" if math.isinf(norm) else norm, "radii": shown, "accuracy": accuracy}

@@ -306,15 +306,15 @@ class DPLipTrainer(Fixed):
         self, radii: Sequence[float] = RADII, norm: float = 2, dataset: Dataset[Any] | None = None
     ) -> list[float]:
         """The fraction of held-out examples that are right and provably stay right, at each radius."""
-        return certified_accuracy(correct_radii(self.model, self._held_out(dataset), norm), radii)
+        return certified_accuracy(correct_radii(*self._certifiable(dataset), norm), radii)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """What was spent and what was reached, as plain data; None: the trainer's norm, and its usual radii."""
-        certifiable = None if self.regression else self.eval_dataset
+        certifiable = None if self.regression or self.eval_dataset is None else self._certifiable()
         return {
             "privacy": self._run.spent(),
             "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},
-            "certified": certified(self.model, certifiable, radii, self.norm if norm is None else norm),
+            "certified": certified(certifiable, radii, self.norm if norm is None else norm),
             "time": self._run.time(),
             "resume": {"begun": self._run.begun, "numbers": self._run.resumes},
             "versions": versions(),
@@ -343,6 +343,10 @@ class DPLipTrainer(Fixed):
             if self.show_private_loss:
                 shown["PRIVATE loss (leaks)"] = f"{float(value.detach()) / max(examples, 1):.4f}"
             bar.set_postfix(shown, refresh=False)
+
+    def _certifiable(self, dataset: Dataset[Any] | None = None) -> tuple[nn.Module, Dataset[Any]]:
+        """The model that certificates are about, and held-out data for it."""
+        return self.model, self._held_out(dataset)
 
     def _held_out(self, dataset: Dataset[Any] | None) -> Dataset[Any]:
         dataset = self.eval_dataset if dataset is None else dataset

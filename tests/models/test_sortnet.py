@@ -9,7 +9,6 @@ from helpers.linf_models import inf
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import dplip
 import dplip.nn as dn
 from dplip.certificates import correct_radii
 from dplip.data import load
@@ -23,13 +22,8 @@ def digits() -> tuple[nn.Module, TensorDataset]:
     data = load("digits")
     recipe = SORTNETS["digits"]
     torch.manual_seed(0)
-    model = recipe.model(data.input_shape, data.num_classes)
-    loss, optimizer = recipe.loss(), recipe.optimizer(model)
-    trainer = dplip.DPLipTrainer(
-        model, loss=loss, optimizer=optimizer, train_dataset=data.train, eval_dataset=data.test,
-        batch_size=recipe.batch_size, epochs=recipe.epochs, noise_multiplier=0.0, progress=False, seed=0, norm=inf,
-    )  # fmt: skip
-    trainer.scheduler = recipe.scheduler(optimizer, model, loss, trainer.steps)
+    trainer = recipe.trainer(data, noise_multiplier=0.0, progress=False, seed=0)
+    model = trainer.model
     trainer.fit()
     assert trainer.get_epsilon() == inf
     report = trainer.report()

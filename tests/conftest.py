@@ -7,6 +7,7 @@ import torch
 from helpers.tables import SCHEMA, frame
 
 from dplip.data import write_schema
+from dplip.rules.registry import RULES, registered
 
 torch.set_num_threads(1)  # tests run side by side, and small ones gain nothing from more
 
@@ -16,3 +17,10 @@ def folder(tmp_path: Path) -> Path:
     frame().to_csv(tmp_path / "shop.csv", index=False)
     write_schema(tmp_path / "shop.schema.json", SCHEMA)
     return tmp_path
+
+
+@pytest.fixture
+def rules_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that registers a rule of its own leaves no trace for others."""
+    monkeypatch.setattr(RULES, "rules", registered())
+    monkeypatch.setattr(RULES, "classes", set(RULES.classes))

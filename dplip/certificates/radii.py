@@ -11,8 +11,7 @@ from dplip.certificates.hybrid import HybridBound
 from dplip.certificates.intervals.walk import Boxes, enlarged
 from dplip.certificates.slopes.walk import pull
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.norms import NormCache, Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import NormCache, Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounding
 from dplip.rounding.walk import by_pair, rows_of

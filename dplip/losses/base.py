@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, first_line
-from dplip.norms import Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import Norms, largest
 from dplip.runtime.mixing import mixes
 
 FLOOR = 0.05

@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dplip.nn.gradient_ball import project_rows
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import least
-from dplip.rules import rule
-from dplip.rules.registry import Pullback
+from dplip.norms import Norms, OperatorNorms, least
+from dplip.rules import Pullback, rule
 from dplip.validate import positive
 
 

@@ -25,10 +25,9 @@ from dplip.errors import ConfigurationError
 from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
 from dplip.nn.sums import of_convolution, of_products, of_rows
 from dplip.norms import Norms
-from dplip.rules import rule
+from dplip.rules import ENFORCED, RULES, SUMMATIONS, SUMMED, Pullback, Summation, rule
 from dplip.rules.convolution import convolution, most_reads
 from dplip.rules.linear import AFFINE, by_position, linear
-from dplip.rules.registry import ENFORCED, RULES, SUMMATIONS, SUMMED, Pullback, Summation
 from dplip.validate import positive
 
 M = TypeVar("M", bound=nn.Module)

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms
-from dplip.rules import rule
+from dplip.rules import Pullback, rule
 from dplip.rules.activation import clamped
-from dplip.rules.registry import Pullback
 
 
 class Clamp(nn.Module):

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.norms import Norms
-from dplip.norms.value_norms import least
-from dplip.rules import rule
-from dplip.rules.registry import Pullback
+from dplip.norms import Norms, least
+from dplip.rules import Pullback, rule
 from dplip.validate import positive
 
 ROW_SLACK = 4e-6

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms
-from dplip.rules import rule
-from dplip.rules.registry import Pullback, refuse_module, through
+from dplip.rules import Pullback, refuse_module, rule, through
 from dplip.rules.shape import example_axis
 
 

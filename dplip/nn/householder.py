@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import least, times
-from dplip.rules import rule
-from dplip.rules.registry import SUMMATIONS, Pullback, Summation
+from dplip.norms import Norms, OperatorNorms, least, times
+from dplip.rules import SUMMATIONS, Pullback, Summation, rule
 
 
 class Householder(nn.Module):

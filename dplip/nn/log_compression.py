@@ -6,10 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import REDUCTION_SLACK, Bound, below, times
-from dplip.rules import rule
-from dplip.rules.registry import Pullback, through
+from dplip.norms import REDUCTION_SLACK, Bound, Norms, OperatorNorms, below, times
+from dplip.rules import Pullback, rule, through
 from dplip.validate import positive
 
 

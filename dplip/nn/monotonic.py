@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from dplip.constraints import Constraint, constrain, project
 from dplip.constraints.base import Constraints
 from dplip.errors import ConfigurationError
-from dplip.norms import NormCache, Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import NormCache, Norms, largest
 from dplip.propagation import Walk
 
 RESERVE = 1e-4

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms
-from dplip.rules import rule
-from dplip.rules.registry import Pullback, through
+from dplip.rules import Pullback, rule, through
 
 AXES = (
     (3**-0.5, 3**-0.5, 3**-0.5),

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.norms import Norms
-from dplip.rules import rule
-from dplip.rules.registry import Pullback
+from dplip.rules import Pullback, rule
 from dplip.validate import positive
 
 

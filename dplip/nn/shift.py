@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms
-from dplip.rules import rule
-from dplip.rules.registry import Pullback
+from dplip.rules import Pullback, rule
 
 
 class Shift(nn.Module):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.norms import Norms, OperatorNorms
-from dplip.rules import rule
-from dplip.rules.registry import Pullback, refuse_module
+from dplip.rules import Pullback, refuse_module, rule
 
 ENCODING_SLACK = 2e-6
 """Relative slack for the float32 rounding of an encoded row; sums of a block up to 1 + 1e-6 count as 1."""

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms, OperatorNorms, matrix_norms
-from dplip.norms.matrix import of_fixed
-from dplip.rules import rule
-from dplip.rules.registry import Pullback, through
+from dplip.norms import Norms, OperatorNorms, matrix_norms, of_fixed
+from dplip.rules import Pullback, rule, through
 
 
 class Whitening(nn.Module):

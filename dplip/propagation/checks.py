@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from dplip.norms.value_norms import is_real
 from dplip.propagation.graph import path_of, target_of
-from dplip.rules.registry import RULES, refuse
+from dplip.rules import RULES, refuse
 
 REMEDIES = {
     "BatchNorm": (

@@ -16,7 +16,7 @@ from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.norms.value_norms import is_real
 from dplip.propagation.graph import Root, describe, path_of
 from dplip.propagation.public_rows import AGREED, agree, other_values, rows_of, sent_back
-from dplip.rules.registry import refuse
+from dplip.rules import refuse
 from dplip.runtime.mixing import ROWS, close, mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
 

@@ -10,7 +10,7 @@ from torch.fx.proxy import TraceError
 
 from dplip.errors import DPLipError
 from dplip.propagation.graph import Root
-from dplip.rules.registry import RULES, refuse
+from dplip.rules import RULES, refuse
 from dplip.runtime.random_state import random_states, undisturbed
 
 

@@ -18,9 +18,8 @@ from dplip.propagation.guards import guards_of
 from dplip.propagation.probe import BATCH, Operation, probe
 from dplip.propagation.public_rows import PublicRows, agree
 from dplip.propagation.trace import trace
-from dplip.rules import Call
+from dplip.rules import RULES, SUMMATIONS, SUMMED, Call, Summation, refuse
 from dplip.rules.linear import AFFINE
-from dplip.rules.registry import RULES, SUMMATIONS, SUMMED, Summation, refuse
 
 M = TypeVar("M", bound="TracedModel")
 

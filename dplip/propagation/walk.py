@@ -13,7 +13,8 @@ from dplip.norms import Norms
 from dplip.propagation.graph import flat
 from dplip.propagation.probe import BATCH, Operation
 from dplip.propagation.traced_model import TracedModel
-from dplip.rules.registry import RULES, refuse, signature
+from dplip.rules import RULES, refuse
+from dplip.rules.registry import signature
 
 ModelPullback = Callable[[Norms], tuple[Norms, dict[str, Norms]]]
 

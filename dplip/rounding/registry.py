@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dplip.norms import Norms
-from dplip.norms.value_norms import Bound
+from dplip.norms import Bound, Norms
 from dplip.propagation import Walk
 from dplip.propagation.graph import target_of
 from dplip.rules.registry import Registered, Registry

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from dplip.nn.linf.linf_distance import Relaxed
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import Bound, largest, times
+from dplip.norms import Bound, Norms, OperatorNorms, largest, times
+from dplip.propagation import Walk
 from dplip.propagation.graph import Root, flat
 from dplip.propagation.probe import Operation
-from dplip.propagation.walk import ModelPullback, Walk
+from dplip.propagation.walk import ModelPullback
 from dplip.rounding.registry import EXACT, HUGE, ROUNDINGS, TINY, Roundings, unit_of
-from dplip.rules.registry import RULES, signature
+from dplip.rules import RULES
+from dplip.rules.registry import signature
 
 
 def _roundings(walk: Walk, operation: Operation, args: Any, kwargs: Any) -> Roundings | None:

@@ -1,16 +1,37 @@
 """One file per family of rules; importing this package registers them all."""
 
 from dplip.rules import activation, arithmetic, convolution, linear, normalization, pooling, shape
-from dplip.rules.registry import Call, rule
+from dplip.rules.registry import (
+    ENFORCED,
+    RULES,
+    SUMMATIONS,
+    SUMMED,
+    Call,
+    Pullback,
+    Summation,
+    refuse,
+    refuse_module,
+    rule,
+    through,
+)
 
 __all__ = [
+    "ENFORCED",
+    "RULES",
+    "SUMMATIONS",
+    "SUMMED",
     "Call",
+    "Pullback",
+    "Summation",
     "activation",
     "arithmetic",
     "convolution",
     "linear",
     "normalization",
     "pooling",
+    "refuse",
+    "refuse_module",
     "rule",
     "shape",
+    "through",
 ]

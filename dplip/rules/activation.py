@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip.errors import UnboundedOperationError
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import times
+from dplip.norms import Norms, OperatorNorms, times
 from dplip.rules.registry import Call, Pullback, refuse_module, rule, through
 from dplip.rules.shape import example_axis
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import least, times
+from dplip.norms import Norms, OperatorNorms, least, times
 from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule, through
 from dplip.rules.shape import example_axis
 

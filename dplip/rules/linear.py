@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip.norms import Norms, OperatorNorms, matrix_norms
-from dplip.norms.value_norms import least, times
+from dplip.norms import Norms, OperatorNorms, least, matrix_norms, times
 from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule
 
 

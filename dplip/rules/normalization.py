@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import REDUCTION_SLACK, below, largest, root, times
+from dplip.norms import REDUCTION_SLACK, Norms, OperatorNorms, below, largest, root, times
 from dplip.rules.registry import Pullback, refuse_module, rule, through
 
 CANCELLATION = 2.0**-18

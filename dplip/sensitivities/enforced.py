@@ -23,11 +23,10 @@ from typing import Any
 
 from torch.fx.node import map_aggregate
 
-from dplip.norms import Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.propagation.probe import Operation
-from dplip.rules.registry import ENFORCED, RULES, refuse
+from dplip.rules import ENFORCED, RULES, refuse
 from dplip.sensitivities.propagated import GRADIENT_SLACK, Sensitivities
 
 

@@ -11,8 +11,7 @@ from torch import nn
 from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
-from dplip.norms import Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounded
 

@@ -14,7 +14,7 @@ from dplip.errors import ConfigurationError, DPLipError
 from dplip.losses import Loss
 from dplip.nn import Frozen
 from dplip.propagation import Walk
-from dplip.rules.registry import RULES
+from dplip.rules import RULES
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.runtime.secret import Secret, lent_to_readers

@@ -19,7 +19,7 @@ from dplip.propagation.checks import Observer
 from dplip.propagation.graph import Root
 from dplip.propagation.guards import Same, guards_of, sample
 from dplip.propagation.public_rows import PublicRows, agree
-from dplip.rules.registry import SUMMED
+from dplip.rules import SUMMED
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.secret import Secret, lent
 from dplip.training.arrivals import Arrivals

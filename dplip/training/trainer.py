@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from dplip.accounting import Budget, Event, create_accountant, get_noise_multiplier
+from dplip.accounting import Budget, create_accountant, get_noise_multiplier
 from dplip.accounting.budget import Fixed
 from dplip.certificates import certified_accuracy, correct_radii
 from dplip.constraints import project
@@ -178,7 +178,7 @@ class DPLipTrainer(Fixed):
             noise_multiplier=noise_multiplier,
             batches=self.loader,
             neighboring=neighboring,
-            charge=self._charge,
+            charge=lambda event: self._run.charge_step(event),
             project_every=project_every,
             half_precision=autocast is not None,
             distributed=distributed,
@@ -325,9 +325,6 @@ class DPLipTrainer(Fixed):
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
         return write_run(self.output_dir, self.model, {**self.report(), **(extra or {})})
-
-    def _charge(self, event: Event) -> None:
-        self._run.charge_step(event)
 
     def _after_step(self, bar: tqdm[Any], value: Tensor, examples: int) -> None:
         if self.scheduler is not None:

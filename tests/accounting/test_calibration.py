@@ -12,8 +12,6 @@ from dplip.accounting import (
 )
 from dplip.errors import ConfigurationError
 
-# Calibration
-
 
 @settings(max_examples=12, deadline=None)
 @given(

@@ -9,8 +9,6 @@ from dplip.accounting import (
 )
 from dplip.accounting.rdp import renyi_divergence
 
-# Closed forms and other implementations
-
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 7.0, 400.0])
 @pytest.mark.parametrize("order", [1.01, 2.0, 2.7, 64.0, 2.0**20])

@@ -23,23 +23,69 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE.parent}",
 }
+MUTANTS, KILLS = "attacks/mutants/run.py", "attacks/kill_runs.py"
+PROMISES = {
+    "no gradient exceeds its sensitivity; noise and epsilon are as said": "dplip audit",
+    "the audits have power, and sound runs survive them": "audit",
+    "every rule claims no less than is attained": "rules norms/test_value_norms.py propagation/test_compositions.py",
+    "sensitivity holds under ascent, ties, huge and missing numbers": (
+        "sensitivities/test_attacked_examples.py sensitivities/test_propagated.py"
+    ),
+    "bounds hold in floating point": "attacks/test_numerics.py",
+    "half precision stays within what is enforced": (
+        "nn/test_half_precision.py sensitivities/test_enforced.py training/test_half_precision_run.py"
+    ),
+    "sums over a batch round as is said, in any order": (
+        "nn/test_sums.py sensitivities/test_neighbouring_sums.py training/test_parts_of_a_batch.py"
+    ),
+    "no example mixes with another": "runtime/test_mixing.py",
+    "the trace is the model, and what has no rule is refused": (
+        "propagation training/test_what_a_forward_reads.py training/test_refused_gradients.py"
+    ),
+    "nothing but the noisy gradient moves the weights": "training/test_wrapped.py sampling/test_distinct.py",
+    "masks and batches are secret, in one process": (
+        "runtime/test_secret_masks.py runtime/test_threads_and_forks.py runtime/test_processes.py"
+        " sampling/test_secret_draws.py"
+    ),
+    "batches are those of their event": "sampling/test_poisson.py sampling/test_fixed_size.py",
+    "no input inside a radius has another class, however wide the layers": (
+        "certificates/test_radii.py certificates/test_certifier.py certificates/test_accuracy.py"
+        " certificates/test_lipschitz.py rounding"
+    ),
+    "one more row re-encodes no other": "data/test_neighbouring_tables.py data/test_schema.py data/test_tables.py",
+    "a model of a table is monotone": (
+        "certificates/test_monotonicity.py models/test_monotone.py cli/test_runs_on_tables.py"
+    ),
+    "a bug put in on purpose is caught": MUTANTS,
+    "a killed run resumes, spends what was planned, draws no noise twice": KILLS,
+    "no accountant's epsilon is below an optimistic one": "accounting/test_epsilon.py -k optimistic",
+    "ledgers and checkpoints that do not fit are refused": (
+        "records/test_checkpoint.py records/test_ledger.py training/test_refused_resumption.py"
+    ),
+    "a resumed run is the run that was interrupted": "training/test_resumed_run.py attacks/test_crashes.py",
+    "whatever a file holds, no traceback": "attacks/test_fuzz.py",
+}
+"""Each promise, and the tests that attack it."""
+
+Outcome = tuple[bool, str, str]
+"""Whether a promise survived, what was tried, and what went wrong."""
 
 
-def run(*arguments: str, **environment: str) -> tuple[bool, str]:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True
-    )
+def run(*arguments: str) -> tuple[bool, str]:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     return done.returncode == 0, done.stdout + (done.stderr if done.returncode else "")
 
 
-def tests(*selection: str, **environment: str) -> tuple[bool, str, str]:
-    """Whether the tests pass, and how many there were."""
-    passed, output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *selection, **environment)
+def tests(selection: str) -> Outcome:
+    """Whether the tests pass, and how many there were; a selection is of files and folders of tests, and ``-k``."""
+    paths, _, expression = selection.partition(" -k ")
+    named = [f"tests/{path}" for path in paths.split()] + (["-k", expression] if expression else [])
+    passed, output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *named)
     counted = re.findall(r"(\d+) passed", output)
     return passed, f"{counted[-1] if counted else 0} tests", "" if passed else output[-3000:]
 
 
-def trained() -> tuple[bool, str, str]:
+def trained() -> Outcome:
     """``dplip audit`` on a run of ``dplip train``."""
     command = "from dplip.cli.main import main; main()"
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +96,7 @@ def trained() -> tuple[bool, str, str]:
     return done, f"{attacks} attacks, digits at epsilon 8", "" if done else output[-3000:]
 
 
-def mutants() -> tuple[bool, str, str]:
+def mutants() -> Outcome:
     passed, output = run(str(HERE / "mutants" / "run.py"), "--also-sound")
     outcomes = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     caught = sum(one["outcome"] == "caught" for one in outcomes)
@@ -58,7 +104,7 @@ def mutants() -> tuple[bool, str, str]:
     return passed, f"{caught} of {len(outcomes)} mutants", "" if passed else f"{survivors}\n{output[-1000:]}"
 
 
-def kills(count: int) -> tuple[bool, str, str]:
+def kills(count: int) -> Outcome:
     passed, output = run(str(HERE / "kill_runs.py"), "--kills", str(count))
     if not passed:
         return False, f"{count} kills", output[-3000:]
@@ -71,52 +117,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--fuzz", type=int, default=1000, help="inputs of each fuzz test")
     arguments = parser.parse_args()
-    attacks = [
-        ("no gradient exceeds its sensitivity; noise and epsilon are as said", "dplip audit", trained),
-        ("the audits have power, and sound runs survive them", "tests/audit", None),
-        ("every rule claims no less than is attained", "tests/rules", None),
-        ("sensitivity holds under ascent, ties, huge and missing numbers", "tests/sensitivities", None),
-        ("bounds hold in floating point", "tests/attacks/test_numerics.py", None),
-        ("sums over a batch round as is said, in any order", "tests/nn/test_sums.py", None),
-        ("no example mixes with another", "tests/runtime/test_mixing.py", None),
-        ("the trace is the model, and what has no rule is refused", "tests/propagation", None),
-        ("nothing but the noisy gradient moves the weights", "tests/training/test_wrapped.py", None),
-        ("masks and batches are secret, in one process", "tests/runtime", None),
-        ("batches are those of their event", "tests/sampling", None),
-        ("no input inside a radius has another class, however wide the layers", "tests/certificates", None),
-        ("one more row re-encodes no other", "tests/data", None),
-        ("a bug put in on purpose is caught", "tests/attacks/mutants/run.py", mutants),
-        (
-            "a killed run resumes, spends what was planned, draws no noise twice",
-            "tests/attacks/kill_runs.py",
-            lambda: kills(arguments.kills),
-        ),
-        (
-            "no accountant's epsilon is below an optimistic one",
-            "tests/accounting",
-            lambda: tests("tests/accounting", "-k", "optimistic", DPLIP_FUZZ=str(arguments.fuzz)),
-        ),
-        ("ledgers and checkpoints that do not fit are refused", "tests/records", None),
-        (
-            "a resumed run is the run that was interrupted",
-            "tests/training",
-            lambda: tests("tests/training", "-k", "resum"),
-        ),
-        (
-            "whatever a file holds, no traceback",
-            "tests/attacks/test_fuzz.py",
-            lambda: tests("tests/attacks/test_fuzz.py", DPLIP_FUZZ=str(arguments.fuzz)),
-        ),
-    ]
+    ENVIRONMENT["DPLIP_FUZZ"] = str(arguments.fuzz)
+    others = {"dplip audit": trained, MUTANTS: mutants, KILLS: lambda: kills(arguments.kills)}
     rows, problems, started = [], [], time.perf_counter()
-    for promise, test, attack in attacks:
+    for promise, selection in PROMISES.items():
         begun = time.perf_counter()
-        survived, tried, problem = tests(test) if attack is None else attack()
-        rows.append((promise, test, tried, "yes" if survived else "NO", f"{time.perf_counter() - begun:.0f} s"))
+        survived, tried, problem = others[selection]() if selection in others else tests(selection)
+        rows.append((promise, tried, "yes" if survived else "NO", f"{time.perf_counter() - begun:.0f} s", selection))
         if problem:
             problems.append(f"{promise}\n{problem}")
-        print(f"... {promise}: {rows[-1][3]}", file=sys.stderr, flush=True)
-    heads = ("promise", "test", "tried", "survived", "time")
+        print(f"... {promise}: {rows[-1][2]}", file=sys.stderr, flush=True)
+    heads = ("promise", "tried", "survived", "time", "tests")
     widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
     for row in [heads, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare the ledger with what happened.
 
-    python tests/attacks/kill_runs.py --kills 100
+    PYTHONPATH=tests python tests/attacks/kill_runs.py --kills 100
 
 Every draw of noise is put down in a transcript of its own before it is used. After each kill the ledger must hold at
 least the steps whose noise was drawn; at the end no draw may have been made twice, the budget must have been kept, and
@@ -76,9 +76,8 @@ def start(folder: Path) -> int:
     process = os.fork()
     if process == 0:
         status = 1
-        tqdm.set_lock(
-            threading.RLock()
-        )  # not the one that all forks share: whoever is killed while holding it keeps it
+        # Not the lock that all forks share: whoever is killed while holding that one keeps it.
+        tqdm.set_lock(threading.RLock())
         try:
             trainer(folder).fit(resume=True)
             status = 0

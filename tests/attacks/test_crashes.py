@@ -11,9 +11,6 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-# Whole processes
-
-
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE.parent}"}
     return subprocess.run(

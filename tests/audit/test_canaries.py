@@ -18,9 +18,6 @@ SIGMA = {1.0: 3.7306, 4.0: 1.0812, 8.0: 0.60024}
 FLOORS = {1.0: 0.6, 4.0: 3.3, 8.0: 7.0}
 
 
-# Canaries
-
-
 @pytest.mark.parametrize("epsilon", FLOORS)
 def test_dirac_canaries_show_nearly_all_of_epsilon_and_never_more(epsilon):
     model, shape = built("orthogonal")

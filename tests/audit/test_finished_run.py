@@ -11,8 +11,6 @@ from dplip.audit import replay
 from dplip.audit.finished_run import _ledger as ledger_row
 from dplip.cli.app import app
 
-# A finished run
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -11,8 +11,6 @@ import dplip
 from dplip import audit
 from dplip.losses import CrossEntropy, Huber
 
-# The search for a long gradient
-
 
 @pytest.mark.parametrize("name", ["orthogonal", "plain", "convolutional", "residual", "tied", "clamped", "tokens"])
 def test_the_search_finds_long_gradients_and_none_beyond_the_declared(name):

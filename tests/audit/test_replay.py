@@ -8,8 +8,6 @@ from helpers.runs import examples
 from dplip import audit
 from dplip.losses import CrossEntropy
 
-# Replay
-
 
 @pytest.mark.parametrize("name", ["orthogonal", "plain", "convolutional", "residual", "tied"])
 @pytest.mark.parametrize("neighboring, most", [("add_remove", None), ("replace_one", 3)])

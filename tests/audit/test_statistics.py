@@ -9,8 +9,6 @@ from dplip import audit
 from dplip.audit.statistics import best_threshold
 from dplip.errors import ConfigurationError
 
-# Statistics
-
 
 def test_gaussian_epsilon_is_exact():
     from dp_accounting.pld import privacy_loss_distribution

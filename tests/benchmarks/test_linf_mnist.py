@@ -3,11 +3,11 @@
 import dataclasses
 import importlib
 import math
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.linf_models import inf
 
 import dplip
 from dplip.losses import ClippedHinge

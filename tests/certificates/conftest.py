@@ -25,7 +25,7 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int = 60, lr: float =
     return model.eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     data = load("digits")
     torch.manual_seed(0)

@@ -1,10 +1,11 @@
 """Certificates by intervals: never looser than the margin, and no attack succeeds inside."""
 
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.linf_models import NETS, built, corners, inf, small
+from helpers.linf_models import NETS, built, corners, small
 from torch import Tensor, nn
 
 import dplip

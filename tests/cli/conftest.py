@@ -32,9 +32,9 @@ def dplip_command(monkeypatch, capfd) -> Callable[..., Ran]:
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A short run on digits, by the command itself in a process of its own."""
+    """A short run on digits, by the command itself in a process of its own; a test copies it before it changes it."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     command = [sys.executable, "-c", "from dplip.cli.main import main; main()", "train", *map(str, QUICK)]
     options = ["--epsilon", "8", "--delta", "1e-5", "--seed", "1", "--epochs", "20", "--out", str(folder)]

@@ -21,23 +21,6 @@ from dplip.models import TabularPreset
 from dplip.records import validate_report
 
 
-@pytest.fixture
-def dplip_command(monkeypatch, capfd):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dplip", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return (code, *capfd.readouterr())
-
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("DPLIP_DATA", raising=False)
-    return run
-
-
 def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_command):
     found = json.loads(draft(folder / "shop.csv", target="bought", look=True))
     assert found["source"] == "observed"
@@ -50,11 +33,8 @@ def test_a_draft_that_may_look_says_so_and_is_for_no_private_run(folder, dplip_c
     assert code == 0 and "not private" in out
 
 
-# ------------------------------------------------------------------------------------------------ the command line
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished_table(tmp_path_factory):
     """A short private run on a Parquet file, with directions from the flag."""
     folder = tmp_path_factory.mktemp("tables")
     frame(1500).to_parquet(folder / "shop.parquet")
@@ -75,15 +55,15 @@ def main_without_exit() -> None:
         assert not ended.code
 
 
-def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished):
-    report = json.loads((finished / "run" / "report.json").read_text())
+def test_a_users_own_table_trains_privately_and_is_proved_monotone(finished_table):
+    report = json.loads((finished_table / "run" / "report.json").read_text())
     validate_report(report)
     assert 3.8 < report["privacy"]["epsilon"] <= 4
     assert report["utility"]["accuracy"] > 0.7
     assert report["monotonicity"]["directions"] == {"age": 1, "price": -1}
     assert report["monotonicity"]["margin"] > 0
     assert report["certified"]["norm"] == 1 and len(report["certified"]["accuracy"]) == 4
-    assert read_schema(finished / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
+    assert read_schema(finished_table / "run" / "schema.json") == SCHEMA.monotone({"age": 1, "price": -1})
 
 
 def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_command, monkeypatch):
@@ -112,22 +92,22 @@ def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_co
 
 @pytest.mark.parametrize("name, content", [("schema.json", "{}"), ("model.pt", "junk"), ("report.json", "[]")])
 @pytest.mark.parametrize("command", ["certify", "audit"])
-def test_a_damaged_run_on_a_table_is_refused(finished, dplip_command, tmp_path, command, name, content):
+def test_a_damaged_run_on_a_table_is_refused(finished_table, dplip_command, tmp_path, command, name, content):
     for file in ("report.json", "model.pt", "schema.json"):
-        (tmp_path / file).write_bytes((finished / "run" / file).read_bytes())
+        (tmp_path / file).write_bytes((finished_table / "run" / file).read_bytes())
     (tmp_path / name).write_text(content)
     code, _, error = dplip_command(command, tmp_path)
     assert code == 2 and "Traceback" not in error and error.startswith("error: ")
 
 
-def test_the_trained_model_never_violates_a_direction(finished):
-    recipe = json.loads((finished / "run" / "report.json").read_text())["run"]["preset"]
+def test_the_trained_model_never_violates_a_direction(finished_table):
+    recipe = json.loads((finished_table / "run" / "report.json").read_text())["run"]["preset"]
     model = TabularPreset(**{**recipe, "widths": tuple(recipe["widths"])}).model(
         SCHEMA.monotone({"age": 1, "price": -1})
     )
-    model.load_state_dict(torch.load(finished / "run" / "model.pt", weights_only=True))
+    model.load_state_dict(torch.load(finished_table / "run" / "model.pt", weights_only=True))
     model.double().eval()
-    x = load_table(finished / "shop.parquet").test.tensors[0].double()
+    x = load_table(finished_table / "shop.parquet").test.tensors[0].double()
     generator = torch.Generator().manual_seed(0)
     for size in (1.0, 50.0, 1e5):
         moved = x.clone()
@@ -136,17 +116,17 @@ def test_the_trained_model_never_violates_a_direction(finished):
         assert bool((model(moved) >= model(x)).all())
 
 
-def test_certify_reads_a_run_on_a_table(finished, dplip_command):
-    code, out, _ = dplip_command("certify", finished / "run", "--norm", 1, "--points", 4)
+def test_certify_reads_a_run_on_a_table(finished_table, dplip_command):
+    code, out, _ = dplip_command("certify", finished_table / "run", "--norm", 1, "--points", 4)
     assert code == 0 and "average certified radius" in out
-    report = json.loads((finished / "run" / "report.json").read_text())
-    model, test = certified_part(finished / "run", None)
+    report = json.loads((finished_table / "run" / "report.json").read_text())
+    model, test = certified_part(finished_table / "run", None)
     x, y = test.tensors
     assert float((predictions(model(x)) == y).double().mean()) == pytest.approx(report["utility"]["accuracy"])
 
 
-def test_audit_attacks_a_run_on_a_table(finished, dplip_command):
-    code, out, error = dplip_command("audit", finished / "run", "--canaries", 100, "--starts", 1)
+def test_audit_attacks_a_run_on_a_table(finished_table, dplip_command):
+    code, out, error = dplip_command("audit", finished_table / "run", "--canaries", 100, "--starts", 1)
     assert code == 0, out + error
     for promise in ("epsilon of the report", "gradient of all", "neighbouring steps", "epsilon of 20 steps"):
         assert promise in out

@@ -22,8 +22,6 @@ from dplip import (
 from dplip.constraints import Constraint
 from dplip.norms import convolution_norms
 
-# ------------------------------------------------------------------------------------------------ balls
-
 R = 1.5
 BALLS: dict[str, tuple[Callable[[], Constraint], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     # constraint, the norms that it bounds, and the support function of its unit ball

@@ -10,8 +10,6 @@ import torch
 
 from dplip.data.dead_leaves import dead_leaves
 
-# Synthetic images
-
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_the_same_for_the_same_arguments_and_others_for_another_seed(channels):

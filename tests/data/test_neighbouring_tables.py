@@ -10,8 +10,6 @@ import dplip
 from dplip.data import Column, Schema, encode, load_table, write_schema
 from dplip.data.frames import read_frame
 
-# ------------------------------------------------------------------------------------------------ one more row
-
 MIXED = Schema(
     Column("y", "boolean"),
     (

@@ -10,8 +10,6 @@ import dplip
 from dplip.data import draft, read_schema, write_schema
 from dplip.data.schema import parse_monotone
 
-# ------------------------------------------------------------------------------------------------ schemas
-
 
 def test_a_schema_is_read_as_it_was_written(tmp_path):
     write_schema(tmp_path / "s.json", SCHEMA)

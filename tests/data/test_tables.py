@@ -10,8 +10,6 @@ from dplip.data import Column, Schema, encode, encode_features, load_table
 from dplip.data.frames import read_frame
 from dplip.data.tables import is_table
 
-# ------------------------------------------------------------------------------------------------ encoding
-
 
 def test_rows_are_encoded_by_the_schema():
     rows = pd.DataFrame(

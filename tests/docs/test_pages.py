@@ -15,7 +15,6 @@ import torch
 
 import dplip
 from dplip.losses import Loss
-from dplip.rules import registry
 from dplip.training.trainer import RADII
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +27,6 @@ def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
     """Number of the first line, and content, of every fenced block in a language."""
     for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield text.count("\n", 0, found.start(1)) + 1, found.group(1)
-
-
-@pytest.fixture
-def rules_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page that registers a rule of its own leaves no trace for other tests."""
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
-    monkeypatch.setattr(registry.RULES, "classes", set(registry.RULES.classes))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import torch
+from helpers import trainers
 from helpers.models import orthogonal
-from helpers.runs import examples, interrupted
+from helpers.runs import interrupted
 
 from dplip import DPLipTrainer
-from dplip.losses import CrossEntropy
-
-TRAIN, HELD_OUT = examples(80), examples(40, seed=1)
 
 
 def trainer(folder: Path, optimizer: str = "SGD", **arguments) -> DPLipTrainer:
@@ -17,17 +15,8 @@ def trainer(folder: Path, optimizer: str = "SGD", **arguments) -> DPLipTrainer:
     torch.manual_seed(0)
     model = orthogonal()
     more = {"momentum": 0.9} if optimizer == "SGD" else {}
-    given = {"batch_size": 20, "epochs": 4, "target_epsilon": 4.0, "checkpoint_every": 3, **arguments}
-    return DPLipTrainer(
-        model,
-        loss=CrossEntropy(8.0, normalize=True),
-        optimizer=getattr(torch.optim, optimizer)(model.parameters(), lr=0.1, **more),
-        train_dataset=TRAIN,
-        eval_dataset=HELD_OUT,
-        output_dir=folder,
-        progress=False,
-        **given,
-    )
+    moves = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1, **more)
+    return trainers.trainer(model, optimizer=moves, output_dir=folder, **{"checkpoint_every": 3, **arguments})
 
 
 def at(folder: Path, step: int = 6, **arguments) -> DPLipTrainer:

@@ -8,8 +8,6 @@ from torch.utils.data import DataLoader
 
 from dplip.losses import CrossEntropy
 
-DELTA = 1e-5
-
 
 def parts(model: nn.Module | None = None, batch_size: int = 10, count: int = 40, lr: float = 0.1) -> dict:
     model = orthogonal() if model is None else model

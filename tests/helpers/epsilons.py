@@ -2,10 +2,7 @@
 
 import math
 
-from dplip.accounting import (
-    Accountant,
-    GaussianEvent,
-)
+from dplip.accounting import Accountant, GaussianEvent
 from dplip.accounting.rdp import ORDERS
 
 DELTA = 1e-5

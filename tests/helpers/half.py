@@ -1,4 +1,4 @@
-"""Layers and models in half precision, and an input for them."""
+"""A model in half precision, and the context that computes in it."""
 
 import pytest
 import torch
@@ -7,8 +7,6 @@ from torch import nn
 import dplip.nn as dn
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-X = 3 * torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
-Y = torch.arange(12) % 4
 
 
 def half(dtype: torch.dtype = torch.bfloat16) -> torch.autocast:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from torch.func import grad, vmap
 from dplip import Norms
 from dplip.propagation import Walk
 
-inf = math.inf
 NAMES = {1.0: "l1", 2.0: "l2", inf: "linf"}
 EXPONENTS = tuple(NAMES)
 

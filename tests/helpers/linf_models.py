@@ -1,17 +1,10 @@
 """Small l-infinity networks of every architecture, and the corners of a box."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 import dplip.nn as dn
 from dplip.losses import ClippedHinge
-
-inf = math.inf
-
-
-# ---------------------------------------------------------------------------------------------------- bounds
 
 
 def small(width: int = 16, clamp: bool = False, rho: float = 0.3) -> nn.Sequential:
@@ -26,9 +19,6 @@ def small(width: int = 16, clamp: bool = False, rho: float = 0.3) -> nn.Sequenti
 
 
 LOSS = ClippedHinge(threshold=0.5, cross_entropy=0.3, temperature=4.0)
-
-
-# ---------------------------------------------------------------------------------------------------- intervals
 
 
 class Residual(nn.Module):

@@ -10,8 +10,6 @@ from helpers.models import plain
 from helpers.runs import Run, X, Y
 from torch import Tensor, nn
 
-# ------------------------------------------------------------------------------------------------------- refusals
-
 
 def right(run: Run) -> Tensor:
     return run.loss(run.model(X), Y)

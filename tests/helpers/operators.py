@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from math import inf
 
 import torch
-from helpers.laws import inf
 from torch import Tensor, nn
 
 import dplip
@@ -26,9 +26,6 @@ def true_norm(weight: Tensor) -> float:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-# ------------------------------------------------------------------------------------------------ convolutions
 
 
 def explicit(layer: nn.Conv1d | nn.Conv2d, size: Sequence[int]) -> Tensor:

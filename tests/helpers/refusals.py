@@ -6,8 +6,6 @@ from torch import nn
 import dplip
 from dplip import Norms, UnboundedOperationError
 
-# ------------------------------------------------------------------------------------------------ refusals
-
 
 def refused(model: nn.Module, shape: tuple[int, ...]) -> str:
     """The message of a refusal: it names a path, says what was found and why, and ends with what to do."""

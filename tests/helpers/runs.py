@@ -22,6 +22,10 @@ def examples(count: int = 40, features: int = 6, classes: int = 4, seed: int = 0
     return TensorDataset(centres[y] + 0.3 * torch.randn(count, features, generator=generator), y)
 
 
+X, Y = examples(40).tensors
+TRAIN, HELD_OUT = examples(80), examples(40, seed=1)
+
+
 @dataclass
 class Handed:
     """A loader that hands out what a test says: the counts that an optimizer reads, and nothing else."""
@@ -134,6 +138,3 @@ def interrupted(run: DPLipTrainer, after: int) -> DPLipTrainer:
         run.fit()
     run._scheduler = inner
     return run
-
-
-X, Y = examples(40).tensors

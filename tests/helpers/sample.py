@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-# ---------------------------------------------------------------------------------------------------- samples
-
 
 class Calls(nn.Module):
     """A function of the input and of parameters, as a module: a functional call is walked as it stands in a model."""

@@ -3,10 +3,10 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 import torch
 import torch.nn.functional as F
-from helpers.laws import inf
 from helpers.sample import BOTH, IN, MAP, TOKENS, VECTOR, Sample, _name, calls, module
 from torch import Tensor, nn
 

@@ -1,9 +1,7 @@
 """Data that are numbered, so that a batch shows which examples it holds."""
 
 import torch
-from torch.utils.data import (
-    TensorDataset,
-)
+from torch.utils.data import TensorDataset
 
 
 def numbered(size: int) -> TensorDataset:

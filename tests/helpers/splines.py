@@ -1,13 +1,10 @@
 """Both kinds of spline, and a scrambled one."""
 
-import math
-
 import torch
 
 import dplip.nn as dn
 from dplip.nn.splines.spline import Spline
 
-inf = math.inf
 KINDS = [dn.LinearSpline, dn.CoefficientSpline]
 
 

@@ -1,15 +1,13 @@
 """A small trainer and its data."""
 
 import torch
+from helpers.epsilons import DELTA
 from helpers.models import orthogonal, plain
-from helpers.runs import examples
+from helpers.runs import HELD_OUT, TRAIN
 from torch import nn
 
 from dplip import DPLipTrainer
 from dplip.losses import CrossEntropy
-
-DELTA = 1e-5
-TRAIN, HELD_OUT = examples(80), examples(40, seed=1)
 
 
 def trainer(model: nn.Module | None = None, lr: float = 0.2, **arguments) -> DPLipTrainer:

@@ -1,13 +1,13 @@
 """The clipped hinge stays within its bounds."""
 
+from math import inf
+
 import pytest
 import torch
-from helpers.linf_models import LOSS, inf
+from helpers.linf_models import LOSS
 
 from dplip.errors import ConfigurationError
 from dplip.losses import ClippedHinge
-
-# ---------------------------------------------------------------------------------------------------- loss
 
 
 def test_the_clipped_hinge_stays_within_its_bounds():

@@ -12,8 +12,6 @@ from dplip.data import Column, Schema, encode, load_table
 from dplip.data.tables import with_scaled_target
 from dplip.models import TabularPreset, tabular_preset
 
-# ------------------------------------------------------------------------------------------------ presets
-
 
 @torch.no_grad()
 def at_the_edge(model: torch.nn.Module) -> None:

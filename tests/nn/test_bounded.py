@@ -12,8 +12,6 @@ import dplip
 from dplip import nn as dn
 from dplip.losses import CrossEntropy
 
-# -------------------------------------------------------------------------------------------------- bounded layers
-
 
 def stock() -> nn.Sequential:
     torch.manual_seed(1)

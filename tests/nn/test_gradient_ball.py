@@ -11,8 +11,6 @@ import dplip
 from dplip import nn as dn
 from dplip.errors import ConfigurationError, UnboundedOperationError
 
-# ------------------------------------------------------------------------------------------------- GradientBall
-
 
 @pytest.mark.parametrize("size", [1.0, 1e-20, 1e20, 3e38])
 def test_no_cotangent_leaves_a_gradient_ball(size: float) -> None:

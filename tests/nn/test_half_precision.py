@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers.half import HALF, X, half, length
+from helpers.gated import X
+from helpers.half import HALF, half, length
 from torch import nn
 
 import dplip.nn as dn
@@ -19,9 +20,6 @@ LAYERS = {
     "patches": (lambda: dn.BoundedConv2d(2, 4, 2, 2, radius=0.7), (2, 2, 2), (4, 1, 1)),
     "groups": (lambda: dn.BoundedConv2d(2, 4, 2, groups=2, radius=0.7), (2, 4, 4), (4, 3, 3)),
 }
-
-
-# ------------------------------------------------------------------------------------------------------- layers
 
 
 @HALF

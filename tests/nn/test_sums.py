@@ -22,9 +22,6 @@ from dplip.rules.registry import rule
 UNIT = 2.0**-24
 
 
-# ---------------------------------------------------------------------------------------------- the bound of roundings
-
-
 def float32_sum(terms: np.ndarray, order: str) -> float:
     """A sum of float32 numbers in an order that a machine might choose."""
     terms = terms.astype(np.float32)

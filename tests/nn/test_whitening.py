@@ -22,9 +22,6 @@ def samples(count: int = 400) -> torch.Tensor:
     return 5 + torch.einsum("hwkc,bchw->bkhw", mix, noise)
 
 
-# The layer
-
-
 def test_full_power_gives_samples_of_covariance_one_at_each_place():
     x = samples()
     white = dn.Whitening(x, power=0.5, floor=1e-6)(x - x.mean(0))

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from dplip.errors import ConfigurationError
 from dplip.noise import split
 
-# The split
-
 layers = st.lists(st.tuples(st.floats(1e-6, 1e6), st.integers(1, 10**7)), min_size=1, max_size=6)
 
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from dplip.norms import NormCache, matrix_norms, spectral_norm
 from dplip.norms.cache import active_cache
 
-# ------------------------------------------------------------------------------------------------ carried norms
-
 
 def changes(weight: Tensor, step: int, generator: torch.Generator) -> None:
     """What may happen to a weight between two steps, behind the cache's back."""

@@ -3,11 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.laws import NAMES, induced, inf, jacobians
+from helpers.laws import NAMES, induced, jacobians
 from helpers.operators import FIELDS, bounds_of, explicit, seeded, true_norm
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn

@@ -1,18 +1,17 @@
 """Norms of matrices: exact, from above."""
 
 import math
+from math import inf
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.laws import induced, inf
+from helpers.laws import induced
 from helpers.operators import FIELDS, seeded, true_norm
 from torch import nn
 
 import dplip
 from dplip.norms import convolution_norms, matrix_norms, spectral_norm
-
-# ------------------------------------------------------------------------------------------------ matrices
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 1e-3])

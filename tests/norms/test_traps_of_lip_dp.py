@@ -11,8 +11,6 @@ import dplip
 from dplip import Norms
 from dplip.norms import spectral_norm
 
-# ------------------------------------------------------------------------------------------------ traps of lip-dp
-
 
 def attained_gradient(model: nn.Module, name: str, x: Tensor, v: Tensor) -> float:
     model.zero_grad()

@@ -1,10 +1,11 @@
 """The algebra of norms: whatever is true of vectors is true of their bounds."""
 
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.laws import EXPONENTS, NAMES, induced, inf
+from helpers.laws import EXPONENTS, NAMES, induced
 from helpers.norms import holds, quick, true_norms
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,6 @@ from torch import Tensor
 
 import dplip
 from dplip import Norms, OperatorNorms
-
-# ------------------------------------------------------------------------------------------------ the algebra of norms
 
 vectors = st.lists(
     st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: 0.0 if abs(v) < 1e-100 else v), min_size=1, max_size=12

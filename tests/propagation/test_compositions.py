@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
+from math import inf
 
 import torch
 import torch.nn.functional as F
-from helpers.laws import FAMILIES, attack, claims, induced, inf, jacobians, set_weights, worst
+from helpers.laws import FAMILIES, attack, claims, induced, jacobians, set_weights, worst
 from helpers.norms import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,6 @@ import dplip
 from dplip import Norms
 from dplip import nn as dn
 from dplip.propagation import Walk
-
-# ------------------------------------------------------------------------------------------------ compositions
 
 
 class Residual(nn.Module):

@@ -14,8 +14,6 @@ from dplip import Norms
 from dplip import nn as dn
 from dplip.propagation import Walk
 
-# ------------------------------------------------------------------------------------------------ idioms
-
 
 class Block(nn.Module):
     def __init__(self, width: int) -> None:

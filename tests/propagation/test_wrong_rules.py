@@ -10,14 +10,10 @@ from dplip import Norms, UnboundedOperationError
 from dplip.errors import DPLipError
 
 
-def test_a_rule_that_gets_a_shape_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dplip.rules import registry
-
+def test_a_rule_that_gets_a_shape_wrong_is_an_error(rules_as_before: None) -> None:
     class Half(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :2]
-
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Half)
     def half(module: Half, x: Norms) -> tuple[Norms, object]:
@@ -27,14 +23,10 @@ def test_a_rule_that_gets_a_shape_wrong_is_an_error(monkeypatch: pytest.MonkeyPa
         dplip.propagate(Half(), (4,))
 
 
-def test_a_rule_for_a_layer_that_mixes_examples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dplip.rules import registry
-
+def test_a_rule_for_a_layer_that_mixes_examples_is_refused(rules_as_before: None) -> None:
     class Relative(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x - x.mean(0)
-
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Relative)
     def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
@@ -44,9 +36,7 @@ def test_a_rule_for_a_layer_that_mixes_examples_is_refused(monkeypatch: pytest.M
         dplip.propagate(nn.Sequential(nn.Linear(3, 3), Relative()), (3,))
 
 
-def test_a_rule_that_forgets_a_parameter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dplip.rules import registry
-
+def test_a_rule_that_forgets_a_parameter_is_an_error(rules_as_before: None) -> None:
     class Gain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -54,8 +44,6 @@ def test_a_rule_that_forgets_a_parameter_is_an_error(monkeypatch: pytest.MonkeyP
 
         def forward(self, x: Tensor) -> Tensor:
             return x * self.gain
-
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
 
     @dplip.rule(Gain)
     def gain(module: Gain, x: Norms) -> tuple[Norms, object]:

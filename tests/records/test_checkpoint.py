@@ -12,9 +12,6 @@ from dplip.records import Checkpoint
 STATE = {"scalar": torch.tensor(3.0), "matrix": torch.randn(3, 4), "flags": torch.tensor([True, False])}
 
 
-# The file
-
-
 def checkpoint(**change) -> Checkpoint:
     given = {
         **{"run": "r", "steps": 2, "chain": "c", "accountant": {"history": [(1.0, 0.1, 2)], "mechanism": "rdp"}},

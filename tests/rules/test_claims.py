@@ -40,9 +40,6 @@ def families(module: nn.Module) -> tuple[str, ...]:
     return FAMILIES if any(True for _ in module.parameters()) else FAMILIES[:1]
 
 
-# ------------------------------------------------------------------------------------------------ rule by rule
-
-
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_float32_takes_no_operation_further_from_the_exact_one_than_is_claimed(sample: Sample) -> None:
     module = sample.module().float()
@@ -260,4 +257,4 @@ def test_every_rule_has_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for sample in SAMPLES:
         prepared(sample)[1](Norms(sample.shape, l2=1.0))
     missing = [f"{f.__module__}.{f.__name__} of {key}" for key, f in own.items() if key not in exercised]
-    assert not missing, f"add a sample to tests/helpers/laws.py for {missing}"
+    assert not missing, f"add a sample to a list of tests/helpers/samples.py for {missing}"

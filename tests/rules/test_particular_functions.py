@@ -1,10 +1,11 @@
 """Activations on a fine grid, and projections and normalisations in float32."""
 
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.laws import EXPONENTS, inf, prepared
+from helpers.laws import EXPONENTS, prepared
 from helpers.sample import Sample
 from helpers.samples_operations import ELEMENTWISE
 from torch import nn

@@ -88,11 +88,7 @@ class Relative(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["backward", "training"])
-def test_a_rule_does_not_make_up_for_mixing(how, monkeypatch):
-    from dplip.rules import registry
-
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
-
+def test_a_rule_does_not_make_up_for_mixing(how, rules_as_before):
     @dplip.rule(Relative)
     def relative(module: Relative, x: Norms) -> tuple[Norms, object]:
         return x, lambda v: ((v,), {})

@@ -12,8 +12,6 @@ import dplip
 from dplip.errors import ConfigurationError, DPLipError
 from dplip.runtime.secret import Secret, lent
 
-# Masks
-
 B, D = 128, 64
 
 

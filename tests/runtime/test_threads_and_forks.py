@@ -18,8 +18,6 @@ from dplip.noise.gaussian import _Pool
 from dplip.runtime.secret import Secret, lent
 from dplip.sampling import PoissonLoader
 
-# Threads
-
 
 def in_two_threads(function) -> None:
     with ThreadPoolExecutor(2) as pool:

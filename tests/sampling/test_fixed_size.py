@@ -17,9 +17,6 @@ def positions(size: int = 80, batch_size: int = 20, **arguments) -> FixedSizeLoa
     return FixedSizeLoader(TensorDataset(torch.arange(size)), batch_size=batch_size, **arguments)
 
 
-# The draw
-
-
 @pytest.mark.parametrize("size, batch_size, most", [(80, 20, None), (80, 80, 33), (80, 1, None), (20_000, 37, 10)])
 def test_every_batch_holds_exactly_so_many_different_examples(size, batch_size, most):
     loader = positions(size, batch_size, max_physical_batch_size=most, steps_per_epoch=6)

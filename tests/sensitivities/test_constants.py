@@ -12,9 +12,6 @@ import dplip
 from dplip import Norms
 from dplip import nn as dn
 from dplip.losses import CrossEntropy
-from dplip.rules import registry
-
-# --------------------------------------------------------------------------------------------- constant bounds
 
 
 def test_the_constants_follow_from_the_radii() -> None:
@@ -91,9 +88,7 @@ class Peeking(nn.Module):
         return x * self.weight
 
 
-def test_a_rule_that_reads_a_weight_by_itself_gives_no_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
-
+def test_a_rule_that_reads_a_weight_by_itself_gives_no_constant(rules_as_before: None) -> None:
     @dplip.rule(Peeking)
     def peeking(module: Peeking, x: Norms) -> tuple[Norms, object]:
         largest = float(module.weight.detach().abs().max())

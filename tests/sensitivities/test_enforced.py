@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.half import HALF, X, half, length, stock
+from helpers.gated import X
+from helpers.half import HALF, half, length, stock
 from helpers.runs import private
 from torch import nn
 
@@ -14,11 +15,8 @@ from dplip.errors import UnboundedOperationError
 from dplip.losses import CrossEntropy
 from dplip.norms import Norms
 from dplip.propagation import Walk
-from dplip.rules import registry
 from dplip.sensitivities import enforced_sensitivity
 from dplip.sensitivities.propagated import constant_sensitivity
-
-# ------------------------------------------------------------------------------------------------------- models
 
 
 @HALF
@@ -133,12 +131,6 @@ def a_subclass_with_a_rule_that_is_its_own() -> nn.Module:
         return Norms((4,)), lambda v: ((Norms(x.shape),), bounds)
 
     return nn.Sequential(Doubled(6, 4))
-
-
-@pytest.fixture
-def rules_as_before(monkeypatch):
-    monkeypatch.setattr(registry.RULES, "rules", registry.registered())
-    monkeypatch.setattr(registry.RULES, "classes", set(registry.RULES.classes))
 
 
 @pytest.mark.parametrize(

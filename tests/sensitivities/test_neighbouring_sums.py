@@ -24,8 +24,6 @@ def apart(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, more: Tensor, labe
     return {n: float((with_it[n] - without[n]).norm()) for n in with_it}
 
 
-# -------------------------------------------------------------------------------------- attacks on the sum of a batch
-
 SCORES = {
     "bounded": lambda: dn.BoundedLinear(64, 1, bias=False),
     "stock": lambda: nn.Linear(64, 1, bias=False),

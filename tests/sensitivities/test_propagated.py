@@ -15,8 +15,6 @@ from dplip import Norms, UnboundedInputError, UnboundedOperationError
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Hinge
 
-# ------------------------------------------------------------------------------------------------ sensitivity
-
 
 def ball(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(dn.BallProjection(1.0), *layers)

@@ -15,8 +15,6 @@ import dplip.nn as dn
 from dplip.errors import ConfigurationError
 from dplip.propagation.guards import guards_of
 
-# ---------------------------------------------------------------------------------- the bounds are those of this step
-
 
 def grow_data(model: nn.Module) -> None:
     model[3].weight.data.mul_(3.0)

@@ -8,8 +8,6 @@ from helpers.runs import Handed, X, Y, private
 from dplip.accounting import GaussianEvent
 from dplip.errors import BudgetExceededError, ConfigurationError
 
-# ---------------------------------------------------------------------------------------------- budget and charging
-
 
 def test_a_step_is_charged_before_its_noise_is_drawn():
     order = []

@@ -10,8 +10,6 @@ import dplip
 from dplip import nn as dn
 from dplip.errors import ConfigurationError
 
-# -------------------------------------------------------------------------------------------------- the optimizer
-
 
 def test_a_step_with_constant_bounds_computes_no_operator_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     run = private(gated(), noise_multiplier=1.0)

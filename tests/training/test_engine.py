@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers.engines import DELTA, epoch, parts
+from helpers.engines import epoch, parts
+from helpers.epsilons import DELTA
 from helpers.models import orthogonal, plain
 from helpers.runs import examples
 from torch import nn

@@ -5,15 +5,14 @@ import math
 
 import pytest
 import torch
+from helpers.epsilons import DELTA
 from helpers.models import orthogonal
-from helpers.runs import interrupted
-from helpers.trainers import DELTA, HELD_OUT, trainer, weights
+from helpers.runs import HELD_OUT, interrupted
+from helpers.trainers import trainer, weights
 
 from dplip.errors import ConfigurationError, LedgerError
 from dplip.records import Ledger, read_report, validate_report
 from dplip.records.report import FIELDS
-
-# ------------------------------------------------------------------------------------------------ report and files
 
 
 def test_the_report_has_every_field_and_says_what_was_spent():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.epsilons import DELTA
 from helpers.models import orthogonal
-from helpers.runs import examples, interrupted
+from helpers.runs import TRAIN, interrupted
 
 from dplip import DPLipTrainer
 from dplip.accounting import (
@@ -17,8 +17,6 @@ from dplip.cli.app import app
 from dplip.errors import ConfigurationError, LedgerError
 from dplip.losses import CrossEntropy
 from dplip.records import Ledger, read_report
-
-TRAIN = examples(80)
 
 
 def trainer(folder=None, **arguments) -> DPLipTrainer:
@@ -37,9 +35,6 @@ def trainer(folder=None, **arguments) -> DPLipTrainer:
         progress=False,
         **given,
     )
-
-
-# A run
 
 
 def test_a_run_charges_the_event_of_its_batches(tmp_path, runner):

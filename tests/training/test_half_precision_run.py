@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers.half import X, Y, half, stock
+from helpers.gated import X, Y
+from helpers.half import half, stock
 from helpers.runs import Run, examples, interrupted, private
 from torch import nn
 

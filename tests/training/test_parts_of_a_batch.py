@@ -17,8 +17,6 @@ from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy, Hinge
 from dplip.nn import sums
 
-# ------------------------------------------------------------------------------------------------- parts of a batch
-
 
 def parts_of(loader: PoissonLoader) -> list[list[int]]:
     return [x.flatten().long().tolist() for x, _ in loader]

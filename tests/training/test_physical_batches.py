@@ -9,8 +9,6 @@ from torch import Tensor
 from dplip.losses import CrossEntropy
 from dplip.sampling import PoissonLoader
 
-# ------------------------------------------------------------------------------------------------ physical batches
-
 
 def train_in_parts(limit: int | None, order: str, seed: int | None = 5) -> tuple[Run, int]:
     """Two epochs over the same Poisson batches, handed out in parts of at most ``limit``."""

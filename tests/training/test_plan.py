@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
+from helpers.epsilons import DELTA
 from helpers.runs import examples, interrupted
-from helpers.trainers import DELTA, plain_seeded, trainer, weights
+from helpers.trainers import plain_seeded, trainer, weights
 
 import dplip
 from dplip.accounting import Budget, GaussianEvent
 from dplip.errors import BudgetExceededError
-
-# ----------------------------------------------------------------------------------------------------- plan and spend
 
 
 def test_the_plan_is_known_before_anything_is_spent_and_is_what_fit_spends():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from helpers.models import Pooled, orthogonal
-from helpers.runs import examples
-from helpers.trainers import HELD_OUT, TRAIN, trainer, weights
+from helpers.runs import HELD_OUT, TRAIN, examples
+from helpers.trainers import trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -14,8 +14,6 @@ import dplip.nn as dn
 from dplip import DPLipTrainer
 from dplip.errors import ConfigurationError, UnboundedInputError
 from dplip.losses import BinaryCrossEntropy, CrossEntropy, Huber
-
-# ------------------------------------------------------------------------------------------------ what cannot be run
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from helpers.durable_runs import TRAIN, at, trainer
+from helpers.durable_runs import at, trainer
 from helpers.models import orthogonal
-from helpers.runs import RecordedNoise, interrupted
+from helpers.runs import TRAIN, RecordedNoise, interrupted
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dplip import DPLipTrainer

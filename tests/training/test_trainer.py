@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.epsilons import DELTA
 from helpers.models import Flattening, orthogonal
-from helpers.trainers import DELTA, HELD_OUT, TRAIN, plain_seeded, trainer, weights
+from helpers.runs import HELD_OUT, TRAIN
+from helpers.trainers import plain_seeded, trainer, weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,8 +19,6 @@ from dplip.errors import ConfigurationError
 from dplip.losses import BinaryCrossEntropy, Huber
 from dplip.models import preset
 from dplip.records import validate_report
-
-# ---------------------------------------------------------------------------------------------------- how it is trained
 
 
 @pytest.mark.parametrize("examples_left", [1, 5])

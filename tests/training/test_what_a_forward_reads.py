@@ -11,8 +11,6 @@ import dplip
 import dplip.nn as dn
 from dplip.errors import ConfigurationError, UnboundedOperationError
 
-# ------------------------------------------------------------------------ what a forward reads that is no attribute
-
 
 class Settings:
     scale, hook = 1.0, False

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dplip import nn as dn
 from dplip.certificates.intervals.box import REMEDY, UNIT, Box, interval, linear_box
 from dplip.nn.linf.distance import distance_bounds, finite
-from dplip.rules import Call
-from dplip.rules.registry import refuse_module
+from dplip.rules import Call, refuse_module
 
 T = torch.Tensor
 

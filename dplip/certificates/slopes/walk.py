@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dplip.certificates.slopes.registry import SLOPE_RULES, Interval, Slope, SlopeRule, Slopes
 from dplip.errors import ConfigurationError
-from dplip.norms import Norms
-from dplip.norms.value_norms import largest
+from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.propagation.probe import Operation
 from dplip.rules.registry import signature

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.nn.linf.distance import finite, max_distance
 from dplip.nn.linf.power_mean import mean_distance
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import times
-from dplip.rules import rule
+from dplip.norms import Norms, OperatorNorms, times
+from dplip.rules import SUMMATIONS, Pullback, Summation, refuse_module, rule, through
 from dplip.rules.convolution import output_size, reads
-from dplip.rules.registry import SUMMATIONS, Pullback, Summation, refuse_module, through
 
 
 class Relaxed(nn.Module):

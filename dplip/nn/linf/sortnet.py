@@ -12,8 +12,7 @@ from dplip.nn.linf.distance import finite, max_distance, ranked_distance
 from dplip.nn.linf.linf_distance import Relaxed, bound_distance, by_points, exponent, peaks
 from dplip.nn.linf.power_mean import mean_distance
 from dplip.norms import Norms
-from dplip.rules import rule
-from dplip.rules.registry import SUMMATIONS, Pullback, refuse_module
+from dplip.rules import SUMMATIONS, Pullback, refuse_module, rule
 
 OMEGA_SLACK = 1e-6
 """Relative slack for the float32 rounding of the weights omega."""

@@ -13,10 +13,8 @@ from dplip.constraints import constrain
 from dplip.errors import ConfigurationError
 from dplip.nn.splines.constraints import EntryRange, SplineProj, centred_values
 from dplip.nn.splines.piecewise import pieces, piecewise_linear
-from dplip.norms import Norms, OperatorNorms
-from dplip.norms.value_norms import REDUCTION_SLACK, Bound, least, times
-from dplip.rules import rule
-from dplip.rules.registry import SUMMATIONS, Pullback, Summation, refuse_module
+from dplip.norms import REDUCTION_SLACK, Bound, Norms, OperatorNorms, least, times
+from dplip.rules import SUMMATIONS, Pullback, Summation, refuse_module, rule
 from dplip.rules.shape import example_axis
 
 

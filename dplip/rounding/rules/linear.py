@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dplip import nn as dn
 from dplip.nn.scattering import BORDER, filters
-from dplip.norms import Norms, matrix_norms
-from dplip.norms.value_norms import times
+from dplip.norms import Norms, matrix_norms, times
 from dplip.rounding.registry import Roundings, T, rounding, summing
 
 

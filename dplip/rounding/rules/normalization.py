@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip import nn as dn
-from dplip.norms import Norms
-from dplip.norms.value_norms import Bound, times
+from dplip.norms import Bound, Norms, times
 from dplip.rounding.registry import Roundings, rounding
 
 

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.linf_models import LOSS, NETS, built, corners, inf, small
+from helpers.linf_models import LOSS, NETS, built, corners, small
 from torch import Tensor, nn
 
 import dplip

@@ -2,10 +2,10 @@
 
 import itertools
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.linf_models import inf
 from torch import Tensor
 
 import dplip.nn as dn

@@ -1,10 +1,11 @@
 """Splines: their projection, and bounds under attack."""
 
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.splines import KINDS, inf, scrambled
+from helpers.splines import KINDS, scrambled
 from torch import Tensor, nn
 
 import dplip

@@ -2,10 +2,11 @@
 
 import copy
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.splines import KINDS, inf, scrambled
+from helpers.splines import KINDS, scrambled
 from torch import Tensor
 
 import dplip.nn as dn

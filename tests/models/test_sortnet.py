@@ -2,10 +2,10 @@
 
 import itertools
 import math
+from math import inf
 
 import pytest
 import torch
-from helpers.linf_models import inf
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -13,8 +13,6 @@ import dplip.nn as dn
 from dplip.certificates import correct_radii
 from dplip.data import load
 from dplip.models.sortnet import SORTNETS, exponent_at
-
-# ---------------------------------------------------------------------------------------------------- training
 
 
 @pytest.fixture(scope="module")

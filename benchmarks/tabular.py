@@ -78,35 +78,29 @@ def score(table: Table, z: Tensor, scale: float, best_threshold: bool = False) -
 
 def monotone(table: Table, recipe: TabularPreset, epsilon: float, seed: int, watch: bool = False) -> dict[str, float]:
     torch.manual_seed(seed)
-    seen: list[float] = []
+    trainer = recipe.trainer(
+        table, eval_dataset=None, target_epsilon=epsilon, target_delta=DELTA, seed=seed, progress=False
+    )
+    model = trainer.model
 
     def scored(best_threshold: bool = False) -> float:
-        with evaluation(trainer.model), torch.no_grad():
-            z = trainer.model(table.test.tensors[0])[:, 0]
-        return score(recipe.prepared(table), z, recipe.scale, best_threshold)
+        with evaluation(model), torch.no_grad():
+            return score(recipe.prepared(table), model(table.test.tensors[0])[:, 0], recipe.scale, best_threshold)
 
-    def watched(optimizer: torch.optim.Optimizer, steps: int) -> Annealing:
-        """The recipe's schedule, which also looks at the test rows after every epoch, as the papers do."""
+    seen: list[float] = []
+    if watch:
+        # As the papers do: the test rows are looked at after every epoch, which changes nothing.
+        every = trainer.loader.steps_per_epoch
 
         def look(done: float) -> None:
-            if done > 0 and round(done * steps) % (steps // recipe.epochs) == 0:
+            if done > 0 and round(done * trainer.steps) % every == 0:
                 seen.append(scored(True))
 
-        return Annealing(optimizer, steps, look)
-
-    trainer = recipe.trainer(
-        table,
-        eval_dataset=None,
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        seed=seed,
-        progress=False,
-        **({"scheduler": watched} if watch else {}),
-    )
+        trainer.scheduler = Annealing(trainer.optimizer.original, trainer.steps, look)
     trainer.fit()
-    proof = certify_monotonic(trainer.model, table.schema.directions, table.schema.features)
+    proof = certify_monotonic(model, table.schema.directions, table.schema.features)
     found = {"score": scored(), "margin": proof.margin, "epsilon": trainer.get_epsilon()}
-    found["parameters"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    found["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if watch:
         found["best"] = (min if table.schema.regression else max)(seen)
     return found

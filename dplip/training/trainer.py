@@ -136,9 +136,8 @@ class DPLipTrainer(Fixed):
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
-        self.norm, self.show_private_loss = norm, show_private_loss
+        self.norm, self.autocast, self.show_private_loss = norm, autocast, show_private_loss
         model.to(resolve_device(device, model))  # in place: the optimizer's parameters stay the model's
-        self.autocast = autocast
         if autocast is not None:
             require_autocast(device_of(model).type, autocast)
         self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
@@ -187,8 +186,8 @@ class DPLipTrainer(Fixed):
             if secure
             else GaussianNoise(None if seed is None else seed + 1),
         )
-        average = None if ema_decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-        self._average = average
+        average = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
+        self._average = None if average is None else AveragedModel(model, multi_avg_fn=average)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._run = DurableRun(
@@ -197,7 +196,7 @@ class DPLipTrainer(Fixed):
             budget=self.budget,
             model=model,
             optimizer=self.optimizer,
-            average=average,
+            average=self._average,
             loader=self.loader,
             mean=self._mean,
             steps=self.steps,
@@ -259,9 +258,8 @@ class DPLipTrainer(Fixed):
         try:
             self._run.open(resume, self.scheduler, self.progress)
             self._run.release_mean()
-            done = self._run.done
-            bar = tqdm(total=self.steps, initial=done, disable=not self.progress, unit="step")
-            if done < self.steps:
+            bar = tqdm(total=self.steps, initial=self._run.done, disable=not self.progress, unit="step")
+            if self._run.done < self.steps:
                 self._train(bar)
             if self._average is not None:
                 self.model.load_state_dict(self._average.module.state_dict())

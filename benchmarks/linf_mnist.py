@@ -40,7 +40,7 @@ RADII = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
-class StandardPreset(ImageRecipe):
+class StandardRecipe(ImageRecipe):
     """What SortNet is held against: linear layers whose rows have l1 norm at most 1, with sorting between them.
 
     Attributes:
@@ -73,8 +73,8 @@ class StandardPreset(ImageRecipe):
         return CosineAnnealingLR(optimizer, steps)
 
 
-STANDARD = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.01, batch_size=512, epochs=10)
-PRIVATE = StandardPreset(0.0, 1.0, (256, 128), 16.0, lr=0.003, batch_size=8192, epochs=30, ema_decay=0.95)
+STANDARD = StandardRecipe(0.0, 1.0, (256, 128), 16.0, lr=0.01, batch_size=512, epochs=10)
+PRIVATE = StandardRecipe(0.0, 1.0, (256, 128), 16.0, lr=0.003, batch_size=8192, epochs=30, ema_decay=0.95)
 
 RECIPES: Mapping[bool, Mapping[str, ImageRecipe]] = {
     False: {

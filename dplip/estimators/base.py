@@ -123,7 +123,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 progress=False,
             )
             trainer.fit()
-        self.model_ = model.eval()
+        self.model_ = model.cpu().eval()  # where rows are
         self.epsilon_ = trainer.get_epsilon()
         self.event_, self.n_iter_, self.seeded_ = trainer.optimizer.event, trainer.steps, seed is not None
         self.rows_ = rows

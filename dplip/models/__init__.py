@@ -1,4 +1,4 @@
-"""Presets: for each data set a model and a recipe."""
+"""Recipes: models and how they are trained, for each data set."""
 
 from dplip.models.l2 import Preset
 from dplip.models.monotone import TabularPreset, tabular_preset

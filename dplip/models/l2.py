@@ -1,4 +1,4 @@
-"""Presets certified in l2, for the four data sets of images."""
+"""Recipes certified in l2, for the four data sets of images."""
 
 from __future__ import annotations
 

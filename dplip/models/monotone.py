@@ -1,4 +1,4 @@
-"""Presets of monotone networks for tables: layers constrained in one of three norms, beside a residual."""
+"""Recipes of monotone networks for tables: layers constrained in one of three norms, beside a residual."""
 
 from __future__ import annotations
 
@@ -154,5 +154,5 @@ WITHOUT_NOISE: Mapping[str, TabularPreset] = {
 
 def tabular_preset(name: str, private: bool, regression: bool = False) -> TabularPreset:
     """The recipe of a table by its name, or that of a table of the same kind where none is known for it."""
-    presets = PRIVATE if private else WITHOUT_NOISE
-    return presets.get(name, presets["auto-mpg" if regression else "adult"])
+    recipes = PRIVATE if private else WITHOUT_NOISE
+    return recipes.get(name, recipes["auto-mpg" if regression else "adult"])

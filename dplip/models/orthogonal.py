@@ -1,4 +1,4 @@
-"""What presets of orthogonal networks share: layers, loss, optimizer, schedule."""
+"""What recipes of orthogonal networks share: layers, loss, optimizer, schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every preset is: a recipe, which makes a model and its trainer for a data set."""
+"""A recipe: it makes a model for a data set, and the trainer of that model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presets for accuracy first: wavelet scattering, normalised, and one linear layer; private, weakly certified."""
+"""Recipes for accuracy: normalised wavelet scattering and one linear layer, private, with weak certificates."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class ScatteringPreset(OrthogonalRecipe):
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores."""
         channels, size = input_shape[0], input_shape[-1]
-        front = (channels, size, self.group, self.mirrored, self.compression, self.frequencies)
-        fixed = _front(*front)
+        settings = (channels, size, self.group, self.mirrored, self.compression, self.frequencies)
+        fixed = _fixed_maps(*settings)
         if self.whitening is not None:
-            fixed.append(Whitening(_synthetic_features(*front), self.whitening))
+            fixed.append(Whitening(_synthetic_features(*settings), self.whitening))
         fixed.append(nn.Flatten())
         features = math.prod(nn.Sequential(*fixed)(torch.zeros(1, *input_shape)).shape)
         mean = [] if self.mean_radius is None else [PrivateMean((features,), self.mean_radius)]
@@ -71,7 +71,7 @@ class ScatteringPreset(OrthogonalRecipe):
         return nn.Sequential(*fixed, *mean, BallProjection(self.radius), *learned)
 
 
-def _front(
+def _fixed_maps(
     channels: int, size: int, group: int, mirrored: bool, compression: float | None, frequencies: int | None
 ) -> list[nn.Module]:
     """Raw pixels to normalised maps."""
@@ -91,9 +91,9 @@ def _front(
 @functools.cache
 def _synthetic_features(channels: int, size: int, *arguments: Any) -> Tensor:
     """The maps of a thousand synthetic images, in the same process computed once."""
-    front = nn.Sequential(*_front(channels, size, *arguments))
+    extractor = nn.Sequential(*_fixed_maps(channels, size, *arguments))
     with torch.no_grad():
-        return torch.cat([front(images) for images in dead_leaves(1000, size, channels).split(50)])
+        return torch.cat([extractor(images) for images in dead_leaves(1000, size, channels).split(50)])
 
 
 _WHITENED = ScatteringPreset(

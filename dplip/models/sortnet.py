@@ -1,4 +1,4 @@
-"""Presets of l-infinity networks: order statistics of distances, trained from a power mean towards the maximum."""
+"""Recipes of l-infinity networks: order statistics of distances, trained from a power mean towards the maximum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dplip.training.schedules import Annealing
 
 
 @dataclass(frozen=True)
-class SortNetPreset(ImageRecipe):
+class SortNetRecipe(ImageRecipe):
     """An l-infinity network and its recipe, chosen on a held-out part of the training data.
 
     Attributes:
@@ -61,13 +61,13 @@ class SortNetPreset(ImageRecipe):
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler:
         """Of the learning rate, the weight of the cross-entropy and the exponent."""
 
-        def also(done: float) -> None:
+        def anneal(done: float) -> None:
             if isinstance(loss, ClippedHinge):
                 ratio = self.cross_entropy_end / self.cross_entropy
                 loss.cross_entropy = self.cross_entropy * ratio**done
             relax(model, exponent_at(done, self.relaxed, self.exponent))
 
-        return Annealing(optimizer, steps, also)
+        return Annealing(optimizer, steps, anneal)
 
 
 def exponent_at(done: float, relaxed: float, last: float = 1024.0) -> float:
@@ -87,9 +87,9 @@ def centre_outputs(model: nn.Sequential, x: Tensor) -> None:
             x = x - mean
 
 
-SORTNETS: Mapping[str, SortNetPreset] = {
-    "digits": SortNetPreset((64,), 0.3, 0.6, 1.0, 0.01, 4.0, lr=0.02, batch_size=128, epochs=60),
-    "mnist": SortNetPreset((256, 128), 0.25, 0.9, 1.0, 0.1, 16.0, lr=0.02, batch_size=128, epochs=10, exponent=256.0),
-    "fashion-mnist": SortNetPreset((128, 128), 0.25, 0.4, 1.0, 0.01, 4.0, lr=0.02, batch_size=512, epochs=40),
-    "cifar10": SortNetPreset((256, 256), 0.25, 0.06, 1.0, 0.01, 8.0, lr=0.02, batch_size=512, epochs=40),
+SORTNETS: Mapping[str, SortNetRecipe] = {
+    "digits": SortNetRecipe((64,), 0.3, 0.6, 1.0, 0.01, 4.0, lr=0.02, batch_size=128, epochs=60),
+    "mnist": SortNetRecipe((256, 128), 0.25, 0.9, 1.0, 0.1, 16.0, lr=0.02, batch_size=128, epochs=10, exponent=256.0),
+    "fashion-mnist": SortNetRecipe((128, 128), 0.25, 0.4, 1.0, 0.01, 4.0, lr=0.02, batch_size=512, epochs=40),
+    "cifar10": SortNetRecipe((256, 256), 0.25, 0.06, 1.0, 0.01, 8.0, lr=0.02, batch_size=512, epochs=40),
 }

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from dplip.certificates import certified_accuracy, certify_monotonic, correct_radii
 from dplip.data import Schema, write_schema
 from dplip.records.report import remove
+from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.training import DPLipTrainer
 
@@ -70,5 +71,6 @@ class TableTrainer(DPLipTrainer):
 def in_public_ranges(model: nn.Module, data: Any) -> tuple[nn.Module, TensorDataset]:
     """The part of a model that follows its ``TabularInput``, and rows as that gives them: in parts of their ranges."""
     first, rest = model.children()
+    x, y = data.tensors
     with evaluation(model):
-        return rest, TensorDataset(first(data.tensors[0]), data.tensors[1])
+        return rest, TensorDataset(first(x.to(device_of(model))).cpu(), y)

@@ -1,4 +1,4 @@
-"""Presets for private training with l-infinity certificates: the maximum of every window, then a linear layer."""
+"""Recipes for private training with l-infinity certificates: the maximum of every window, then a linear layer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def clamp_about_zero(low: float, high: float) -> tuple[nn.Module, nn.Module]:
 
 
 @dataclass(frozen=True)
-class WindowPreset(ImageRecipe):
+class WindowRecipe(ImageRecipe):
     """The largest pixel of every window, then one learned linear layer; certified by intervals.
 
     A window's maximum is an l-infinity distance to a public point: 1-Lipschitz, free of noise. Pixels are cut
-    to [low, high] first: a change inside that margin of black or white moves nothing, which intervals know.
+    to [low, high] first: a change beyond that range moves nothing, which the interval bounds use.
 
     Attributes:
         low, high: the range of a pixel that counts; its middle is subtracted, so that entries, and with them the
@@ -55,5 +55,5 @@ class WindowPreset(ImageRecipe):
 
 
 WINDOWS = {
-    "mnist": WindowPreset(0.3, 0.7, 3, 2, 5.0, lr=0.3, batch_size=8192, epochs=30, ema_decay=0.95),
+    "mnist": WindowRecipe(0.3, 0.7, 3, 2, 5.0, lr=0.3, batch_size=8192, epochs=30, ema_decay=0.95),
 }

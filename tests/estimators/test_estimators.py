@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_classifiers_train, parametrize_
 
 import dplip
 from dplip import DPLipClassifier, DPLipRegressor
-from dplip.estimators import search_privacy
+from dplip.estimators import PrivateEstimator, search_privacy
 
 PRIVATE = DPLipClassifier(epochs=1, batch_size=64)
 """With noise, at the default epsilon of 1."""
@@ -41,6 +41,20 @@ def test_scikit_learns_checks(estimator, check):
 
 def test_what_privacy_forbids_passes_without_noise():
     check_classifiers_train("DPLipClassifier", DPLipClassifier(**FREE))
+
+
+def test_parameters_are_named_once_and_scikit_learn_reads_them():
+    shared = set(PrivateEstimator().get_params())
+    assert set(DPLipClassifier().get_params()) == shared | {"classes"}
+    assert set(DPLipRegressor().get_params()) == shared | {"target_low", "target_high", "residual"}
+    assert (DPLipClassifier().scale, DPLipRegressor().scale) == (16.0, 1.0)
+    model = DPLipRegressor(monotone={"age": 1}, epsilon=2.0)
+    assert repr(model) == "DPLipRegressor(epsilon=2.0, monotone={'age': 1})"
+    assert clone(model).get_params() == model.get_params() and clone(model) != model
+    with pytest.raises(TypeError):
+        DPLipClassifier(2.0)
+    with pytest.raises(ValueError, match="tau"):
+        model.set_params(tau=1)
 
 
 def rows(count: int = 600, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:

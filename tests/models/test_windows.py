@@ -12,12 +12,12 @@ import dplip
 from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
 from dplip.models import ImageRecipe, Recipe, preset
-from dplip.models.windows import WindowPreset
+from dplip.models.windows import WindowRecipe
 
 
-def small(**changes) -> WindowPreset:
+def small(**changes) -> WindowRecipe:
     recipe = preset("mnist", "windows")
-    assert isinstance(recipe, WindowPreset)
+    assert isinstance(recipe, WindowRecipe)
     return dataclasses.replace(recipe, **changes)
 
 

@@ -78,7 +78,7 @@ def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_co
     def full(path, schema):
         raise dplip.ConfigurationError("the disk is full")
 
-    monkeypatch.setattr("dplip.training.evaluation.correct_radii", counted)
+    monkeypatch.setattr("dplip.models.table_trainer.correct_radii", counted)
     options = ("--epsilon", 4, "--epochs", 1, "--out", tmp_path / "run", "--no-progress")
     code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
     assert code == 0, error

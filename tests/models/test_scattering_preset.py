@@ -33,7 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 @torch.no_grad()
 def few_features(channels: int, size: int, *arguments: Any) -> torch.Tensor:
     """The maps of fifty synthetic images, where a preset takes a thousand."""
-    return torch.nn.Sequential(*scattering._front(channels, size, *arguments))(dead_leaves(50, size, channels))
+    return torch.nn.Sequential(*scattering._fixed_maps(channels, size, *arguments))(dead_leaves(50, size, channels))
 
 
 @pytest.mark.parametrize("name", SCATTERINGS)

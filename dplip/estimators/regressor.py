@@ -44,7 +44,7 @@ class DPLipRegressor(RegressorMixin, PrivateEstimator):  # type: ignore[misc]
             raise ConfigurationError(
                 f"target_low={self.target_low}, target_high={self.target_high}: give a public range."
             )
-        values = torch.from_numpy(np.asarray(y, dtype=np.float64))
+        values = torch.tensor(y, dtype=torch.float64)
         self._train(X, as_float32(scaled_target(values, self._target(), 1 / self.scale)), Huber(self.residual))
         return self
 

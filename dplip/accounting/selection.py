@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from dplip.accounting.events import GaussianEvent
 from dplip.accounting.rdp import ORDERS, rdp_to_epsilon, renyi_divergence
@@ -77,6 +76,7 @@ def _best(spent: Any, delta: float) -> float:
 
 def _stop(mean: float, shape: float) -> float:
     """gamma of the truncated negative binomial distribution with this mean."""
+    from scipy.optimize import brentq
 
     def excess(log_gamma: float) -> float:
         gamma = math.exp(log_gamma)

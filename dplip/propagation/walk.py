@@ -98,15 +98,16 @@ class Walk(TracedModel):
         return values, pullbacks
 
     def backward(
-        self, pullbacks: Mapping[fx.Node, Any], seeds: Mapping[fx.Node, Any]
+        self, pullbacks: Mapping[fx.Node, Any], seeds: Mapping[fx.Node, Any], of_parameters: bool = True
     ) -> tuple[dict[fx.Node, Any], dict[str, Norms]]:
-        """The cotangents of all nodes that the seeds depend on, and those of the parameters by name."""
+        """The cotangents of all nodes that the seeds depend on, and those of the parameters by name, if asked for."""
         cotangents = dict(seeds)
         parameters: dict[str, Norms] = {}
         for node in reversed(list(pullbacks)):
             if node in cotangents:
                 sources, inputs, named = pullbacks[node](cotangents[node])
-                self._collect(parameters, node, named)
+                if of_parameters:
+                    self._collect(parameters, node, named)
                 for source, v in zip(sources, inputs, strict=True):
                     cotangents[source] = _plus(cotangents[source], v) if source in cotangents else v
         cotangents.setdefault(self.start(), Norms.zero(self.input_shape))

@@ -35,6 +35,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "table": lambda: nn.Sequential(dn.TabularInput([-1, -1], [1, 2], (3,), (1,)), nn.Linear(5, 2)),
     "ball": lambda: nn.Sequential(dn.BallProjection(1.0), nn.Linear(5, 2)),
     "parts": lambda: Parts(),
+    "normalized": lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).eval(),
 }
 
 

@@ -1,5 +1,7 @@
 """The house stays as it is laid out: no file outgrows what one reads at a sitting, and tests mirror the packages."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,11 @@ def test_tests_stand_in_the_folders_of_the_packages():
 
 def test_no_test_stands_outside_them():
     assert [path.name for path in (ROOT / "tests").glob("*.py")] == ["conftest.py"]
+
+
+def test_importing_dplip_loads_nothing_heavy():
+    heavy = {"opacus", "dp_accounting", "opendp", "sklearn", "pandas", "matplotlib", "typer", "torchvision"}
+    heavy |= {"scipy.optimize", "scipy.stats", "scipy.sparse", "scipy.integrate"}
+    code = f"import sys, torch; before = {{*sys.modules}}; import dplip; print({heavy!r} & {{*sys.modules}} - before)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"

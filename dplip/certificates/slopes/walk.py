@@ -68,7 +68,7 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
     one = torch.eye(outputs, dtype=torch.float64).reshape(outputs, *shape)
     ones = torch.ones(outputs, dtype=torch.float64)
     seed = Slopes.meet(one, one, Norms(shape, ones, ones, ones))
-    found = walk.backward(pullbacks, {output: seed})[0][walk.start()]
+    found = walk.backward(pullbacks, {output: seed}, of_parameters=False)[0][walk.start()]
     return found if isinstance(found, Slopes) else Slopes.within(found, outputs)
 
 

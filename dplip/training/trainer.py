@@ -92,7 +92,9 @@ class DPLipTrainer(Fixed):
     the present data; choices that were made by looking at it (hyper-parameters, epochs) are not accounted.
     """
 
-    _FIXED = frozenset("accountant budget delta epochs loader loss model optimizer output_dir secure seed".split())
+    _FIXED = frozenset(
+        "accountant autocast budget delta epochs loader loss model optimizer output_dir secure seed".split()
+    )
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ def test_a_second_fit_is_refused_and_neither_spends_nor_moves_anything():
 def test_a_second_fit_takes_no_further_step_even_where_the_budget_has_room(budget):
     """Without a target, or with steps so cheap that one more stays within it, the plan is the limit."""
     run = trainer(noise_multiplier=1.0)
-    run.budget = Budget(budget, DELTA)
+    run._run._budget = Budget(budget, DELTA)
     run.fit()
     spent = run.get_epsilon()
     with pytest.raises(BudgetExceededError):

@@ -69,7 +69,7 @@ def sgd(model: torch.nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("name", ["budget", "epochs"])
+@pytest.mark.parametrize("name", ["autocast", "budget", "epochs"])
 def test_what_a_plan_rests_on_stays_what_it_was(name):
     run = trainer()
     with pytest.raises(ConfigurationError, match=name):

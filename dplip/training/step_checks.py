@@ -1,4 +1,4 @@
-"""Whether the gradients of a step are what its bounds are of: the last look before the step is charged."""
+"""The last check before a step is charged: its gradients must be the ones that its bounds are proved for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check that no example is in a data set twice: each copy would count as another example, and one is paid for."""
+"""A check that no example is in a data set twice, as only one copy would be charged for."""
 
 from __future__ import annotations
 

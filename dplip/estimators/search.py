@@ -1,4 +1,4 @@
-"""What a search over settings spent, all its fits together."""
+"""The privacy of a search over settings, of all its fits together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dplip.estimators.base import PrivateEstimator
 
 
 def search_privacy(search: Any) -> dict[str, Any]:
-    """What a finished ``GridSearchCV`` (or its kin) over a pipeline that ends in one of these estimators spent.
+    """What a finished ``GridSearchCV`` or similar search spent, over a pipeline that ends in one of these estimators.
 
     Returns:
         ``epsilon`` at ``delta`` of all its fits together, ``fits``, ``neighboring`` (always replace-one: under add and

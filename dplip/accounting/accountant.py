@@ -213,7 +213,7 @@ _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
 def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, steps: int, delta: float) -> float:
     """Epsilon of steps whose batches hold exactly ``batch_size`` examples, drawn without replacement.
 
-    Poisson batches of the same expected size have another cost. :class:`dplip.sampling.FixedSizeLoader` draws such batches.
+    The cost is not that of Poisson batches. :class:`dplip.sampling.FixedSizeLoader` draws fixed-size batches.
 
     Args:
         noise_multiplier: std of the noise per unit of how far *replacing* one example moves the sum, which is twice

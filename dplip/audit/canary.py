@@ -29,7 +29,7 @@ class CanaryAudit:
     Attributes:
         accounted: the epsilon that the accountant reports for what was attacked.
         lower: lower bound of epsilon, with 95% confidence.
-        floor: what ``lower`` must reach for the attack to mean something.
+        floor: the value that ``lower`` must reach for the attack to mean something.
         certain: as ``lower``, with 99.99% confidence.
         canaries: number of canaries used.
     """

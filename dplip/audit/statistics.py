@@ -48,8 +48,8 @@ def canary_epsilon(
     Args:
         present, absent: scores, one for each canary; independent of one another.
         delta: in (0, 1).
-        threshold: above it an attacker guesses that a canary is present; chosen before the scores were seen.
-        confidence: with which the bound holds.
+        threshold: score above which a canary is guessed to be present, chosen before the scores were seen.
+        confidence: probability with which the bound holds.
 
     Guarantee: for a mechanism whose trade-off curve is that of a Gaussian, with probability ``confidence`` over its
     randomness the bound is at most its epsilon. Both error rates are bounded from above by Clopper and Pearson.

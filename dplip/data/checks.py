@@ -63,7 +63,7 @@ def holdout(dataset: TensorDataset, fraction: float, seed: int) -> tuple[TensorD
     run's epsilon.
 
     Args:
-        dataset: what to split.
+        dataset: the data set to split.
         fraction: the probability, for each example, of being held out.
         seed: fixes an example's part, together with its values. Equal examples go to one part.
 

@@ -46,7 +46,7 @@ class Column:
     Attributes:
         kind: "numeric", "boolean" or "categorical".
         low, high: public ends of a number's range; values beyond them count as the nearest end.
-        levels: of a categorical column; a target has two.
+        levels: the levels of a categorical column; a target has two.
         log: scale by the logarithm of the distance from ``low``, for a long tail.
         monotone: +1 or -1: the target does not fall, or rise, with this column; 0: free.
         missing: add a column that says whether the value is missing.

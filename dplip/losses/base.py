@@ -65,7 +65,7 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def direction(self, shape: tuple[int, ...]) -> Norms:
-        """Bounds on that gradient divided by its l2 norm."""
+        """Bounds on the logit gradient divided by its l2 norm."""
         return Norms(shape, l2=1.0)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:

@@ -81,7 +81,7 @@ class Recipe(ABC, Generic[D]):
             data: the data set for training and evaluation.
             model: None: a new one.
             optimizer: None: that of :meth:`optimizer`.
-            arguments: of :class:`DPLipTrainer`, in place of the recipe's or the data's.
+            arguments: arguments of :class:`DPLipTrainer`, in place of the recipe's or the data's.
         """
         data = self.prepared(data)
         model = self.model_for(data) if model is None else model

@@ -32,7 +32,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "time": (),
     "versions": ("python", "dplip", "torch", "opacus", "numpy", "platform"),
 }
-"""The sections of a report and the fields that each must have; more are welcome."""
+"""The sections of a report and the fields that each must have; further ones are allowed."""
 
 _NUMBERS = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
 

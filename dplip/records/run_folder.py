@@ -59,7 +59,7 @@ class RunFolder:
             Whether another object began the run, so that all but the ledger must be restored.
 
         Raises:
-            LedgerError: what is on disk is damaged, of another plan, or in use.
+            LedgerError: the ledger on disk is damaged, of another plan, or in use.
         """
         if self._half:
             raise LedgerError(

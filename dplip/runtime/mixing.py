@@ -91,7 +91,7 @@ def _values_mix(function: Function, rows: Sequence[Tensor], alone: bool) -> bool
 
 
 def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor], alone: bool) -> bool:
-    """Compare the gradient of all rows with the sum over rows, the other rows sending nothing or taken away."""
+    """Compare the gradient of all rows with the sum of each row's own, the others sending nothing or taken away."""
     count, inputs = len(rows[0]), rows[0].is_floating_point()
     with torch.no_grad():
         sent = _cotangents(function(*rows))

@@ -102,7 +102,7 @@ class DurableRun:
 
         Raises:
             ConfigurationError: there is no folder to resume from.
-            LedgerError, CheckpointError: what is in the folder is damaged, of another plan, or in use.
+            LedgerError, CheckpointError: a file in the folder is damaged, of another plan, or in use.
         """
         if self._folder is None:
             if resume:

@@ -64,7 +64,7 @@ class PrivacyEngine(Fixed):
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
 
         Args:
-            module: a model that the algebra can walk, its input bounded inside (``BallProjection``).
+            module: a model whose operations all have a rule, with its input bounded inside (``BallProjection``).
             optimizer: any torch optimizer over its trainable parameters.
             data_loader: its data set and batch size are kept; its sampling is replaced by Poisson sampling.
             criterion: one of :mod:`dplip.losses`.

@@ -4,15 +4,15 @@
 2. After it (``_after_forward``) the monitor notes the output, the state of model and loss, and what the model makes of
    public rows. It refuses other arguments than one batch of the declared shape, lower precision, and a part of the
    model that is called by itself (``_after_part``).
-3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports a weight of
-   an example other than 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds
-   (``on_gradient``); the monitor refuses more losses, or more examples at once, than the slack for rounding covers.
+3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values whose
+   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
+   monitor refuses more losses, or more examples at once, than the slack for rounding covers.
 4. The gradient that enters the model's output has to be the one that the loss sent (``_at_output``).
 5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses a gradient that a hook changed, and
    one that the graph did not send; ``_after_backward`` compares ``.grad`` with the gradients that arrived.
 6. The optimizer moves the gradients of a part of a batch elsewhere (``settle``); at the step of the whole batch
-   :func:`dplip.training.step_checks.check_gradients` refuses what any of these reported, another number of examples
-   than were handed out, and whatever has changed since the backward pass (``check``).
+   :func:`dplip.training.step_checks.check_gradients` refuses a reported problem, another number of examples than were
+   handed out, and any change since the backward pass (``check``).
 7. Bounds are computed for the model of the public rows, the step is charged, noise is added, and all is forgotten
    (``reset``).
 """
@@ -52,7 +52,7 @@ class GradientMonitor(Observer):
     """Watches a model's outputs, the gradients that its loss sends back, and ``.grad`` until the step.
 
     Args:
-        model, loss: what is watched; an earlier monitor of the same model is dismissed.
+        model, loss: the watched model and loss; an earlier monitor of the same model is removed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
         masks: source of the model's draws while gradients are recorded (see :func:`dplip.runtime.secret.lent`).

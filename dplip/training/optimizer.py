@@ -45,7 +45,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     Args:
         optimizer: any torch optimizer over exactly the trainable parameters of the model.
-        model: a model that the algebra can walk.
+        model: a model whose operations all have a rule.
         loss: the :class:`dplip.losses.Loss` whose backward pass fills the gradients.
         input_shape: shape of one example.
         noise_multiplier: std of the noise per unit of sensitivity (sigma).
@@ -109,7 +109,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
         self._sums: dict[str, Tensor] = {}  # the summed gradients of the parts, in float64
         for p in model.parameters():
-            p.grad = None  # whatever is there did not come through the loss
+            p.grad = None  # it did not come through the loss
         self._monitor = GradientMonitor(model, loss, self._bounds.walk.input_shape, half_precision, self.noise.masks)
         self._monitor.draws, self._monitor.most = self._bounds.walk.draws, self._bounds.most_in_part
         self._settings: list[dict[str, Any]] | None = None  # the groups' settings when the present batch began

@@ -27,7 +27,7 @@ class Plan:
     releases: Sequence[Event] = ()
     """The events before the first step."""
     trusted_optimizer: str | None = None
-    """The optimizer that is not torch's own and that the user vouches for."""
+    """The class of an optimizer that is trusted without a check."""
     begun: str | None = None
     """What a resumed run started from."""
 

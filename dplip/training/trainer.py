@@ -46,10 +46,10 @@ class DPLipTrainer(Fixed):
     """Trains a Lipschitz model with differential privacy and without clipping.
 
     Args:
-        model: a model that the algebra can walk, with its input bounded inside (``BallProjection``, ``Clamp``).
+        model: a model whose operations all have a rule, its input bounded inside (``BallProjection``, ``Clamp``).
         loss: one of :mod:`dplip.losses`.
         optimizer: any torch optimizer over the model's trainable parameters.
-        train_dataset: a map-style data set of (input, target) pairs; what is protected.
+        train_dataset: the protected data, a map-style data set of (input, target) pairs.
         eval_dataset: held-out data for :meth:`evaluate` and :meth:`certified_accuracy`; not protected.
         batch_size: the expected size of a batch; the size of the data: the full batch.
         sampling: ``"poisson"``, or ``"fixed_size"``: exactly ``batch_size`` examples in every step, drawn without
@@ -76,8 +76,7 @@ class DPLipTrainer(Fixed):
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
         precompute: run the leading layers that nothing is trained in once per example, and keep the results in memory
-            (:mod:`dplip.training.feature_extractor`); bounds and training are those of the rest, all else sees the
-            whole model.
+            (:mod:`dplip.training.feature_extractor`); only the rest is bounded and trained.
         device: where the model is moved to; ``"auto"``: a CUDA device in place of the CPU, if there is one.
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (:mod:`dplip.sensitivities.enforced`); None: all in float32.

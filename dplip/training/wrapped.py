@@ -75,7 +75,7 @@ def check_wrapped(optimizer: Any, trusted: bool) -> None:
     """Refuse an optimizer whose step is not torch's own function of ``.grad``.
 
     Raises:
-        ConfigurationError: what runs on ``step()`` is not of torch.optim, or a hook runs beside it.
+        ConfigurationError: a method of the step is not torch.optim's own, or a hook runs around it.
     """
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(

@@ -26,8 +26,8 @@ class Accountant:
     Args:
         mechanism: "rdp" (Renyi divergences), "prv" or "pld" (numerical composition of privacy losses, by Opacus or by
             dp_accounting, which the extra ``accounting`` installs).
-        neighboring: "add_remove", or "replace_one"; None: the first that it is :meth:`relate`d to, and "add_remove" as
-            soon as a step is counted.
+        neighboring: "add_remove" or "replace_one"; None: fixed by the first :meth:`relate`, or as "add_remove" by the
+            first counted step.
 
     Guarantee: after any number of steps the mechanism that released them is (get_epsilon(delta), delta)-DP
     for neighbours under its relation, whose sums lie one unit of the noise multiplier apart at most. "prv"
@@ -61,10 +61,10 @@ class Accountant:
         return self._neighboring or "add_remove"
 
     def relate(self, neighboring: str) -> None:
-        """Take this relation for good.
+        """Fix the neighbouring relation.
 
         Raises:
-            ConfigurationError: It has another, under which the sum of both would be no epsilon; or there is none such.
+            ConfigurationError: another relation is fixed already, or the name is unknown.
         """
         self._same(neighboring)
         self._neighboring = neighboring
@@ -73,7 +73,7 @@ class Accountant:
         """Refuse another relation than its own, and an event for which it has no theorem under this one.
 
         Raises:
-            ConfigurationError: Names the reason.
+            ConfigurationError: names the reason.
         """
         self._same(neighboring)
         require_relation(event, neighboring)
@@ -106,7 +106,7 @@ class Accountant:
         """Count one more step.
 
         Raises:
-            ConfigurationError: If the pair is not a valid :class:`GaussianEvent`; nothing is counted then.
+            ConfigurationError: the pair is not a valid :class:`GaussianEvent`; nothing is counted then.
         """
         self.count(GaussianEvent(noise_multiplier, sample_rate))
 
@@ -114,7 +114,7 @@ class Accountant:
         """Count so many more steps of an event.
 
         Raises:
-            ConfigurationError: If this accountant has no theorem for it; nothing is counted then.
+            ConfigurationError: this accountant has no theorem for the event; nothing is counted then.
         """
         self.require(event, self.neighboring)
         self._neighboring = self.neighboring
@@ -134,7 +134,7 @@ class Accountant:
         return _epsilon(self._mechanism, self.neighboring, events, delta)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state under Opacus's keys, "history" and "mechanism"; and "neighboring" if it is not Opacus's."""
+        """The state under Opacus's keys, "history" and "mechanism"; also "neighboring" if not "add_remove"."""
         state = {"history": self.history, "mechanism": self._mechanism}
         return state if self.neighboring == "add_remove" else {**state, "neighboring": self.neighboring}
 
@@ -142,7 +142,7 @@ class Accountant:
         """Replace the state by one that :meth:`state_dict` or an Opacus accountant wrote.
 
         Raises:
-            ConfigurationError: If it is of another mechanism or relation, or not such a state; nothing is changed then.
+            ConfigurationError: the state is of another mechanism or relation, or invalid; nothing is changed then.
         """
         for key in ("history", "mechanism"):
             if key not in state_dict:
@@ -182,7 +182,7 @@ def create_accountant(mechanism: str, neighboring: str | None = None) -> Account
     """A new accountant: "rdp", "prv" or "pld", for neighbours under this relation.
 
     Raises:
-        ConfigurationError: If a name is unknown; names the nearest.
+        ConfigurationError: a name is unknown; names the nearest.
     """
     return Accountant(mechanism, neighboring)
 
@@ -202,7 +202,7 @@ def _epsilon(mechanism: str, neighboring: str, events: Mapping[Event, int], delt
     return max(0.0, min(rdp, _EPSILON[mechanism](spent, delta)))
 
 
-# An upper bound beside that of RDP; infinite where there is none.
+# The upper bound of each mechanism beside that of RDP; infinite where there is none.
 _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
     "rdp": lambda events, delta: math.inf,
     "prv": prv_epsilon,
@@ -213,7 +213,7 @@ _EPSILON: dict[str, Callable[[Mapping[Event, int], float], float]] = {
 def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, steps: int, delta: float) -> float:
     """Epsilon of steps whose batches hold exactly ``batch_size`` examples, drawn without replacement.
 
-    It is not what Poisson batches of the same expected size cost. :class:`dplip.sampling.FixedSizeLoader` draws so.
+    The cost is not that of Poisson batches. :class:`dplip.sampling.FixedSizeLoader` draws fixed-size batches.
 
     Args:
         noise_multiplier: std of the noise per unit of how far *replacing* one example moves the sum, which is twice
@@ -228,8 +228,8 @@ def fixed_size_epsilon(*, noise_multiplier: float, batch_size: int, size: int, s
     Guarantee: an upper bound, for neighbours that differ in one example (``replace_one``): between data of different
     sizes there is no such sampler.
 
-    Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27. The
-    approximation by a central limit ("GDP") is not offered: it is too low.
+    Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27. The approximation by a central limit
+    ("GDP") is not offered: it is too low.
     """
     event = FixedSizeEvent(noise_multiplier, batch_size, size)
     return Accountant(neighboring="replace_one").epsilon_after(event, steps, delta)

@@ -50,7 +50,7 @@ class Budget:
 
 
 class Fixed:
-    """Base of what charges depend on: the attributes named in ``_FIXED`` are set once."""
+    """Base class of objects that charges depend on: the attributes named in ``_FIXED`` can be set only once."""
 
     _FIXED: ClassVar[frozenset[str]] = frozenset()
 

@@ -29,20 +29,19 @@ def get_noise_multiplier(
     """The least noise multiplier found that keeps a whole run within (target_epsilon, target_delta).
 
     Args:
-        target_epsilon: Above 0; infinite asks for no noise.
-        target_delta: In (0, 1).
-        sample_rate: Sampling probability of each step, in (0, 1].
-        epochs: Number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
-        steps: Number of steps.
+        target_epsilon: above 0; infinite: no noise.
+        target_delta: in (0, 1).
+        sample_rate: sampling probability of each step, in (0, 1].
+        epochs: number of epochs of max(1, round(1 / sample_rate)) steps each; give this or ``steps``.
+        steps: number of steps.
         accountant: "rdp", "prv" or "pld".
-        neighboring: The relation that the multiplier is for.
-        epsilon_tolerance: How far below the target epsilon may end.
-        event: From a noise multiplier to the event of a step, such as a loader's ``event``; in place of
-            ``sample_rate``.
-        before: Further events, of one step each, that the budget pays for.
+        neighboring: the relation that the multiplier is for.
+        epsilon_tolerance: how far below the target epsilon may end.
+        event: from a noise multiplier to the event of a step, as a loader's ``event``; in place of ``sample_rate``.
+        before: further events, of one step each, that the budget pays for.
 
     Raises:
-        ConfigurationError: If an argument is out of range, or no multiplier up to 1e6 reaches the target.
+        ConfigurationError: an argument is out of range, or no multiplier up to 1e6 reaches the target.
 
     Guarantee: epsilon of the result never exceeds the target. It is within the tolerance, and within 1% of
     the target, below it, unless even the least multiplier tried, 1e-3, stays within the target.

@@ -26,13 +26,12 @@ class GaussianEvent:
     """One Poisson-subsampled Gaussian release.
 
     Args:
-        noise_multiplier: Standard deviation of the noise per unit of l2 sensitivity (that of the relation: of
-            ``replace_one`` it is twice one example's bound); 0 means no noise.
-        sample_rate: Probability with which each example takes part, in (0, 1]; 1 is the plain Gaussian
-            mechanism.
+        noise_multiplier: standard deviation of the noise per unit of l2 sensitivity under the relation (under
+            ``replace_one``, twice one example's bound); 0 means no noise.
+        sample_rate: probability with which each example takes part, in (0, 1]; 1 is the plain Gaussian mechanism.
 
     Raises:
-        ConfigurationError: If either is out of range or not finite.
+        ConfigurationError: either is out of range or not finite.
     """
 
     noise_multiplier: float
@@ -57,7 +56,7 @@ class GaussianEvent:
 
     @classmethod
     def worst(cls, events: Iterable[GaussianEvent]) -> GaussianEvent:
-        """One that costs no less than any of these."""
+        """An event that costs at least as much as each of these."""
         events = tuple(events)
         return cls(min(e.noise_multiplier for e in events), max(e.sample_rate for e in events))
 
@@ -66,7 +65,7 @@ class GaussianEvent:
         return ("rdp",) if neighboring == "replace_one" and self.sample_rate < 1 else ("rdp", "prv", "pld")
 
     def renyi_divergence(self, order: float, neighboring: str = "add_remove") -> float:
-        """An upper bound; infinite at worst."""
+        """An upper bound of the Renyi divergence; infinite at worst."""
         q, sigma = self.sample_rate, self.noise_multiplier
         if neighboring == "add_remove":
             return _sampled_gaussian(q, sigma, order)
@@ -85,7 +84,7 @@ def _sampled_gaussian(q: float, sigma: float, order: float) -> float:
         sampled = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
     except (ValueError, ArithmeticError):  # its series ran out of floating-point range
         return math.inf
-    if not math.isfinite(sampled):  # NaN too, which is no number to compare with
+    if not math.isfinite(sampled):  # NaN included
         return math.inf
     # Its series is cut off at exp(-30).
     return max(0.0, sampled) * (1 + 1e-12) + 4e-13 / (order - 1)
@@ -111,7 +110,7 @@ def _log_moment(q: float, sigma: float, order: int) -> float:
 
 @lru_cache(maxsize=128)
 def _log_binomials(order: int) -> tuple[Any, float]:
-    """log C(order, k) for k from 2 on, and the size of what it was computed from."""
+    """log C(order, k) for k from 2 on, and the size of the terms that it was computed from."""
     import numpy as np
     from scipy.special import gammaln
 
@@ -128,10 +127,10 @@ _FIELDS: dict[type[Event], tuple[str, ...]] = {
 
 
 def event_of(record: Mapping[str, Any]) -> Event:
-    """The event whose fields these are.
+    """The event with these fields.
 
     Raises:
-        ConfigurationError: There is none, or a field is out of range.
+        ConfigurationError: no event has these fields, or a field is out of range.
     """
     kind = next((kind for kind, names in _FIELDS.items() if record.keys() == set(names)), None)
     if kind is None:
@@ -140,13 +139,13 @@ def event_of(record: Mapping[str, Any]) -> Event:
 
 
 def event_of_values(values: list[Any]) -> Event:
-    """The event of these values, as Opacus's history has them: without names, so that their number tells the class."""
+    """The event with these values, unnamed as in Opacus's history; their number tells the class."""
     names = next((names for names in _FIELDS.values() if len(names) == len(values)), ())
     return event_of(dict(zip(names, values, strict=False)))
 
 
 def require_relation(event: Event, neighboring: str) -> None:
-    """Refuse a relation that there is no theorem for."""
+    """Refuse a relation for which the cost of the event is not proved."""
     if neighboring not in event.neighboring:
         raise ConfigurationError(
             f"neighboring={neighboring!r}: what {event.sampling} batches cost is proved for "

@@ -25,12 +25,12 @@ class FixedSizeEvent:
     """One Gaussian release of a sum over exactly ``batch_size`` of ``size`` examples, drawn without replacement.
 
     Args:
-        noise_multiplier: Standard deviation of the noise per unit of how far *replacing* one example can move the sum,
+        noise_multiplier: standard deviation of the noise per unit of how far *replacing* one example can move the sum,
             which is twice one example's bound; 0 means no noise.
-        batch_size, size: Examples in a batch and in the data, both public.
+        batch_size, size: examples in a batch and in the data, both public.
 
     Raises:
-        ConfigurationError: If either is out of range or not finite.
+        ConfigurationError: an argument is out of range or not finite.
     """
 
     noise_multiplier: float
@@ -66,15 +66,14 @@ class FixedSizeEvent:
 
     @classmethod
     def worst(cls, events: Iterable[FixedSizeEvent]) -> FixedSizeEvent:
-        """One that costs no less than any of these."""
+        """An event that costs at least as much as each of these."""
         events = tuple(events)
         batch_size = max(e.batch_size for e in events)
         size = max(batch_size, min(e.size for e in events))
         return cls(min(e.noise_multiplier for e in events), batch_size, size)
 
     def renyi_divergence(self, order: float, neighboring: str = "replace_one") -> float:
-        """An upper bound, for neighbours that differ in one example; infinite at worst,
-        and above the order 1024.
+        """An upper bound for neighbours that differ in one example; infinite at worst, and above the order 1024.
 
         Source: Wang, Balle, Kasiviswanathan 2019 (arXiv 1808.00087), theorem 27.
         """
@@ -108,8 +107,8 @@ def _log_moment(sigma: float, q: float, order: int) -> float:
 def _log_central_moments(sigma: float) -> np.ndarray[Any, Any]:
     """log E_Q (P / Q - 1)^k at most, for even k up to 256 and Gaussians one unit apart.
 
-    The sum alternates, and a double has lost all its digits at sigma = 100 from k = 8 on: hence decimals, of as many
-    digits as cancel. What may still have been rounded is added, so that it is an upper bound whatever the digits.
+    The sum alternates, and a double loses all its digits at sigma = 100 from k = 8 on, so decimals are used, with as
+    many digits as cancel. Their rounding error is added, so the result is an upper bound for any number of digits.
     """
     logarithms = np.full(_LARGEST_DIFFERENCE + 1, -np.inf)
     digits = 40 + int(_LARGEST_DIFFERENCE * (0.31 + max(0.0, math.log10(sigma))))

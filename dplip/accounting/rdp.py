@@ -43,7 +43,7 @@ def rdp_epsilon(events: Mapping[Event, int], neighboring: str, delta: float) -> 
 def _between(
     epsilon: Callable[[float], float], least: float, low: float, best: float, above: tuple[float, ...]
 ) -> float:
-    """The least bound among whole orders between neighbours of the set, few of them, and the same ones at each call."""
+    """The least bound among a few whole orders between neighbours of the set, the same ones at each call."""
     high = above[0] if above else best
     while high - low > 2 and high > 64:
         step = max(1.0, (high - low) // 8)

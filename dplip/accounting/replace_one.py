@@ -10,9 +10,8 @@ def replacing(adding: Callable[[float], float], sample_rate: float, order: float
     """A bound of the divergence between the two sums of a batch in which one example may be replaced.
 
     Args:
-        adding: at an order, a bound of the divergence for adding and for removing *one* example. Its noise is as large,
-            in units of one example's bound, as ``2 noise_multiplier``: the multiplier of ``replace_one`` is relative to
-            two of them.
+        adding: from an order to a bound of the divergence for adding and for removing *one* example, at noise of
+            ``2 noise_multiplier`` times one example's bound: ``replace_one`` measures noise in twice that bound.
         sample_rate: q < 1, of the Poisson batch.
         order: a > 1.
 

@@ -31,7 +31,7 @@ def selection_epsilon(
     what those events pay for, or computed on public data.
 
     Args:
-        events: what each of the runs spends.
+        events: the events of each run.
         delta: in (0, 1).
         mean_runs: the expected K, at least 1.
         shape: eta >= 0 of the distribution.
@@ -64,7 +64,7 @@ def selection_epsilon(
         return 0.0
     spent = np.array([sum(n * renyi_divergence(e, order, neighboring) for e, n in counted.items()) for order in ORDERS])
     orders = np.array(ORDERS)
-    if mean_runs == 1:  # one run, whatever the shape
+    if mean_runs == 1:  # one run, for any shape
         return _best(spent, delta)
     constant = (1 + shape) * float(np.min((1 - 1 / orders) * spent - math.log(_stop(mean_runs, shape)) / orders))
     return _best(spent + constant + math.log(mean_runs) / (orders - 1), delta)

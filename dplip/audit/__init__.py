@@ -1,4 +1,4 @@
-"""Attacks on the library's own promises: what they find is a lower bound of the truth, never a proof."""
+"""Attacks on the library's own promises, which give lower bounds and never proofs."""
 
 from dplip.audit.canary import CanaryAudit, audit_noise
 from dplip.audit.finished_run import Row, audit_run, table

@@ -28,10 +28,10 @@ class CanaryAudit:
 
     Attributes:
         accounted: the epsilon that the accountant reports for what was attacked.
-        lower: epsilon is at least this, with 95% confidence.
-        floor: what ``lower`` must reach for the attack to mean something.
+        lower: lower bound of epsilon, with 95% confidence.
+        floor: the value that ``lower`` must reach for the attack to mean something.
         certain: as ``lower``, with 99.99% confidence.
-        canaries: how many were used.
+        canaries: number of canaries used.
     """
 
     accounted: float
@@ -66,14 +66,14 @@ def audit_noise(
     """Attack the noise of one full-batch step with Dirac canaries, white box.
 
     A canary is an example with the largest gradient that is declared possible, in one coordinate of each parameter.
-    Half of them, chosen by coins, are in the sum that the private optimizer adds noise to. Who sees the noisy sum
-    scores each canary by the likelihood ratio and guesses; the errors bound epsilon from below.
+    Half of them, chosen by coins, are in the sum that the private optimizer adds noise to. The attacker scores each
+    canary by the likelihood ratio of the noisy sum and guesses; the errors bound epsilon from below.
 
     Args:
         noise_multiplier: sigma, > 0.
-        canaries: in all; as many steps are taken as their number asks for.
+        canaries: number of canaries; steps are taken until all were used.
         noise: the source under test.
-        seed: of the coins; not of the noise.
+        seed: seed of the coins, not of the noise.
 
     Guarantee: ``lower`` is at most the true epsilon of one step with 95% confidence.
 
@@ -155,7 +155,7 @@ class _Attacked(GaussianNoise):
 
 @dataclass
 class _Empty:
-    """A loader of empty full batches, so that a step releases noise and what was planted in it."""
+    """A loader of full batches without examples, so that a step releases the noise and the planted canaries."""
 
     expected_batch_size: float = 100.0
     sample_rate: float = 1.0

@@ -27,7 +27,7 @@ _EXAMPLES, _STEPS = 1500, 40  # of the trainings that are repeated under attack
 
 @dataclass(frozen=True)
 class Row:
-    """One attack: what was promised, how much was tried, what was promised at most, what was found at most."""
+    """One attack: the promise, the number of tries, the promised bound, and the largest value found."""
 
     promise: str
     tried: str
@@ -65,19 +65,19 @@ def audit_run(
     """Attack the promises of a finished run, on its model, its data and its constants.
 
     Args:
-        folder: of the run; its ledger is read.
-        report: of the run.
-        model, loss, data, input_shape: what it trained, how, and on what.
+        folder: the run's folder, whose ledger is read.
+        report: the run's report.
+        model, loss, data, input_shape: the run's trained model, loss, training data and shape of one example.
         optimizer: from parameters to the optimizer of the repeated trainings; None: SGD.
-        canaries: of the attack on the noise.
-        starts: of the search for long gradients, from the data and from scratch.
-        seed: of starts and coins; never of the noise.
+        canaries: number of canaries in the attack on the noise.
+        starts: number of starts of the search for long gradients, from the data and from scratch.
+        seed: seed of starts and coins, never of the noise.
 
     Returns:
-        a row for each attack.
+        A row for each attack.
 
     Raises:
-        ConfigurationError: the run's batches were no Poisson batches.
+        ConfigurationError: the run's batches were not drawn by Poisson sampling.
     """
     privacy = report["privacy"]
     sigma, rate, delta = (float(privacy[k]) for k in ("noise_multiplier", "sample_rate", "delta"))
@@ -129,7 +129,7 @@ def _gradients(found: GradientAudit) -> list[Row]:
 
 
 def _ledger(folder: Path, privacy: Mapping[str, Any]) -> Row:
-    """What the ledger shows must be what the report says."""
+    """A comparison of the ledger with the report."""
     record = Ledger.read(folder / "ledger.jsonl")
     spent, said = record.epsilon(float(privacy["delta"])), float(privacy["epsilon"])
     agree = (

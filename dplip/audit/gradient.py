@@ -24,7 +24,7 @@ class GradientAudit:
         declared: the sensitivities.
         attained: per parameter, the largest l2 norm found.
         total: the largest l2 norm of a whole gradient.
-        tried: how many gradients were computed.
+        tried: number of gradients computed.
         worst: the example and the target of the largest ratio.
     """
 
@@ -65,13 +65,13 @@ def gradient_search(
     ``BallProjection``, infinite and NaN. Targets are the ones that the present scores get most wrong.
 
     Args:
-        model: in the mode that is meant; not changed.
+        model: the model, in the mode to be tested; not changed.
         loss: one of :mod:`dplip.losses`.
         input_shape: shape of one example.
         data: (input, target) pairs to start from.
-        starts: from each of the two sources.
-        steps: of ascent from each start.
-        seed: of the starts.
+        starts: number of starts from the data, and from scratch.
+        steps: number of ascent steps from each start.
+        seed: seed of the starts.
 
     Guarantee: none. A violation proves that the bound is wrong; its absence proves nothing.
     """
@@ -114,7 +114,7 @@ class _Search:
             y = None  # from the second step on, the worst target
 
     def look(self, x: Tensor, y: Tensor | None, goal: list[str]) -> tuple[float, Tensor | None]:
-        """Height of the goal at ``x`` and its slope there; for the worst of the targets."""
+        """The goal's value and gradient at ``x``, for the worst target."""
         best: tuple[float, Tensor | None] = (-1.0, None)
         x = x.detach().requires_grad_()
         with torch.no_grad():

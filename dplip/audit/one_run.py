@@ -48,12 +48,12 @@ def one_run(
     Args:
         model, loss: not changed.
         data: what the canaries are added to.
-        sample_rate, steps: of the training that is attacked.
+        sample_rate, steps: constants of the training that is attacked.
         optimizer: from parameters to the optimizer of the training; by default SGD.
         canaries: at most the coordinates of an input times the classes.
         guesses: the fraction of canaries that are guessed.
-        floor: what the bound must reach for the audit to mean something.
-        seed: of the coins, the sampling and the noise; for tests.
+        floor: the bound that the audit must reach to mean something.
+        seed: seed of the coins, the sampling and the noise; for tests.
 
     Guarantee: ``lower`` is at most the true epsilon of these steps with 95% confidence.
 
@@ -129,7 +129,7 @@ def one_run(
 
 
 class _Listener(GaussianNoise):
-    """Noise whose deviations the attacker knows, as everybody may."""
+    """Noise that records its deviations, which are public."""
 
     stds: list[float]
 
@@ -141,7 +141,7 @@ class _Listener(GaussianNoise):
 def _sum(
     model: nn.Module, loss: Loss, weights: dict[str, Tensor], batches: list[tuple[Tensor, Tensor, float]]
 ) -> dict[str, Tensor]:
-    """What the attacker expects without looking: the gradient of the data, and half of that of the canaries."""
+    """The sum that the attacker expects: the gradient of the data, and half of that of the canaries."""
     double = copy.deepcopy(model).double()
     leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
     total = {n: torch.zeros_like(w) for n, w in weights.items()}
@@ -156,7 +156,7 @@ def _sum(
 def _inner_products(
     model: nn.Module, loss: Loss, weights: dict[str, Tensor], along: dict[str, Tensor], x: Tensor, y: Tensor
 ) -> Tensor:
-    """Of each example's gradient at these weights with one direction: a derivative of the outputs along it."""
+    """The inner product of each example's gradient with a direction, by a difference of outputs along it: (batch,)."""
     size = math.sqrt(sum(float(v.square().sum()) for v in along.values()))
     step = 1e-6 * math.sqrt(sum(float(w.square().sum()) for w in weights.values())) / max(size, 1e-30)
     double = copy.deepcopy(model).double()

@@ -25,14 +25,14 @@ _REPLAY_SLACK = 1e-4  # of a comparison of float32 gradients before and after no
 
 @dataclass(frozen=True)
 class ReplayAudit:
-    """What neighbouring data changed in a step, over many steps.
+    """The differences between private steps on neighbouring data, over many steps.
 
     Attributes:
-        steps: how many steps were replayed on both data sets.
-        differing: in how many of them the example took part.
+        steps: number of steps that were replayed on both data sets.
+        differing: number of steps in which the example took part.
         largest: per parameter, the largest move of the sum over the declared sensitivity.
         joint: the largest move of the whole release in units of its noise, times sigma; at most 1 if it is private.
-        problems: whatever else differed and may not: events, noise, divisors, numbers of steps.
+        problems: differences that are never allowed, of events, noise, divisors or numbers of steps.
     """
 
     steps: int
@@ -62,11 +62,11 @@ def replay(
     steps: int = 12,
     seed: int = 0,
 ) -> ReplayAudit:
-    """Take the same private steps with and without one example, and compare all that leaves them.
+    """Take the same private steps with and without one example, and compare their releases.
 
     At each step both runs start from the same weights, draw the same sample but for the one example, and get the same
-    noise. What reaches the noise may differ by the declared sensitivity in all and in each parameter; what the noise
-    is, the event that is charged, the divisor and the number of steps may not differ at all.
+    noise. The sums may differ by the declared sensitivity, in all and in each parameter; the noise, the charged event,
+    the divisor and the number of steps may not differ.
 
     Args:
         model: not changed; its forward pass must not draw at random (no dropout).
@@ -74,7 +74,7 @@ def replay(
         example: the one that a neighbour lacks; by default the last of ``data``.
         optimizer: from parameters to the optimizer that takes the steps; by default SGD with a small rate.
         max_physical_batch_size: as for the trainer.
-        steps: in all, spread over ``sample_rates``.
+        steps: number of steps, spread over ``sample_rates``.
 
     Source: the recording of queries in Cebere et al. 2026 (arXiv 2602.17454).
     """
@@ -144,7 +144,7 @@ class _One(Dataset[Any]):
 
 
 class _Recorder(GaussianNoise):
-    """Noise that keeps what it was added to."""
+    """Noise that records each sum, the noise added to it and its deviation."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -163,7 +163,7 @@ class _Recorder(GaussianNoise):
 
 
 class _Step:
-    """One private step on a copy of a model, taken apart."""
+    """One private step on a copy of a model, with its parts recorded."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class _Step:
         self.scale = {n: float(grads[n].abs().max()) for n in self.sums}
 
     def differences(self, other: _Step) -> list[str]:
-        """What differs although no noise hides it."""
+        """The differences that no noise hides."""
         found = []
         if self.constants != other.constants:
             found.append(f"sample rate, steps per epoch and divisor: {self.constants} and {other.constants}")

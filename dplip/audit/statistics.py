@@ -1,4 +1,4 @@
-"""Lower bounds of epsilon from what an attacker achieved: they hold with a stated confidence, whatever the attack."""
+"""Lower bounds of epsilon from an attacker's results, which hold with a stated confidence for any attack."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def canary_epsilon(
     Args:
         present, absent: scores, one for each canary; independent of one another.
         delta: in (0, 1).
-        threshold: above it an attacker guesses that a canary is present; chosen before the scores were seen.
-        confidence: with which the bound holds.
+        threshold: score above which a canary is guessed to be present, chosen before the scores were seen.
+        confidence: probability with which the bound holds.
 
     Guarantee: for a mechanism whose trade-off curve is that of a Gaussian, with probability ``confidence`` over its
     randomness the bound is at most its epsilon. Both error rates are bounded from above by Clopper and Pearson.
@@ -70,7 +70,7 @@ def best_threshold(mu: float, count: int, confidence: float = 0.95) -> tuple[flo
     """The threshold at which ``count`` scores of each kind, N(0, 1) and N(mu, 1), are expected to show most.
 
     Returns:
-        ``(threshold, shown)``: and the mu that they are expected to show there.
+        ``(threshold, shown)``: the threshold, and the mu that the scores are expected to show there.
     """
     thresholds = np.linspace(mu / 2 - 4, mu / 2 + 4, 161)
     risk = (1 - confidence) / 2
@@ -85,9 +85,9 @@ def one_run_epsilon(correct: int, guesses: int, canaries: int, delta: float, con
     """A lower bound of epsilon from guesses which of ``canaries`` were in the data of a single run.
 
     Args:
-        correct: how many guesses were right.
-        guesses: how many were made, a number fixed before the scores were seen; the rest were passed over.
-        canaries: how many were put in, each with probability 1/2 on its own.
+        correct: number of right guesses.
+        guesses: number of canaries that were guessed, fixed before the scores were seen.
+        canaries: number of canaries, each of which was put in with probability 1/2, independently.
 
     Guarantee: for an (epsilon, delta)-DP mechanism, with probability ``confidence`` the bound is at most epsilon.
     It has no more power than half of epsilon for a Gaussian: a small value shows nothing.
@@ -126,5 +126,5 @@ def one_run_epsilon(correct: int, guesses: int, canaries: int, delta: float, con
 
 
 def _above(count: int, trials: int, risk: float) -> float:
-    """A probability that exceeds the true one but with this risk (Clopper and Pearson 1934)."""
+    """An upper bound of a probability, which fails with this risk at most (Clopper and Pearson 1934)."""
     return 1.0 if count == trials else float(beta.ppf(1 - risk, count + 1, trials - count))

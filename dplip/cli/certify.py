@@ -40,7 +40,7 @@ def certify(
 
 
 def certified_part(run: Path, data_dir: Path | None) -> tuple[nn.Module, Any]:
-    """The model of a run and its test data; of a table from the scaled features on, where radii have their unit."""
+    """The model of a run and its test data; for a table, both begin at the scaled features."""
     from dplip.certificates import certify_monotonic
     from dplip.data import Table
     from dplip.models.table_trainer import in_public_ranges

@@ -1,4 +1,4 @@
-"""The command line: ``dplip train``, ``dplip account``, ``dplip certify``, ``dplip audit``."""
+"""The entry point of the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dplip.errors import DPLipError
 
 
 def main() -> None:
-    """Run the command line; an error of the library's is one sentence and exit code 2, never a traceback."""
+    """Run the command line; an error of the library prints one sentence and exits with code 2."""
     try:
         app()
     except DPLipError as error:

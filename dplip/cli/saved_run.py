@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run wrote: its report, its recipe, the model that it trained, and the data, as it was trained on."""
+    """A finished run: its report, its recipe, its trained model, and the data as the model was trained on them."""
 
     report: dict[str, Any]
     recipe: Recipe[Any]

@@ -1,4 +1,4 @@
-"""``dplip schema``, and what ``dplip train`` means by the options of tables."""
+"""``dplip schema``, and the options of ``dplip train`` for tables."""
 
 from __future__ import annotations
 

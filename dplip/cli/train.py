@@ -127,7 +127,7 @@ def given_alone(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse(options: Mapping[str, Any], why: str) -> None:
-    """Refuse options that say nothing of this data set."""
+    """Refuse options that do not apply to this data set."""
     for option in given_alone(options):
         raise ConfigurationError(f"--{option}: {why} Leave it out.")
 
@@ -151,7 +151,7 @@ def images_and_recipe(data: str, data_dir: Path | None, kind: str) -> tuple[Data
 
 
 def _mention_earlier(folder: Path, delta: float) -> None:
-    """Say what a run spent whose report and weights are about to be replaced: the two compose."""
+    """Say what an earlier run in the folder spent, as the two runs compose."""
     from dplip.records import Ledger
 
     ledger = folder / "ledger.jsonl"

@@ -1,4 +1,4 @@
-"""What every data set must pass before it is trained on, and a hold-out under which neighbours stay neighbours."""
+"""Checks of data sets before training, and a hold-out under which neighbours stay neighbours."""
 
 from __future__ import annotations
 
@@ -59,21 +59,20 @@ def check_dataset(
 def holdout(dataset: TensorDataset, fraction: float, seed: int) -> tuple[TensorDataset, TensorDataset]:
     """Split a data set at random into a training part and a held-out part.
 
-    Held-out examples are as private as the others: what is chosen by looking at them is not covered by the
-    training run's epsilon.
+    Held-out examples are as private as the others: choices made by looking at them are not covered by the training
+    run's epsilon.
 
     Args:
-        dataset: what to split.
+        dataset: the data set to split.
         fraction: the probability, for each example, of being held out.
-        seed: with the example's own values, fixes its place. Equal examples go to one part.
+        seed: fixes an example's part, together with its values. Equal examples go to one part.
 
     Raises:
         ConfigurationError: fraction outside (0, 1), a negative seed, or an empty part.
 
-    Guarantee:
-        An example's part depends on nothing but that example and ``seed``: whichever one is added or removed,
-        wherever it stands, one part gains or loses it and no other example moves. So neighbouring data sets have
-        neighbouring parts. Hence no exact sizes: they are as if a coin were thrown for each (distinct) example.
+    Guarantee: an example's part depends on that example and ``seed`` alone, so adding or removing one, wherever it
+    stands, moves no other example, and neighbouring data sets have neighbouring parts. The sizes are therefore
+    random, as if a coin were thrown for each distinct example.
     """
     if not 0 < fraction < 1:
         raise ConfigurationError(f"fraction={fraction} is not between 0 and 1 (both excluded): pass for example 0.1")
@@ -97,7 +96,7 @@ def _rows(dataset: TensorDataset) -> Iterator[bytes]:
 
 
 def _coin(row: bytes, seed: int) -> float:
-    """A number in [0, 1) that looks random and is fixed by both."""
+    """A pseudo-random number in [0, 1), fixed by the row and the seed."""
     return int.from_bytes(hashlib.blake2b(b"%d:%s" % (seed, row), digest_size=6).digest(), "big") / 2**48
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 Array = NDArray[Any]
 
 LEAVES = 8
-"""Shapes of an image, each of which is there in three images of five."""
+"""Number of shapes of an image, each of which is drawn with probability 0.6."""
 
 
 def dead_leaves(count: int, size: int, channels: int = 1, seed: int = 0) -> Tensor:

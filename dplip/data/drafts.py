@@ -1,4 +1,4 @@
-"""Drafts of schemas, from a table's names of columns or, where that is asked for, from its values."""
+"""Drafts of schemas, from a table's column names or, on request, from its values."""
 
 from __future__ import annotations
 

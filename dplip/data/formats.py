@@ -1,7 +1,7 @@
 """Readers of image files in their published formats: IDX (MNIST and its kin) and the pickles of CIFAR-10.
 
-Whatever is in a file, reading it ends in checked arrays or in a ``ConfigurationError`` that names the file
-and the mismatch. Pickles are read without running anything that they name.
+Reading any file gives checked arrays or a ``ConfigurationError`` that names the file and the mismatch. Reading a pickle
+runs nothing that it names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_cifar_batch(path: Path) -> Split:
     try:
         batch = _ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
         images, labels = batch[b"data"].values, batch[b"labels"]
-    except Exception as error:  # a damaged pickle fails in any way whatever
+    except Exception as error:  # a damaged pickle may raise anything
         _damaged(path, f"is not a CIFAR-10 batch ({type(error).__name__}: {error})", error)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != 3072:
         _damaged(path, f"images are of shape {getattr(images, 'shape', None)}, not (N, 3072)")
@@ -106,7 +106,7 @@ class _PickledArray:
 
 
 class _PickledUint8:
-    """Stands in for numpy's dtype, and is uint8 or nothing."""
+    """Stands in for numpy's dtype, and refuses any other than uint8."""
 
     def __init__(self, code: object, *_: object) -> None:
         if code not in (b"u1", "u1"):

@@ -19,7 +19,7 @@ Texts = list[str | None]
 
 
 def read_frame(path: Path, rows: int | None = None) -> Any:
-    """A pandas data frame of a CSV or Parquet file: a CSV's fields as their text, a Parquet file's values as they are.
+    """The data frame of a CSV file, with its fields as text, or of a Parquet file, with its values as they are.
 
     In a CSV only blanks are missing. A record with more or fewer fields than the header is refused.
     """

@@ -1,7 +1,7 @@
-"""Data sets read from their published files, and the checks a data set passes before anything trains on it.
+"""Data sets of images, read from their published files.
 
-Images are float32 in [0, 1], the scale of the raw pixels (so of a certified radius too), of shape (N, C, H,
-W); labels are int64. Nothing is downloaded, and nothing in a file is executed.
+Images are float32 in [0, 1], the scale of the raw pixels (so of a certified radius too), of shape (N, C, H, W); labels
+are int64. Nothing is downloaded, and nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def load(name: str = "digits", data_dir: str | Path | None = None) -> Data:
 
     Args:
         name: ``digits`` (ships with scikit-learn), ``mnist``, ``fashion-mnist`` or ``cifar10``.
-        data_dir: folder that holds the published files, directly or in a folder of the data set's name; by
-            default the environment variable ``DPLIP_DATA``. Not used for digits.
+        data_dir: folder that holds the published files, directly or in a folder of the data set's name; by default the
+            environment variable ``DPLIP_DATA``. Not used for digits.
 
     Raises:
-        ConfigurationError: the name is unknown; a file is missing (the message says what to download, and
-            where to put it); a file is damaged, or is not what its name says.
+        ConfigurationError: the name is unknown; a file is missing (the message says what to download, and where to put
+            it), is damaged, or does not hold what its name says.
 
     >>> data = load("digits")
     >>> data.input_shape, data.num_classes, len(data.train), len(data.test)

@@ -21,11 +21,10 @@ _NUMBERS: Any = (numbers.Real, Decimal)
 
 
 def as_text(value: Any) -> str | None:
-    """A table's value as the one text that stands for it; None: it is blank.
+    """The text of a table's value; None: the value is blank.
 
-    It depends on the value alone, and not on the type that a reader or a file gives its column, which one more row may
-    change: a whole number is its digits, as 7, 7.0 and ``"7.0"`` are ``"7"``. Text is otherwise as it is, so that
-    ``"01"`` is not 1.
+    The text depends on the value alone, and not on the type of its column, which one more row may change. A whole
+    number becomes its digits, so 7, 7.0 and ``"7.0"`` are ``"7"``; other text stays, so ``"01"`` is not 1.
 
     >>> as_text(7.0), as_text(True), as_text(" 01 "), as_text(" ")
     ('7', 'True', '01', None)
@@ -47,7 +46,7 @@ class Column:
     Attributes:
         kind: "numeric", "boolean" or "categorical".
         low, high: public ends of a number's range; values beyond them count as the nearest end.
-        levels: of a categorical column; a target has two.
+        levels: the levels of a categorical column; a target has two.
         log: scale by the logarithm of the distance from ``low``, for a long tail.
         monotone: +1 or -1: the target does not fall, or rise, with this column; 0: free.
         missing: add a column that says whether the value is missing.
@@ -98,7 +97,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """What is public of a table.
+    """The public facts about a table.
 
     Attributes:
         target: two levels (or a boolean): a classification, the second level counts as 1; numeric: a regression.
@@ -150,10 +149,10 @@ class Schema:
         return [c.monotone for c in self.numeric] + [0] * sum(map(len, self.blocks))
 
     def monotone(self, directions: Mapping[str, int]) -> Schema:
-        """The same with the directions of the named columns, and none for the others.
+        """The schema with these directions of the named columns, and none for the others.
 
         Raises:
-            ConfigurationError: a name is not that of a feature, or that of a category.
+            ConfigurationError: a name is of no feature, or of a categorical one.
         """
         unknown = sorted(set(directions) - {c.name for c in self.columns})
         if unknown:
@@ -180,7 +179,7 @@ def read_schema(path: str | Path) -> Schema:
     """The schema in a JSON file.
 
     Raises:
-        ConfigurationError: the file is not one, or leaves something open; the column is named.
+        ConfigurationError: the file is no schema, or is incomplete; names the column.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -230,7 +229,7 @@ def _entry(column: Column) -> dict[str, Any]:
 
 
 def as_json(target: str | None, columns: Mapping[str, Any], source: str) -> str:
-    """A schema's file: one column a line."""
+    """The text of a schema's file, with one column a line."""
     lines = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in columns.items()]
     body = ",\n".join(lines)
     return (

@@ -44,7 +44,7 @@ class Table:
 
 
 def is_table(name: str) -> bool:
-    """Whether ``dplip train --data`` means a table by this: one with a preset, or a file of its own."""
+    """Whether a name for ``dplip train --data`` is that of a table, with a preset or in a file."""
     return name in TABLES or name.lower().endswith(SUFFIXES)
 
 
@@ -137,7 +137,7 @@ def _equal(texts: Texts, level: str) -> Any:
 
 
 def _numbers(texts: Texts, column: Column, what: str) -> Any:
-    """float64, NaN where it is missing; infinities are numbers beyond every range."""
+    """A column's values as float64, NaN where one is missing; infinities count as beyond every range."""
     read: Callable[[str], float | None] = _boolean if column.kind == "boolean" else as_number
     found = [math.nan if text is None else read(text) for text in texts]
     wrong = np.fromiter((value is None for value in found), dtype=bool, count=len(found))
@@ -151,7 +151,7 @@ def _boolean(text: str) -> float | None:
 
 
 def as_number(text: str) -> float | None:
-    """The number that a text is; infinite at most, and never NaN."""
+    """The number that a text stands for, which may be infinite; None: there is none."""
     try:
         value = float(text)
     except ValueError:

@@ -27,11 +27,11 @@ from dplip.sampling import PoissonLoader
 
 @dataclass(kw_only=True, eq=False, repr=False)  # only its __init__: equality and the text stay scikit-learn's
 class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share: the network, the private run, and its statements.
+    """The base class of both estimators: the network, the private run and its certificates.
 
     Args:
         epsilon: the budget of one call of ``fit``; inf: no noise, not private.
-        delta: of every epsilon.
+        delta: the delta of every epsilon.
         low, high: **public** ranges of the features, numbers or one for each feature; values beyond them count as the
             nearest end. They must not be computed from the data.
         groups: sizes of the one-hot blocks that the last columns form; the others are numeric.
@@ -67,7 +67,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
     random_state: Any = None
 
     def planned_event(self, rows: int) -> tuple[GaussianEvent, int]:
-        """What each step of a fit on so many rows spends, and the number of steps."""
+        """The event of each step of a fit on so many rows, and the number of steps."""
         batch = min(self.batch_size, self.public_size or rows)
         blank = TensorDataset(torch.zeros(rows, 1))
         loader = PoissonLoader(blank, batch_size=batch, public_size=self.public_size)
@@ -123,7 +123,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 progress=False,
             )
             trainer.fit()
-        self.model_ = model.cpu().eval()  # where rows are
+        self.model_ = model.cpu().eval()  # rows are on the CPU
         self.epsilon_ = trainer.get_epsilon()
         self.event_, self.n_iter_, self.seeded_ = trainer.optimizer.event, trainer.steps, seed is not None
         self.rows_ = rows
@@ -156,7 +156,7 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
 
 
 def as_float32(values: Any) -> Tensor:
-    """As float32, whose largest number stands for what is beyond it: the model clamps to a public range anyway."""
+    """Values as float32, cut to [-1e38, 1e38], as the model clamps them to a public range anyway."""
     return torch.from_numpy(np.clip(np.asarray(values, dtype=np.float64), -1e38, 1e38).astype(np.float32))
 
 

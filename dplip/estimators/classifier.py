@@ -25,7 +25,7 @@ class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
         others: those of :class:`PrivateEstimator`.
 
     Attributes:
-        classes_: the two labels; the score speaks for the second.
+        classes_: the two labels; a positive score means the second.
         epsilon_: what the fit spent at ``delta``. A fit on other data, or again on the same, spends as much again.
         event_, n_iter_: what each step spent, and the number of steps.
         model_: the trained torch module. monotonicity_: its certificate.

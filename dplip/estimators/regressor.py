@@ -49,7 +49,7 @@ class DPLipRegressor(RegressorMixin, PrivateEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> Any:
-        """The prediction for each row, within no more than the slopes allow."""
+        """The prediction for each row, in the target's units."""
         target = self._target()
         return target.middle + target.half * self.scale * self._scores(X)
 

@@ -1,4 +1,4 @@
-"""What a search over settings spent, all its fits together."""
+"""The privacy of a search over settings, of all its fits together."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dplip.estimators.base import PrivateEstimator
 
 
 def search_privacy(search: Any) -> dict[str, Any]:
-    """What a finished ``GridSearchCV`` (or its kin) over a pipeline that ends in one of these estimators spent.
+    """What a finished ``GridSearchCV`` or similar search spent, over a pipeline that ends in one of these estimators.
 
     Returns:
         ``epsilon`` at ``delta`` of all its fits together, ``fits``, ``neighboring`` (always replace-one: under add and
         remove a change of one row moves others between folds), and ``selection``, which says that the scores by
         which the best was chosen are exact functions of held-out private rows, and covered by no epsilon.
 
-    Each fit is charged in full to every row, though with k folds a row is in k - 1 training parts; with the noise and
-    the steps that its parameters imply for the smallest training part of k folds of equal size.
+    Each fit is charged in full to every row, though with k folds a row is in k - 1 training parts. Its noise and steps
+    are those that its parameters imply for the smallest training part of k folds of equal size.
 
     Raises:
         ConfigurationError: folds other than those of ``KFold`` and ``RepeatedKFold``: of other sizes, or chosen by the
-            values of the rows, so that changing one row moves others (as a whole number does for a classifier).
+            values of the rows, so that changing one row moves others (as ``cv=5`` does for a classifier).
     """
     folds = check_cv(search.cv, classifier=is_classifier(search.estimator), y=[0, 1])
     if type(folds) not in (KFold, RepeatedKFold):

@@ -1,4 +1,4 @@
-"""What every loss is: a sum of per-example losses that declares the norms of their logit gradient."""
+"""The base class of losses: sums of per-example losses that declare the norms of their logit gradient."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dplip.norms import Norms, largest
 from dplip.runtime.mixing import mixes
 
 FLOOR = 0.05
-"""With ``normalize=True`` a logit gradient is divided by max(norm, FLOOR): below it, it may shrink."""
+"""With ``normalize=True`` a logit gradient is divided by max(norm, FLOOR); shorter ones may shrink."""
 
 INSIDE = 1 - 1e-6
 """Rescaled gradients end this far inside their bound, so that float32 rounding does not take them out."""
 
 
 PROBED = 7
-"""Examples with which a loss is probed for mixing."""
+"""Number of examples with which a loss is probed for mixing."""
 
 
 class Monitor(Protocol):
-    """Who watches a loss: it says which outputs are the model's, and is told what the backward pass sends back.
+    """The watcher of a loss: it tells which outputs are the model's, and receives what the backward pass sends back.
 
-    :class:`dplip.training.gradient_monitor.GradientMonitor` is one, and says in which order it is asked.
+    :class:`dplip.training.gradient_monitor.GradientMonitor` is one; its module gives the order of the calls.
     """
 
     def is_model_output(self, outputs: Tensor) -> bool: ...
@@ -65,18 +65,18 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def direction(self, shape: tuple[int, ...]) -> Norms:
-        """Bounds on that gradient divided by its l2 norm."""
+        """Bounds on the logit gradient divided by its l2 norm."""
         return Norms(shape, l2=1.0)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse targets that the loss is not defined for."""
 
     def classes(self, outputs: int) -> int | None:
-        """The number of classes that targets tell apart, for a model of so many outputs; None: a regression."""
+        """The number of classes for a model of so many outputs; None: a regression."""
         return max(2, outputs)
 
     def sample_targets(self, outputs: Tensor) -> Tensor:
-        """Some targets that the loss takes for these outputs, to probe it with: class numbers, or numbers like them."""
+        """Valid targets for these outputs, to probe the loss with: class numbers; random ones for a regression."""
         classes = self.classes(outputs[0].numel())
         if classes is None:
             return torch.randn_like(outputs)
@@ -127,7 +127,7 @@ class _BoundGradient(torch.autograd.Function):
 
 
 class _UnitWeights(torch.autograd.Function):
-    """The identity on the values of the loss, whose backward pass reports every value that does not count once.
+    """The identity on the values of the loss, whose backward pass reports a weight other than 1.
 
     A factor that all examples share may depend on them all, and then one example moves the gradients of the others.
     """
@@ -162,13 +162,13 @@ def bounded(gradient: Tensor, loss: Loss) -> Tensor:
 
 
 def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a loss that was seen to make of one example's outputs, of a shape, something that depends on the others.
+    """Refuse a loss whose value or gradient for one example was seen to depend on the other examples.
 
     Args:
-        like: of the type and on the device of the outputs.
+        shape, like: shape of one example's outputs, and a tensor of their type and device.
 
     Raises:
-        ConfigurationError: it was, or it does not run on such outputs.
+        ConfigurationError: the loss mixes examples, or does not run on such outputs.
     """
     what = type(loss).__name__
     if type(loss).forward is not Loss.forward or "forward" in vars(loss):

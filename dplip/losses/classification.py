@@ -1,4 +1,4 @@
-"""Per-example losses that declare the norms of their logit gradient, and never exceed them.
+"""Classification losses, each with proved norms of its logit gradient.
 
 Every loss is called as ``loss(outputs, targets)`` and returns the **sum** over the batch (``reduction="none"``: one
 value per example). A mean is not offered: dividing by the batch's own size leaks it.

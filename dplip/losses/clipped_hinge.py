@@ -16,13 +16,12 @@ class ClippedHinge(Loss):
     """``max_{j != y} clip((z_j - z_y) / threshold + 1, 0, 1) + cross_entropy * CE(temperature z)``.
 
     Args:
-        threshold: the margin that is asked for: ``2 eps`` certifies the l-infinity radius eps of a 1-Lipschitz net.
+        threshold: the wanted margin: ``2 eps`` certifies the l-infinity radius eps of a 1-Lipschitz net.
         cross_entropy: its weight lambda, which a training recipe lowers step by step (a public schedule).
         temperature: s, a fixed number: a learnable one would have an unbounded gradient.
 
     The hinge sends -1 / threshold to z_y and +1 / threshold to its strongest rival, or nothing; the cross-entropy sends
-    ``lambda s (p - y)``. So ``l1 <= 2 c``, ``l2 <= sqrt(2) c`` and ``linf <= c`` with
-    ``c = 1 / threshold + lambda s``.
+    ``lambda s (p - y)``. So ``l1 <= 2 c``, ``l2 <= sqrt(2) c`` and ``linf <= c`` with ``c = 1 / threshold + lambda s``.
     Source: Zhang, Jiang, He and Wang, 2022 (arXiv 2210.01787), section 5.
     """
 

@@ -38,7 +38,7 @@ class MulticlassKR(Loss):
         self.class_weights = weights
 
     def coefficients(self, classes: int) -> Tensor:
-        """Row y: the gradient of the loss of an example of class y, float64."""
+        """The gradient of the loss of an example of class y in row y: (classes, classes), float64."""
         weights = [1 / classes] * classes if self.class_weights is None else self.class_weights
         if len(weights) != classes:
             raise ConfigurationError(f"{len(weights)} class_weights for {classes} outputs: give one per class.")

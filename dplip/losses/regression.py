@@ -1,4 +1,4 @@
-"""Losses of regression."""
+"""Regression losses, each with proved norms of its gradient."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Preset(OrthogonalRecipe):
     Attributes:
         offset: public constant subtracted from every pixel.
         radius: radius of the l2 ball that inputs are projected onto.
-        frequencies: kept along each axis of the image, the lowest; two numbers: of light, and of the differences of
-            colour; None: all, as pixels.
+        frequencies: number of low frequencies kept along each axis; two numbers: for light and for colour differences;
+            None: all, as pixels.
         mirrored: whether the network is averaged over an image and its mirror image.
     """
 

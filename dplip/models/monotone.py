@@ -44,7 +44,7 @@ class TabularPreset(Recipe[Table]):
         scale: classification: the temperature of the cross-entropy; regression: targets are scaled to [-1/scale,
             1/scale], so that slopes of at most 1 reach them.
         clamp: hidden values are clamped to [-clamp, clamp], which keeps the sensitivity of wide layers small.
-        normalize: let each example's gradient keep its size.
+        normalize: whether each example's gradient keeps its size as the loss falls.
         delta: regression: residual (in scaled targets) at which the Huber loss turns linear.
         others: those of :class:`Recipe`; the learning rate is Adam's, annealed to 0 by a cosine, and a batch is at most
             the data.
@@ -127,7 +127,7 @@ class TabularPreset(Recipe[Table]):
 
 @torch.no_grad()
 def zero_at_public_row(model: nn.Sequential, first: TabularInput, bias: torch.Tensor) -> None:
-    """Start at 0 for a public row: the middle of each range, but the low end of a long tail, and no level."""
+    """Make the output 0 at a public row: the middle of each range (the low end of a long tail), and no level."""
     row = torch.where(first.is_log, first.low, (first.low + first.high) / 2)
     blank = torch.zeros(sum(first.groups))
     bias.sub_(model(torch.cat([row, blank])[None])[0])
@@ -153,6 +153,6 @@ WITHOUT_NOISE: Mapping[str, TabularPreset] = {
 
 
 def tabular_preset(name: str, private: bool, regression: bool = False) -> TabularPreset:
-    """The recipe of a table by its name, or that of a table of the same kind where none is known for it."""
+    """The recipe of a table by its name; for an unknown name, that of a known table of the same kind."""
     recipes = PRIVATE if private else WITHOUT_NOISE
     return recipes.get(name, recipes["auto-mpg" if regression else "adult"])

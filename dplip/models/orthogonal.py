@@ -1,4 +1,4 @@
-"""What recipes of orthogonal networks share: layers, loss, optimizer, schedule."""
+"""The base of the recipes of orthogonal networks: layers, loss, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class OrthogonalRecipe(ImageRecipe):
 
     Attributes:
         widths: sizes of the hidden layers.
-        temperature: of the cross-entropy.
-        momentum: of SGD.
-        mean_radius: of the ball in which values enter the private mean that is subtracted from them; None: no mean.
-        gradient_radii: of each layer's weight, the most that one example's gradient counts; None: as much as the norms
-            of what enters the layer and of what comes back allow.
-        first_temperature: of the first step, from where it goes to ``temperature`` in a line; None: it stays.
+        temperature: temperature of the cross-entropy.
+        momentum: momentum of SGD.
+        mean_radius: radius of the ball for values of the private mean, which is subtracted from them; None: no mean.
+        gradient_radii: for each layer, the largest norm of one example's gradient of its weight; None: as large as the
+            norms of the layer's input and of the gradient that comes back allow.
+        first_temperature: temperature of the first step, changed linearly to ``temperature``; None: constant.
         decay: whether the learning rate falls to 0, along half a cosine.
     """
 
@@ -52,21 +52,21 @@ class OrthogonalRecipe(ImageRecipe):
             raise ConfigurationError("first_temperature: it goes with a learning rate that falls. Give decay=True.")
 
     def hidden(self, size: int, views: int = 1) -> list[nn.Module]:
-        """The hidden layers for inputs of a size, of which every example has so many views."""
+        """The hidden layers for inputs of ``size`` entries, with so many views of every example."""
         layers: list[nn.Module] = []
         for place, pair in enumerate(itertools.pairwise([size, *self.widths])):
             layers += [self.bounded(OrthogonalLinear(*pair), place, views), GroupSort(2)]
         return layers
 
     def head(self, size: int, classes: int) -> nn.Module:
-        """The last layer, of what the hidden layers make of inputs of a size."""
+        """The last layer, behind the hidden layers for inputs of ``size`` entries."""
         return self.bounded(OrthogonalLinear([size, *self.widths][-1], classes), len(self.widths))
 
     def bounded(self, layer: nn.Linear, place: int, views: int = 1) -> nn.Module:
-        """The layer of a place, with its gradients bounded by the radius of that place, if there is one."""
+        """The layer at a place, with its gradients bounded by the radius of that place, if there is one."""
         if self.gradient_radii is None:
             return layer
-        return bound_gradients(layer, self.gradient_radii[place] / views)  # which every view may use up
+        return bound_gradients(layer, self.gradient_radii[place] / views)  # the views' gradients add up
 
     def loss(self) -> Loss:
         return CrossEntropy(self.temperature, normalize=True)

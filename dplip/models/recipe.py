@@ -29,8 +29,8 @@ class Recipe(ABC, Generic[D]):
         lr: the learning rate.
         batch_size: expected size of a Poisson batch; None: the public size, so all of the data in every step.
         epochs: passes over the data.
-        ema_decay: of the average of the weights, or None.
-        norm: of the certificates.
+        ema_decay: decay of the moving average of the weights; None: there is none.
+        norm: norm of the certificates.
         precompute: whether the model has a fixed front end, to be run once per example.
         max_physical_batch_size: most examples at once in memory; None: any number.
     """
@@ -61,7 +61,7 @@ class Recipe(ABC, Generic[D]):
         """The plain torch optimizer, before it is made private."""
 
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler | None:
-        """What is stepped after every private step; None: the learning rate stays."""
+        """The scheduler stepped after every private step; None: a constant learning rate."""
         return None
 
     def prepared(self, data: D) -> D:
@@ -78,10 +78,10 @@ class Recipe(ABC, Generic[D]):
         """The trainer of this recipe on a data set.
 
         Args:
-            data: what is trained on, and evaluated on.
+            data: the data set for training and evaluation.
             model: None: a new one.
             optimizer: None: that of :meth:`optimizer`.
-            arguments: of :class:`DPLipTrainer`, in place of the recipe's or the data's.
+            arguments: arguments of :class:`DPLipTrainer`, in place of the recipe's or the data's.
         """
         data = self.prepared(data)
         model = self.model_for(data) if model is None else model
@@ -98,7 +98,7 @@ class Recipe(ABC, Generic[D]):
         make: Callable[..., DPLipTrainer] = DPLipTrainer,
         **arguments: Any,
     ) -> DPLipTrainer:
-        """The trainer of this recipe for a model and a loss; ``make``: the trainer's class, others as above."""
+        """The trainer of this recipe for a model and a loss; ``make`` builds it, other arguments as above."""
         optimizer = self.optimizer(model) if optimizer is None else optimizer
         size = arguments.get("public_size")
         own: dict[str, Any] = {

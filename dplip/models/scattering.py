@@ -32,12 +32,12 @@ class ScatteringPreset(OrthogonalRecipe):
     certificate: the normalisation of a nearly constant group is steep.
 
     Attributes:
-        radius: of the ball that the features of one image are projected onto.
+        radius: radius of the ball that the features of one image are projected onto.
         group: feature maps that are normalised together.
         mirrored: whether features are those of the image and of its mirror image, averaged.
-        compression: of :class:`dplip.nn.LogCompression`, for the features before they are normalised; None: none.
-        frequencies: of the normalised maps, kept along each axis, the lowest; None: all, as pixels.
-        whitening: power of :class:`dplip.nn.Whitening` by the features of synthetic images; None: none.
+        compression: argument of :class:`dplip.nn.LogCompression` before the normalisation; None: no compression.
+        frequencies: number of low frequencies of the normalised maps kept along each axis; None: all, as pixels.
+        whitening: power of :class:`dplip.nn.Whitening` by the features of synthetic images; None: no whitening.
 
     Source: Tramer and Boneh, "Differentially private learning needs better features (or much more data)", 2021.
     """
@@ -52,7 +52,7 @@ class ScatteringPreset(OrthogonalRecipe):
     temperature: float = field(default=1.0, kw_only=True)
 
     precompute: ClassVar[bool] = True
-    max_physical_batch_size: ClassVar[int | None] = 512  # features of so many stay in the cache: half of the time
+    max_physical_batch_size: ClassVar[int | None] = 512  # their features stay in the cache, which halves the time
 
     def model(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Raw pixels to scores."""
@@ -90,7 +90,7 @@ def _fixed_maps(
 
 @functools.cache
 def _synthetic_features(channels: int, size: int, *arguments: Any) -> Tensor:
-    """The maps of a thousand synthetic images, in the same process computed once."""
+    """The maps of a thousand synthetic images, computed once per process."""
     extractor = nn.Sequential(*_fixed_maps(channels, size, *arguments))
     with torch.no_grad():
         return torch.cat([extractor(images) for images in dead_leaves(1000, size, channels).split(50)])

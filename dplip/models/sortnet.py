@@ -26,9 +26,9 @@ class SortNetRecipe(ImageRecipe):
         rho: ratio of neighbouring order statistics.
         threshold: margin that the clipped hinge asks for.
         cross_entropy, cross_entropy_end: weight of the cross-entropy, at first and at the end (a geometric schedule).
-        temperature: of the cross-entropy.
+        temperature: temperature of the cross-entropy.
         relaxed: the part of the steps in which the exponent doubles from 8 on; after it, the maximum itself.
-        exponent: the last one before the maximum.
+        exponent: the last exponent before the maximum.
     """
 
     widths: tuple[int, ...]
@@ -59,7 +59,7 @@ class SortNetRecipe(ImageRecipe):
         return torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.99), eps=1e-10, weight_decay=0.0)
 
     def scheduler(self, optimizer: Optimizer, model: nn.Module, loss: Loss, steps: int) -> LRScheduler:
-        """Of the learning rate, the weight of the cross-entropy and the exponent."""
+        """The schedule of the learning rate, the weight of the cross-entropy and the exponent."""
 
         def anneal(done: float) -> None:
             if isinstance(loss, ClippedHinge):
@@ -77,7 +77,7 @@ def exponent_at(done: float, relaxed: float, last: float = 1024.0) -> float:
 
 @torch.no_grad()
 def centre_outputs(model: nn.Sequential, x: Tensor) -> None:
-    """Shift each bias so that its layer's outputs on public random inputs have mean 0, which needs no batch's mean."""
+    """Shift each bias so that its layer's outputs on public random inputs have mean 0."""
     for layer in model:
         x = layer(x)
         bias = getattr(layer, "bias", None)

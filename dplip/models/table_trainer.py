@@ -26,8 +26,8 @@ class TableTrainer(DPLipTrainer):
     """A trainer whose report also proves the model's directions, and whose folder also holds the schema.
 
     Args:
-        model: a ``TabularInput``, and what follows it.
-        schema: of the table.
+        model: a ``TabularInput``, and a network behind it.
+        schema: the schema of the table.
         scale: targets of a regression were scaled to [-1/scale, 1/scale].
         others: those of :class:`DPLipTrainer`.
     """
@@ -37,7 +37,7 @@ class TableTrainer(DPLipTrainer):
         self.schema, self.scale = schema, scale
 
     def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
-        """As of any trainer; a regression's errors in the units of its target, for values within its public range."""
+        """The scores of the base class, with a regression's errors in its target's units, within its public range."""
         scores = super().evaluate(dataset)
         if not self.regression:
             return scores
@@ -47,11 +47,11 @@ class TableTrainer(DPLipTrainer):
     def certified_accuracy(
         self, radii: Sequence[float] = TABLE_RADII, norm: float = 1, dataset: Dataset[Any] | None = None
     ) -> list[float]:
-        """As of any trainer, where a column moves by parts of its public range."""
+        """The certified accuracy of the base class, with radii in parts of the columns' public ranges."""
         return certified_accuracy(correct_radii(*in_public_ranges(self.model, self._held_out(dataset)), norm), radii)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
-        """As of any trainer, with the directions that are proved and the margin of the proof."""
+        """The report of the base class, with the proved directions and the margin of the proof."""
         report = super().report(TABLE_RADII if radii is None else radii, norm)
         if not self.regression:
             report["certified"]["unit"] = "public range of a column"
@@ -60,7 +60,7 @@ class TableTrainer(DPLipTrainer):
         return {**report, "monotonicity": {"margin": proof.margin, "directions": directions}}
 
     def save(self, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write ``schema.json`` too."""
+        """Write ``schema.json`` beside the report and the weights."""
         if self.output_dir is not None:
             remove(self.output_dir / "report.json")  # first: no report stands beside the schema of another run
             write_schema(self.output_dir / "schema.json", self.schema)
@@ -69,7 +69,7 @@ class TableTrainer(DPLipTrainer):
 
 @torch.no_grad()
 def in_public_ranges(model: nn.Module, data: Any) -> tuple[nn.Module, TensorDataset]:
-    """The part of a model that follows its ``TabularInput``, and rows as that gives them: in parts of their ranges."""
+    """The part of a model behind its ``TabularInput``, and the rows scaled to parts of their public ranges."""
     first, rest = model.children()
     x, y = data.tensors
     with evaluation(model):

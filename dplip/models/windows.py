@@ -15,7 +15,7 @@ from dplip.nn import Clamp, Shift
 
 
 def clamp_about_zero(low: float, high: float) -> tuple[nn.Module, nn.Module]:
-    """Pixels cut to [low, high], with the middle subtracted first, so that half the width bounds an entry."""
+    """Layers that cut pixels to [low, high] about its middle, so that half the width bounds an entry."""
     half = (high - low) / 2
     return Shift((low + high) / 2), Clamp(-half, half)
 
@@ -28,11 +28,10 @@ class WindowRecipe(ImageRecipe):
     to [low, high] first: a change beyond that range moves nothing, which the interval bounds use.
 
     Attributes:
-        low, high: the range of a pixel that counts; its middle is subtracted, so that entries, and with them the
-            gradient, are bounded.
-        window, stride: of the maxima.
-        temperature: of the cross-entropy.
-        momentum: of SGD.
+        low, high: the range that pixels are cut to; its middle is subtracted, so that entries and gradient are bounded.
+        window, stride: size and stride of the windows.
+        temperature: temperature of the cross-entropy.
+        momentum: momentum of SGD.
     """
 
     low: float

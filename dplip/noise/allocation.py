@@ -1,4 +1,4 @@
-"""How the noise of one step is divided among parameters."""
+"""The division of a step's noise among parameters."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dplip.validate import require_magnitude
 
 
 def split(sensitivities: Mapping[str, float], sizes: Mapping[str, int], noise_multiplier: float) -> dict[str, float]:
-    """Standard deviation of the noise of each parameter, for the least total noise energy.
+    """The standard deviation of the noise of each parameter, for the least total noise energy.
 
     Args:
         sensitivities: l2 bound Delta_l of one example's gradient of each parameter.
-        sizes: Number d_l of entries of each parameter; the same keys.
+        sizes: number d_l of entries of each parameter; the same keys.
         noise_multiplier: sigma, the noise per unit of sensitivity of the joint release.
 
     Raises:
-        ConfigurationError: If the keys differ, or a number is negative or not finite.
+        ConfigurationError: the keys differ, or a number is negative or not finite.
 
-    Guarantee: releasing every parameter with its noise is one Gaussian mechanism of noise multiplier sigma,
-    sum Delta_l^2 / s_l^2 = 1 / sigma^2. Of all such deviations these have the least energy sum d_l s_l^2. A
-    parameter with Delta_l = 0 gets 0.
+    Guarantee: releasing every parameter with its noise is one Gaussian mechanism of noise multiplier sigma, as
+    sum Delta_l^2 / s_l^2 = 1 / sigma^2. Of all such deviations these have the least energy sum d_l s_l^2. A parameter
+    with Delta_l = 0 gets 0.
 
     >>> stds = split({"weight": 1.0, "bias": 1.0}, {"weight": 10000, "bias": 100}, noise_multiplier=1.0)
     >>> {name: round(std, 3) for name, std in stds.items()}

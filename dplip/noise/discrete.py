@@ -40,7 +40,7 @@ from dplip.errors import ConfigurationError
 from dplip.noise.gaussian import GaussianNoise
 from dplip.validate import require_magnitude
 
-_LOOSENESS = 1e-5  # t: by so much the noise is larger than without a grid
+_LOOSENESS = 1e-5  # t: the relative increase of the noise, for the grid
 _BITS = 62  # sums and noise stay below 2^62 grid units
 
 
@@ -49,7 +49,7 @@ class SecureNoise(GaussianNoise):
 
     Args:
         noise_multiplier: sigma of the mechanism that the deviations were split from.
-        parameters: L, over how many parameters.
+        parameters: L, the number of parameters.
 
     Raises:
         ConfigurationError: OpenDP is not installed.
@@ -119,10 +119,10 @@ def secure_noise(noise_multiplier: float, model: nn.Module) -> SecureNoise:
 
 
 def check_secure(accountant: str, seed: int | None, sampling: str = "poisson") -> None:
-    """Refuse what secure noise does not go with.
+    """Refuse settings that secure noise does not support.
 
     Raises:
-        ConfigurationError: a seed, an accountant of continuous losses, or batches that the proof above is not for.
+        ConfigurationError: a seed, an accountant of continuous losses, or batches that the proof above does not cover.
     """
     if seed is not None:
         raise ConfigurationError(

@@ -16,23 +16,23 @@ from dplip.errors import ConfigurationError
 from dplip.runtime.secret import Secret
 from dplip.validate import require_magnitude
 
-_PAIRS = 1 << 16  # pairs drawn at a time on CPU: they and what they are made of stay in the cache
+_PAIRS = 1 << 16  # pairs drawn at a time on CPU: all their arrays stay in the cache
 _PAIRS_ELSEWHERE = 1 << 17
-_AHEAD = 8  # blocks that are made ahead: a million draws, 4 MB
+_AHEAD = 8  # blocks made ahead: a million draws, 4 MB
 
 
 class GaussianNoise(Secret):
     """A source of Gaussian noise of its own, seeded from the operating system.
 
-    Neither ``torch.manual_seed`` nor ``numpy.random.seed`` touches it. A copy, an unpickled object and a
-    forked process draw afresh: the generator's state is never stored.
+    Neither ``torch.manual_seed`` nor ``numpy.random.seed`` touches it. A copy, an unpickled object and a forked process
+    draw afresh: the generator's state is never stored.
 
     Args:
-        seed: Fixes the draws, for tests and demonstrations: whoever knows it can subtract the noise. A seeded
-            source cannot be copied or used after a fork, as that would repeat its draws.
+        seed: fixes the draws, for tests and demonstrations: whoever knows it can subtract the noise. A seeded source
+            cannot be copied or used after a fork, as that would repeat its draws.
 
     Attributes:
-        masks: another source of the same kind, for what a model draws in a private step.
+        masks: another secret source, for the model's own draws in a private step.
 
     Guarantee: every draw is used once. On CPU they come from SFC64 with 128 bits of seed, where PyTorch's own
     generator has 32, and reach 7.5 standard deviations, where PyTorch's float32 normal ends at 5.8. The
@@ -56,7 +56,7 @@ class GaussianNoise(Secret):
         Draws are in the tensor's dtype, and in float32 for narrower ones.
 
         Raises:
-            ConfigurationError: If std is negative or not finite, or the tensor is not of a float type.
+            ConfigurationError: std is negative or not finite, or the tensor is not of a float type.
         """
         require_magnitude("std", std)
         if not tensor.is_floating_point():
@@ -68,7 +68,7 @@ class GaussianNoise(Secret):
         if not tensor.is_contiguous():
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             return tensor.add_(self.add_(zeros, std))
-        bits = self.bits  # in a forked process those of a fresh start, and no block from before it
+        bits = self.bits  # read first: a forked process starts afresh here, without old blocks
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         if dtype == torch.float32:
             std = float(np.nextafter(np.float32(std), np.float32(math.inf)))  # add_ might round it down
@@ -115,15 +115,14 @@ class _Pool:
         return draws
 
     def _next(self, spent: Tensor) -> Tensor:
-        """The next block of draws; the memory of the one that is spent may be used for it."""
+        """The next block of draws, which may take the memory of the spent one."""
         raise NotImplementedError
 
 
 class _OnCpu(_Pool):
-    """Blocks made by numpy, in memory that is used again and again: fresh memory costs as much as the draws.
+    """Blocks made by numpy in reused memory, as fresh memory costs as much as the draws.
 
-    Those of a secret source are made ahead, by a thread that works while the model does. A seeded source makes them
-    where they are taken.
+    A secret source makes blocks ahead, in a thread beside the model; a seeded source makes them when they are taken.
     """
 
     def __init__(self, bits: np.random.SFC64, dtype: torch.dtype, made_ahead: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is on disk: the ledger, checkpoints, reports, and the folder of a run."""
+"""The files of a run: ledger, checkpoint and report, in one folder."""
 
 from dplip.records.checkpoint import Checkpoint
 from dplip.records.ledger import Ledger

@@ -1,4 +1,4 @@
-"""Checkpoints: where a run stands, in one file that holds tensors and JSON and can run nothing when it is read.
+"""Checkpoints: the state of a run in one file of tensors and JSON; reading it executes nothing.
 
 The file is in the safetensors format. Its tensors are those of the state; its metadata are a JSON text that says how
 they are nested, which run and which line of its ledger they belong to, and a digest of it all. The digest is a
@@ -31,18 +31,17 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands after a step.
+    """The state of a run after a step.
 
     Attributes:
         run: the run's id, as in its ledger.
         steps: the steps on the ledger.
-        chain: the ledger's checksum after them.
-        accountant: its state.
-        sampler: the public constants that batches are drawn with; there is no position to keep, as every Poisson
-            batch is drawn independently of the others.
-        model, optimizer: their states; of the optimizer that of its parameters alone.
-        average: of the moving average of the weights, if there is one.
-        seconds: of training so far.
+        chain: the ledger's checksum after those steps.
+        accountant: the accountant's state.
+        sampler: the public constants of the sampling, which needs no position, as batches are drawn independently.
+        model, optimizer: the states of the model and of the optimizer, without its parameter groups.
+        average: the state of the moving average of the weights; None: there is none.
+        seconds: training time so far.
     """
 
     run: str
@@ -56,7 +55,7 @@ class Checkpoint:
     seconds: float
 
     def write(self, path: str | Path) -> None:
-        """Write it whole or not at all: a crash leaves the checkpoint before it in its place.
+        """Write the file whole: a crash leaves the previous checkpoint in its place.
 
         Raises:
             CheckpointError: the file cannot be written, or a state holds something that is not data.

@@ -1,4 +1,4 @@
-"""The file of a ledger: one process at a time has it open, and an earlier run's is set aside."""
+"""The file of a ledger: locked by one process at a time, and renamed when a new run begins in its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def set_aside(path: str | os.PathLike[str]) -> Path | None:
         The new name, ``NAME-1.jsonl`` and so on; None if there is no such ledger.
 
     Raises:
-        LedgerError: If another process has it open.
+        LedgerError: another process has the ledger open.
     """
     old = Path(path)
     if not old.exists():

@@ -5,19 +5,18 @@ neighbouring relation, delta, public facts. Each further line is one step, in or
 
     {"step":1,"noise_multiplier":1.1,"sample_rate":0.01,"chain":"6f..."}
 
-Where batches are of a fixed size, ``batch_size`` and ``size`` stand in place of ``sample_rate``. Whoever goes on with a
-run says so in a line with a number of its own, so that copies that are gone on with are told apart:
+Where batches are of a fixed size, ``batch_size`` and ``size`` stand in place of ``sample_rate``. Each resumption adds a
+line with a random number, which tells resumed copies of a run apart:
 
     {"resumed":"0f3a...","step":12,"chain":"c4.."}
 
-``chain`` is a digest of the line and of the chain before it, so that a line that was changed, moved, dropped
-or added in between does not verify. It is a checksum and not a signature: it shows damage and slips, not a
-forger who recomputes it. Nor can a file show that whole lines are missing at its end; compare the number of
-steps with a checkpoint's.
+``chain`` is a digest of the line and of the chain before it, so that a line that was changed, moved, dropped or added
+in between does not verify. It is a checksum and not a signature: it shows damage and slips, not a forger who recomputes
+it. It does not show that whole lines are missing at the end; compare the number of steps with a checkpoint's.
 
-A crash in the middle of a write leaves a torn last line. :meth:`Ledger.append` had not returned, so the noise
-of that step was never released; still, ``resume=True`` counts it as a step, at the least noise and the
-highest rate of the record, and writes that down in its place. Nothing that was released can so be left out.
+A crash in the middle of a write leaves a torn last line. :meth:`Ledger.append` had not returned, so the noise of that
+step was never released; still, ``resume=True`` counts a step at the least noise and the highest rate of the record, and
+writes it in place of the torn line, so that no released step can be left out.
 """
 
 import json
@@ -40,17 +39,17 @@ class Ledger:
     """An append-only file of the steps of one run, open for writing by one process at a time.
 
     Args:
-        path: The file. For a new run it must not exist, or be empty.
-        mechanism: Accounting mechanism, "rdp", "prv" or "pld".
-        neighboring: Neighbouring relation that the noise multipliers refer to.
-        delta: The delta at which the run reports, if any.
-        facts: Public facts to keep with the run, such as its sizes; anything that JSON can hold.
-        run: Identifies the run; by default drawn at random.
-        resume: Continue an existing ledger, whose header must say the same (of any run, unless one is given).
+        path: the file. For a new run it must not exist, or be empty.
+        mechanism: accounting mechanism, "rdp", "prv" or "pld".
+        neighboring: neighbouring relation that the noise multipliers refer to.
+        delta: the delta at which the run reports, if any.
+        facts: public facts to keep with the run, such as its sizes; anything that JSON can hold.
+        run: identifier of the run; by default drawn at random.
+        resume: continue an existing ledger with an equal header (of any run, unless ``run`` is given).
 
     Raises:
-        LedgerError: If the file exists without ``resume`` or is missing with it, if it is damaged, of another
-            run or open elsewhere, or if it cannot be written.
+        LedgerError: the file exists without ``resume``, is missing with it, is damaged, of another run or open
+            elsewhere, or cannot be written.
 
     Guarantee: when :meth:`append` returns, the operating system has confirmed that the step is on disk.
     """
@@ -107,14 +106,14 @@ class Ledger:
 
     @property
     def chain(self) -> str:
-        """The checksum of all up to the last step on record: it names this run at this step."""
+        """The checksum of all lines up to the last step on record, which identifies the run at this step."""
         return self._chain
 
     def append(self, event: Event) -> None:
         """Put one more step on disk; to be called before its noise is released.
 
         Raises:
-            LedgerError: If it cannot be written. The step must not be released, and the ledger is closed.
+            LedgerError: the step cannot be written. It must not be released, and the ledger is closed.
         """
         self._append({"step": self._steps + 1, **asdict(event)})
         self._steps, self._chain = self._steps + 1, self._last
@@ -132,7 +131,7 @@ class Ledger:
         """Read and verify a ledger, whether or not a run has it open.
 
         Raises:
-            LedgerError: If it is missing, damaged, edited, cut off in a line, or no ledger; names the line.
+            LedgerError: the file is missing, damaged, edited, cut off in a line, or no ledger; names the line.
         """
         try:
             content = Path(path).read_bytes()
@@ -161,7 +160,7 @@ class Ledger:
         self.close()
 
     def say_resumed(self) -> None:
-        """Put on record that someone goes on with this run, under a fresh number; copies get others.
+        """Record a resumption of this run, under a fresh random number that tells copies apart.
 
         Raises:
             LedgerError: as :meth:`append`.
@@ -200,7 +199,7 @@ class Ledger:
                     f"{self.path}: {name}={getattr(record, name)!r} on record, {name}={expected[name]!r} "
                     "now: one ledger is one run; continue with the recorded value, or begin a new ledger"
                 )
-        if content[end:].startswith(b'{"resumed"'):  # torn, and no step
+        if content[end:].startswith(b'{"resumed"'):  # a torn line that is no step
             self._file.seek(end)
             self._file.truncate()
             return
@@ -211,7 +210,7 @@ class Ledger:
                 f"{self.path}, line {self._lines + 1}: the first step is torn, so that its cost is unknown; no step "
                 "was released yet, begin a new ledger"
             )
-        kind: Any = type(record.events[0])  # of all of them, or they would not have been read
+        kind: Any = type(record.events[0])  # the kind of all, as parse() refuses a mixture
         torn = {"step": self._steps + 1, **asdict(kind.worst(record.events)), "torn": True}
         self._file.seek(end)  # over the torn bytes, so that a second crash leaves a torn line again
         self._append(torn)
@@ -221,10 +220,10 @@ class Ledger:
 
 
 def epsilon_together(records: Sequence[LedgerRecord], delta: float) -> float:
-    """Epsilon at ``delta`` of several runs on the same data. Each counts whole, also what copies of one run share.
+    """Epsilon at ``delta`` of several runs on the same data; steps that copies of a run share count for each.
 
     Raises:
-        ConfigurationError: there are none, or they are of several mechanisms or neighbouring relations.
+        ConfigurationError: there are no records, or several mechanisms or neighbouring relations among them.
     """
     kinds = {(record.mechanism, record.neighboring) for record in records}
     if len(kinds) != 1:
@@ -239,7 +238,7 @@ def epsilon_together(records: Sequence[LedgerRecord], delta: float) -> float:
 
 
 def begun(path: str | os.PathLike[str]) -> bool:
-    """Whether a ledger is there whose header is whole; without one, no step can have been released."""
+    """Whether a ledger with a whole header exists; without one, no step can have been released."""
     try:
         with open(path, "rb") as file:
             return file.readline().endswith(b"\n")

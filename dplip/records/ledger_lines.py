@@ -1,4 +1,4 @@
-"""The lines of a ledger: their format, their seals, and what they add up to."""
+"""The lines of a ledger: their format, their checksums, and the epsilon of their events."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class LedgerRecord:
-    """What a verified ledger says."""
+    """The content of a verified ledger."""
 
     run: str
     mechanism: str
@@ -26,7 +26,7 @@ class LedgerRecord:
     chains: tuple[str, ...]
     """The checksum after the header, and after each step."""
     resumes: tuple[tuple[int, str], ...] = ()
-    """Each time that the run was gone on with: after how many steps, and a random number of that time."""
+    """For each resumption, the number of steps before it and its random number."""
 
     def history(self) -> list[Event]:
         """The event of every step, in order."""
@@ -96,7 +96,7 @@ def parse(content: bytes, path: str | os.PathLike[str]) -> tuple[LedgerRecord, i
 
 
 def header_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The header, if each of its entries is of its kind."""
+    """The header, if each of its entries has the right type."""
     kinds = {"run": str, "mechanism": str, "neighboring": str, "delta": float | None, "facts": dict}
     if record.keys() != kinds.keys() or not all(isinstance(record[k], kind) for k, kind in kinds.items()):
         raise ValueError("its header has other entries than a ledger's")

@@ -32,7 +32,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "time": (),
     "versions": ("python", "dplip", "torch", "opacus", "numpy", "platform"),
 }
-"""The sections of a report and the fields that each must have; more are welcome."""
+"""The sections of a report and the fields that each must have; further ones are allowed."""
 
 _NUMBERS = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
 
@@ -82,7 +82,7 @@ def validate_report(report: Mapping[str, Any]) -> None:
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     """Write a report as JSON, whole or not at all: a reader never sees half a file.
 
-    An infinite number is written as the string ``"inf"`` or ``"-inf"``, which JSON has no number for.
+    Infinite numbers, which JSON lacks, are written as the strings ``"inf"`` and ``"-inf"``.
 
     Args:
         path: the file; its folder is made if need be.

@@ -1,4 +1,4 @@
-"""The folder of one run: its ledger, the checkpoint of a line of the ledger, and how a run resumes from both.
+"""The folder of one run: its ledger, its checkpoint, and how a run resumes from both.
 
 The ledger decides what was spent, the checkpoint where the model stands. Steps on the ledger after the checkpoint stay
 spent; the model lacks their updates.
@@ -21,7 +21,7 @@ class RunFolder:
     """Owns ``ledger.jsonl`` and ``checkpoint.safetensors`` of one run.
 
     Attributes:
-        going_on: whether the ledger that was opened last had been begun before.
+        going_on: whether the ledger that was opened last continues an earlier one.
 
     Raises:
         ConfigurationError: the folder cannot be made.
@@ -39,7 +39,7 @@ class RunFolder:
         self._checkpoint_path = self.path / "checkpoint.safetensors"
         self.going_on = self._unsaid = self._half = False
         self._ledger: Ledger | None = None
-        self._run: str | None = None  # the ledger that an interrupted fit of this process goes on with
+        self._run: str | None = None  # the run of this object, once its ledger was closed
 
     @property
     def ledger(self) -> Ledger:
@@ -48,18 +48,18 @@ class RunFolder:
         return self._ledger
 
     def open(self, resume: bool, **header: Any) -> bool:
-        """Open the ledger: of this object's own run if it has begun, on ``resume`` that on disk, else a new one.
+        """Open the ledger of this object's run if it has begun, with ``resume`` the one on disk, else a new one.
 
         What an earlier run left is renamed, never overwritten.
 
         Args:
-            header: of the ledger; see :class:`dplip.records.Ledger`.
+            header: arguments of the ledger; see :class:`dplip.records.Ledger`.
 
         Returns:
-            Whether the run was begun by another object, so that all but the ledger is to be restored.
+            Whether another object began the run, so that all but the ledger must be restored.
 
         Raises:
-            LedgerError: what is on disk is damaged, of another plan, or in use.
+            LedgerError: the ledger on disk is damaged, of another plan, or in use.
         """
         if self._half:
             raise LedgerError(
@@ -81,7 +81,7 @@ class RunFolder:
         return from_disk
 
     def restored(self) -> None:
-        """Say that all of the run that :meth:`open` found on disk is in place; until then nothing opens it again."""
+        """Mark the run that :meth:`open` found on disk as fully restored; until then it cannot be opened again."""
         self._half = False
 
     @property
@@ -90,11 +90,11 @@ class RunFolder:
 
     @property
     def resumes(self) -> list[str]:
-        """The numbers of the times that the run was gone on with, as its ledger has them."""
+        """The random numbers of the run's resumptions, from its ledger."""
         return [number for _, number in Ledger.read(self._ledger_path).resumes] if begun(self._ledger_path) else []
 
     def append(self, event: Event) -> None:
-        """Put a step on disk, before its noise is drawn; nothing before a run has begun.
+        """Put a step on disk before its noise is drawn; do nothing before a run has begun.
 
         Raises:
             LedgerError: the run has begun, and its ledger is closed: the step would be missing there.
@@ -105,13 +105,13 @@ class RunFolder:
                 "Call fit() to go on with this run, or make a trainer without output_dir for steps of your own."
             )
         if self._ledger is not None:
-            if self._unsaid:  # this folder may be a copy, and others go on with theirs
+            if self._unsaid:  # this folder may be one of several resumed copies
                 self._ledger.say_resumed()
                 self._unsaid = False
             self._ledger.append(event)
 
     def save(self, **state: Any) -> None:
-        """Write a checkpoint of the present line of the ledger; nothing outside of a run."""
+        """Write a checkpoint for the last step of the ledger; do nothing while no ledger is open."""
         if self._ledger is not None:
             Checkpoint(run=self._ledger.run, steps=self._ledger.steps, chain=self._ledger.chain, **state).write(
                 self._checkpoint_path

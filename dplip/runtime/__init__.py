@@ -1,1 +1,1 @@
-"""Devices, precision, random states and processes: what a run happens on."""
+"""The machine under a run: devices, precision, random states, processes and files."""

@@ -1,4 +1,4 @@
-"""Where a model is, and where it is moved to."""
+"""The device of a model, and the device that an argument names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def resolve_device(device: str | torch.device, module: nn.Module) -> torch.device:
-    """The device that an argument names; ``"auto"``: a CUDA device if there is one, unless it is on one already.
+    """The device that an argument names; ``"auto"``: a CUDA device in place of the CPU, if there is one.
 
     Raises:
         ConfigurationError: no tensor can be made there.

@@ -46,7 +46,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Put a folder's names on disk; where a folder cannot be synced, it need not be."""
+    """Put a folder's names on disk, on systems where a folder can be synced."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -13,14 +13,14 @@ ROWS = 5
 """Rows of the batches whose gradients are compared: one backward pass for each."""
 
 SAME, ALONE, SUMMED = 1e-4, 1e-2, 1e-2
-"""Relative differences that rounding explains: of a row in two batches of one size; of two sizes, where other kernels
-may run, at worst in ten bits; and of gradients, which sum over all places of a map."""
+"""Relative differences that rounding explains: of a row in two batches of one size; of a row in batches of two sizes
+(other kernels may run, at worst in ten bits); of gradients (sums over all places of a map)."""
 
 SIZES = 1.0, 100.0
-"""Of the other rows where gradients are compared: larger ones may overflow, and then nothing is learned."""
+"""Sizes of the other rows where gradients are compared: larger ones may overflow, which shows nothing."""
 
 Function = Callable[..., Tensor]
-"""From rows, as one or more tensors with the batch first, to as many rows."""
+"""A function from rows, one or more tensors with the batch first, to as many rows."""
 
 
 def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] = (), alone: bool = True) -> bool:
@@ -28,10 +28,10 @@ def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] 
 
     Args:
         function: pure, but for random numbers that it may draw.
-        rows: what it is given, at least :data:`ROWS` of them. Gradients are those of the first tensor.
-        weights: tensors that the function depends on besides: a row's part in their gradients is compared, too.
-        alone: whether a row is also compared with itself without the others: not where random numbers are drawn,
-            which go by the place in the batch.
+        rows: its arguments, at least :data:`ROWS` rows of each. Gradients are those of the first tensor.
+        weights: other tensors that the function depends on; each row's part in their gradients is compared too.
+        alone: whether a row is also compared with itself in a batch of one; not where random numbers are drawn, which
+            depend on the place in the batch.
     """
 
     def drawn(*given: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def seeded(device: torch.device) -> Iterator[None]:
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by no more than that part of their largest entry, NaN and infinity included."""
+    """Whether two tensors differ by at most ``tolerance`` of their largest entry, and have NaN and infinity alike."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if torch.equal(a, b):
@@ -83,7 +83,7 @@ def _values_mix(function: Function, rows: Sequence[Tensor], alone: bool) -> bool
         given = _changed(rows, kept, sizes)
         try:
             changed = function(*given)
-        except Exception:  # refuses such rows: then they mix with none
+        except Exception:  # rows that the function refuses mix with none
             continue
         if not all(close(changed[k], base[k], SAME) for k in kept):
             return True
@@ -91,7 +91,7 @@ def _values_mix(function: Function, rows: Sequence[Tensor], alone: bool) -> bool
 
 
 def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor], alone: bool) -> bool:
-    """Compare the gradient of all rows with the sum of what each sends back, the others sending nothing or gone."""
+    """Compare the gradient of all rows with the sum of each row's own, the others sending nothing or taken away."""
     count, inputs = len(rows[0]), rows[0].is_floating_point()
     with torch.no_grad():
         sent = _cotangents(function(*rows))
@@ -112,7 +112,7 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
 
     def apart(k: int) -> list[Tensor]:
         found = gradients(_only(rows, k), sent[k : k + 1])
-        if inputs and found:  # of the one input, at its place
+        if inputs and found:  # the gradient of the one input, at its place
             found[-1] = torch.cat([found[-1] if i == k else torch.zeros_like(found[-1]) for i in range(count)])
         return found
 
@@ -128,7 +128,7 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
 
 
 def _changed(rows: Sequence[Tensor], kept: list[int], sizes: Sequence[float]) -> list[Tensor]:
-    """Kept rows among others, of the given sizes by turns; whole numbers, and targets, just change places."""
+    """The kept rows among random ones of the given sizes in turn; integers and targets only change places."""
     changed = []
     for t in rows:
         if t is rows[0] and t.is_floating_point():
@@ -146,7 +146,7 @@ def _only(rows: Sequence[Tensor], k: int) -> list[Tensor]:
 
 
 def _cotangents(result: Tensor) -> Tensor:
-    """One for every row, by turns middling, large and small."""
+    """A cotangent for every row, in turn of middle, large and small size."""
     entries = torch.linspace(-1.0, 1.5, result[:1].numel(), dtype=result.dtype, device=result.device)
     sizes = torch.tensor([1.0, 100.0, 0.01], dtype=result.dtype, device=result.device).repeat(len(result))
     return (sizes[: len(result), None] * entries).reshape(result.shape)

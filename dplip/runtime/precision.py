@@ -1,4 +1,4 @@
-"""A check that products of float32 are computed in float32: slacks cover its rounding, not TF32's or bfloat16's."""
+"""A check that float32 products are computed in float32: slacks do not cover the rounding of TF32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dplip.errors import ConfigurationError
 
 
 def require_autocast(kind: str, dtype: object) -> None:
-    """Refuse what ``torch.autocast`` cannot do on a kind of device.
+    """Refuse a type that ``torch.autocast`` does not support on a kind of device.
 
     Raises:
         ConfigurationError: the type is not one of two bytes, or the device has no autocast to it.
@@ -45,7 +45,7 @@ def require_full_precision(model: nn.Module) -> None:
     rounding of float32, 2^-24.
 
     Raises:
-        ConfigurationError: torch allows it on the device of a parameter.
+        ConfigurationError: torch allows fewer digits on the device of a parameter.
     """
     for kind in {p.device.type for p in model.parameters() if p.dtype == torch.float32}:
         for name in _SETTINGS.get(kind, ()):
@@ -59,7 +59,7 @@ def require_full_precision(model: nn.Module) -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 in full precision inside, whatever torch was set to; as before after it."""
+    """Compute float32 products in full precision inside the block, and restore torch's settings after it."""
     names = [name for names in _SETTINGS.values() for name in names]
     before = {name: setting for name in names if (setting := _backend(name).fp32_precision) not in _FULL}
     try:

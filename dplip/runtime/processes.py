@@ -1,4 +1,4 @@
-"""A run trains in one process: several at once are refused, as each would spend the whole budget."""
+"""A check that a run trains in one process, as each of several would spend the whole budget."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _COUNTS = (
     *("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"),
     *("SLURM_STEP_NUM_TASKS", "MV2_COMM_WORLD_SIZE"),
 )
-"""Where launchers say how many processes they have started."""
+"""Environment variables by which launchers give the number of their processes."""
 
 
 class OwnProcess:
-    """The process that something private was made in, the only one in which it may release anything.
+    """The process in which a private object was made, the only one in which it may release anything.
 
     Args:
-        distributed: ``None``: refuse to be one of several; ``"independent"``: what each process releases is a release
-            of its own, and nothing is made of several, such as an average or the best.
+        distributed: ``None``: refuse to be one of several; ``"independent"``: each process makes a release of its own,
+            and nothing is made of several releases, such as their average or the best.
 
     Raises:
-        ConfigurationError: there are other processes, and nothing was said of them.
+        ConfigurationError: there are other processes, and ``distributed`` is None.
     """
 
     def __init__(self, distributed: str | None) -> None:
@@ -51,7 +51,7 @@ class OwnProcess:
 
 
 def _others() -> str | None:
-    """What tells of other processes that train, too; None: nothing does."""
+    """A setting that shows several training processes, as text; None: there is none."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         size = torch.distributed.get_world_size()
         if size > 1:

@@ -1,4 +1,4 @@
-"""Secret random bits: sources of one process, and their loan to code that draws from global generators."""
+"""Secret random bits: sources for one process, lent to code that draws from global generators."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Secret:
 
     @property
     def numbers(self) -> np.random.Generator:
-        """Numbers made of them."""
+        """A generator of numbers from the bits of this process."""
         return np.random.Generator(self.bits)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,13 +80,12 @@ class Secret:
 
 @contextmanager
 def lent(secret: Secret, dropout: bool) -> Iterator[None]:
-    """Inside, torch's global generators are in states made of secret bits; then they are as they were.
+    """Give torch's global generators secret states inside the block, and restore their own states after it.
 
-    So what draws from them inside owes nothing to ``torch.manual_seed``, and leaves nothing behind. One thread
-    at a time is inside, another waits.
+    Draws inside do not depend on ``torch.manual_seed``, and leave no trace. Other threads wait for the block's end.
 
     Args:
-        secret: what the states are made of.
+        secret: source of the states.
         dropout: whether dropout may run. On the CPU its masks are then made of secret bits directly: torch's own, on
             an Intel processor, are one of 2^31 sequences.
 
@@ -113,9 +112,9 @@ def lent(secret: Secret, dropout: bool) -> Iterator[None]:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """One thread at a time: of two, the first to leave would put the global state back while the other draws from it.
+    """Let one thread at a time in: of two, the first to leave would restore the global state under the other.
 
-    The second would then leave the first one's secret state behind, from which a later pass draws the same again.
+    The second would then leave the first one's secret state behind, from which a later pass would draw the same again.
     """
     turn = _TURNS[0]
     if not turn.acquire(timeout=PATIENCE):
@@ -139,7 +138,7 @@ if hasattr(os, "register_at_fork"):  # a fork may come while another thread has 
 
 @contextmanager
 def lent_to_readers(secret: Secret) -> Iterator[None]:
-    """The same for code that reads examples, and may draw from numpy's and Python's global generators, too."""
+    """Lend to code that reads examples, as :func:`lent`, with numpy's and Python's global generators too."""
     with lent(secret, dropout=False):
         before = np.random.get_state(), random.getstate()
         try:
@@ -172,12 +171,12 @@ class _Dropout(TorchFunctionMode):
         self._bits = bits
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Compiled code has masks of its own, of 64 bits. What is to be computed again has to draw from torch's state.
+        # Compiled code has masks of its own, of 64 bits. Checkpointed code must draw from torch's state to repeat it.
         if func in _AXES and not torch.compiler.is_compiling() and _top_saved_tensors_default_hooks(True) is None:
             return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # numpy's words are not what a graph is made of
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph cannot hold numpy's words
     def _drop(self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         axes = _AXES[func]
         usual = training and 0 < p < 1 and not inplace and input.device.type == "cpu"

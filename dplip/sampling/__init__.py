@@ -1,4 +1,4 @@
-"""Random batches, each with the event that it is."""
+"""Loaders of random batches, which name the privacy event of a step."""
 
 from collections.abc import Mapping
 
@@ -11,4 +11,4 @@ SAMPLING: Mapping[str, type[PoissonLoader] | type[FixedSizeLoader]] = {
     "poisson": PoissonLoader,
     "fixed_size": FixedSizeLoader,
 }
-"""The loaders by the names that their events give to their sampling."""
+"""The loaders, by the names of their sampling."""

@@ -1,4 +1,4 @@
-"""A check that no example is in a data set twice: each copy would count as another example, and one is paid for."""
+"""A check that no example is in a data set twice, as only one copy would be charged for."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def _places(dataset: Any, positions: Places) -> Iterator[tuple[Hashable, Places]
 
 
 def _has_rows(rows: Tensor) -> bool:
-    """Whether each example is at a place of its own in memory."""
+    """Whether each example has its own place in memory."""
     return rows.layout == torch.strided and rows[:1].numel() > 0

@@ -21,13 +21,13 @@ class FixedSizeLoader(SampledLoader):
     :class:`PoissonLoader` at the same noise; it is for models and hardware that want batches of one shape.
 
     Args:
-        dataset: Map-style; a ``TensorDataset``, or a ``Subset`` of one, is served by indexing its tensors.
-        batch_size: Examples in every logical batch, at most the size of the data.
-        public_size: The length of the data, or None.
-        steps_per_epoch, max_physical_batch_size, collate_fn, seed: As of :class:`PoissonLoader`.
+        dataset: map-style; a ``TensorDataset``, or a ``Subset`` of one, is served by indexing its tensors.
+        batch_size: examples in every logical batch, at most the size of the data.
+        public_size: the length of the data, or None.
+        steps_per_epoch, max_physical_batch_size, collate_fn, seed: as of :class:`PoissonLoader`.
 
     Raises:
-        ConfigurationError: If the data are empty or not map-style, or the batch size is no whole number from 1 to the
+        ConfigurationError: the data are empty or not map-style, or the batch size is no whole number from 1 to the
             length of the data.
 
     Guarantee: each logical batch is a uniformly chosen subset of that size (up to 2^-64), independent of all other
@@ -51,7 +51,7 @@ class FixedSizeLoader(SampledLoader):
                 f"public_size={public_size}, len(dataset)={size}: batches of a fixed size are private among data of "
                 "one size, which is public; leave public_size out, or sample by PoissonLoader"
             )
-        FixedSizeEvent(0.0, self._batch_size, size)  # refuses what is none
+        FixedSizeEvent(0.0, self._batch_size, size)  # refuses an invalid event
         super().__init__(
             dataset,
             public_size=size,

@@ -25,21 +25,20 @@ from dplip.validate import whole
 class SampledLoader(Fixed, ABC):
     """Iterates over one epoch of random batches, each in physical batches that fit into memory.
 
-    Everything but the choice of examples follows from public constants, so a neighbouring data set is sampled
-    at the same rate for the same number of steps. An empty logical batch is a step too: it is handed
-    out as one blank row of zeros, which counts as no example and whose gradient the optimizer drops, since not
-    every model runs on 0 rows. A logical batch may be drawn before the last was taken; ``logical_batches`` then says 2.
+    Everything but the choice of examples follows from public constants, so a neighbouring data set is sampled at the
+    same rate for the same number of steps. An empty logical batch is a step too: it is handed out as one row of zeros,
+    since not every model runs on 0 rows; the row counts as no example, and the optimizer drops its gradient.
 
     Attributes:
-        sample_rate, steps_per_epoch, public_size: Public constants of every step.
+        sample_rate, steps_per_epoch, public_size: public constants of every step.
         expected_batch_size: sample_rate * public_size, the public divisor of a sum over a batch.
-        handed_out: Examples handed out since the last :meth:`take`.
-        logical_batches: Logical batches begun since the last :meth:`take`; a step may cover one only.
-        number: Number of the logical batch that the last physical batch belongs to, over all iterations.
-        complete: Whether the last physical batch ended its logical batch.
+        handed_out: examples handed out since the last :meth:`take`.
+        logical_batches: logical batches begun since the last :meth:`take`; a step may cover one only.
+        number: number of the logical batch that the last physical batch belongs to, over all iterations.
+        complete: whether the last physical batch ended its logical batch.
     """
 
-    # A rate that changed between a draw and its step would be charged for what it was not.
+    # If a rate changed between a draw and its step, the charge would be wrong.
     _FIXED = frozenset(
         {"dataset", "collate_fn", "max_physical_batch_size", "sample_rate", "public_size", "expected_batch_size"}
     )
@@ -86,11 +85,11 @@ class SampledLoader(Fixed, ABC):
 
     @abstractmethod
     def event(self, noise_multiplier: float) -> Event:
-        """What a step on one of these batches spends, at this noise."""
+        """The event of a step on one of these batches, at this noise."""
 
     @abstractmethod
     def event_of_all(self, noise_multiplier: float) -> Event:
-        """What a release on all of the data spends, at this noise."""
+        """The event of a release on all of the data, at this noise."""
 
     @abstractmethod
     def _draw(self) -> np.ndarray[Any, Any]:
@@ -129,13 +128,12 @@ class SampledLoader(Fixed, ABC):
     def expected_part_size(self) -> float:
         """The expected number of examples in a part.
 
-        Each example takes a part by a coin of its own, so that one more changes its own part alone, and moves the
-        rounding of no other part's sum.
+        Each example draws its part independently, so one more example moves the rounding of its own part's sum alone.
         """
         return self.expected_batch_size / self._part_count
 
     def _parts(self, chosen: Tensor) -> list[Tensor]:
-        """A batch in parts that fit into memory, at least one, and none empty but that of an empty batch."""
+        """A batch in parts that fit into memory; only an empty batch has an empty part."""
         if self.max_physical_batch_size is None:
             return [chosen]
         part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))
@@ -170,12 +168,12 @@ class SampledLoader(Fixed, ABC):
     def _read(self, part: Tensor) -> Any:
         if self._rows is not None:
             return self._rows(part)
-        with lent_to_readers(self._chance):  # a row's augmentation must owe nothing to the rows before it
+        with lent_to_readers(self._chance):  # a row's augmentation must not depend on earlier rows
             return self._collate([self.dataset[index] for index in part.tolist()])
 
 
 def _part_count(expected: float, most: int | None) -> int:
-    """Parts that a batch is dealt into, so few that each is a little smaller than what fits, and seldom larger."""
+    """The number of parts of a batch, the least for which a part seldom exceeds what fits into memory."""
     if most is None:
         return 1
     return max(1, math.ceil(expected / max(most / 2, most - 2 * math.sqrt(most))))
@@ -229,7 +227,7 @@ def example_shape(dataset: Dataset[Any]) -> tuple[int, ...]:
     """The shape of one example's input: the first field of the first item, without a batch dimension.
 
     Raises:
-        ConfigurationError: If the data are empty or not map-style, or that field is not an array.
+        ConfigurationError: the data are empty or not map-style, or that field is not an array.
     """
     length(dataset)
     item = dataset[0]

@@ -1,4 +1,4 @@
-"""Poisson batches: each example is in a batch with the same probability, on its own."""
+"""Poisson batches: each example is in a batch with the same probability, independently of the others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from dplip.validate import whole
 
 
 class PoissonLoader(SampledLoader):
-    """Poisson batches: each example is in each batch with the same public probability, on its own.
+    """Poisson batches: each example is in each batch with the same public probability, independently of the others.
 
     Args:
-        dataset: Map-style; a ``TensorDataset``, or a ``Subset`` of one, is served by indexing its tensors.
-        sample_rate: Probability q in (0, 1] of an example to be in a batch; give this or ``batch_size``.
-        batch_size: Expected logical batch size, so that q = batch_size / public_size.
-        public_size: The number of examples as far as the public knows; by default the length of the data,
-            which is then treated as public.
-        steps_per_epoch: Logical batches per iteration; by default max(1, round(1 / q)).
-        max_physical_batch_size: At most so many rows are handed out at a time; by default any number.
-        collate_fn: Makes a batch of a list of items; PyTorch's default_collate by default.
-        seed: Fixes the draws, for tests. By default they come from a generator of the loader's own with 128
-            bits of entropy from the operating system, which ``torch.manual_seed`` does not touch.
+        dataset: map-style; a ``TensorDataset``, or a ``Subset`` of one, is served by indexing its tensors.
+        sample_rate: probability q in (0, 1] of an example to be in a batch; give this or ``batch_size``.
+        batch_size: expected logical batch size, so that q = batch_size / public_size.
+        public_size: public size of the data; by default its length, which is then treated as public.
+        steps_per_epoch: logical batches per iteration; by default max(1, round(1 / q)).
+        max_physical_batch_size: most rows handed out at a time; by default any number.
+        collate_fn: makes a batch of a list of items; PyTorch's default_collate by default.
+        seed: fixes the draws, for tests. By default they come from a generator of the loader's own with 128 bits of
+            entropy from the operating system, which ``torch.manual_seed`` does not touch.
 
     Raises:
-        ConfigurationError: If the data are empty or not map-style, q is not in (0, 1], or a count is below 1.
+        ConfigurationError: the data are empty or not map-style, q is not in (0, 1], or a count is below 1.
 
     Guarantee: in each logical batch every example is present with probability q (up to 2^-53), independently
     of all others and of all other batches: the sampling that an event of rate q stands for.
@@ -76,7 +75,7 @@ class PoissonLoader(SampledLoader):
         Its shuffling or its order is replaced; its workers are not used.
 
         Raises:
-            ConfigurationError: If it samples in a way that would be lost.
+            ConfigurationError: the loader samples in a way that would be lost.
         """
         if not isinstance(data_loader, DataLoader):
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The private step and what takes it: the optimizer, the engine and the trainer."""
+"""Private training: the optimizer, which takes private steps, the engine and the trainer."""
 
 from dplip.training.engine import PrivacyEngine
 from dplip.training.feature_extractor import features, split_extractor

@@ -1,4 +1,4 @@
-"""What reaches the weights in a backward pass: the gradients of the model's own graph, all of them and nothing else."""
+"""A check that ``.grad`` holds exactly the gradients that the graph of the model's output sent to the weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Arrivals:
-    """Follows each gradient from the graph of the model's output to ``.grad``.
+    """Follows each gradient from the model's output to ``.grad``.
 
-    A hook on each node of that graph sees what it was given, and what it sends on to a node or to a weight; one before
-    the node that accumulates sees what arrives there; the end of the pass what has become of it. What is given, or
-    arrives, has to be what the graph sent, and nothing besides, whoever else has hooks there. A pass that reaches no
-    weight, such as the search for an adversarial example, releases nothing, and may be of any loss.
+    A hook on each node of the output's graph compares the gradients that the node receives with those that were sent
+    to it. A hook before each accumulating node does so for the weight, and the end of the pass for ``.grad``. A
+    gradient that the graph did not send is reported, whoever added or changed it. A pass that reaches no weight, such
+    as the search for an adversarial example, releases nothing, so it may be of any loss.
 
     Args:
-        model: whose weights are watched.
-        report: told what is wrong, as a sentence.
+        model: the model whose weights are watched.
+        report: called with each problem, as a sentence.
     """
 
     def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
@@ -35,23 +35,23 @@ class Arrivals:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the gradients of this batch; what lies in ``.grad`` now is public, or nothing."""
+        """Forget the gradients of this batch: ``.grad`` is public or empty now."""
         self.settle()
         self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
 
     def settle(self) -> None:
-        """Forget those of a physical batch, which are moved elsewhere: nothing is in ``.grad`` then."""
-        self._sent: dict[Any, tuple[Tensor, int]] = {}  # to a weight or a node, with its version
-        self._doubts: list[Tensor] = []  # whether a node was given something else
-        self._suspicion: str | None = None  # of the present pass
-        self._touched = False  # whether it has reached a weight
+        """Forget the gradients of a physical batch, which the optimizer moves out of ``.grad``."""
+        self._sent: dict[Any, tuple[Tensor, int]] = {}  # the gradient sent to each weight and node, with its version
+        self._doubts: list[Tensor] = []  # flags: a node received another gradient than was sent
+        self._suspicion: str | None = None  # the first problem of the present pass
+        self._touched = False  # whether the present pass has reached a weight
         self._due: dict[int, Tensor] = {}
-        self._found: list[Tensor] = []  # whether something differs
+        self._found: list[Tensor] = []  # flags: a gradient differs from the expected one
         self._arrived: set[int] = set()
         self._left = {}
 
     def follow(self, output: Tensor) -> Any:
-        """Watch the graph of an output of the model; returns what :meth:`begin` is to be told of that output."""
+        """Watch the graph of a model's output; returns the output's key for :meth:`begin`."""
         numbers = dict(zip(_nodes(output), self._numbers, strict=False))  # a hook that held nodes would never be freed
         for node, number in numbers.items():
             ways = []
@@ -59,18 +59,18 @@ class Arrivals:
                 leaf = getattr(following, "variable", None)
                 ways.append((numbers.get(following), index) if leaf is None else id(leaf))
                 if leaf is not None and following.metadata.get(_WATCHED) is not self:
-                    following.metadata[_WATCHED] = self  # the passes that are under way share it
+                    following.metadata[_WATCHED] = self  # once: all passes share this node
                     following.register_prehook(partial(self._arrive, leaf))
             node.register_hook(partial(self._through, number, ways))
         return numbers[output.grad_fn], output.output_nr
 
     def begin(self, way: Any, gradient: Tensor) -> None:
-        """A gradient goes into an output that is watched."""
+        """Record the gradient that enters a watched output."""
         self._at_the_end()
         self._enter(way, gradient)
 
     def suspect(self, problem: str) -> None:
-        """Report this if the present backward pass goes on to a weight."""
+        """Report this problem if the present backward pass reaches a weight."""
         self._at_the_end()
         self._suspicion = self._suspicion or problem
 
@@ -85,7 +85,7 @@ class Arrivals:
                 self._report(_ALTERED)
             else:
                 self._found.append(_differ(grad, due))
-        if self._found and bool(torch.stack(self._found).any()):  # one answer for all of them
+        if self._found and bool(torch.stack(self._found).any()):  # one wait for the device
             self._report(_ALTERED)
         self._found, self._due = [], {}
 
@@ -93,7 +93,7 @@ class Arrivals:
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:
-        """A backward pass is over, which may have reached no weight."""
+        """End a backward pass: report its doubts if it reached a weight."""
         if self._touched and self._doubts and bool(torch.stack(self._doubts).any()):
             self._report(_BESIDE)
         self._sent.clear()
@@ -101,9 +101,9 @@ class Arrivals:
         self._suspicion, self._touched = None, False
 
     def _enter(self, way: Any, gradient: Tensor) -> None:
-        """A gradient goes to a weight or a node of a watched graph."""
+        """Record the gradient that a watched graph sends to a weight or a node."""
         before = self._sent.get(way)
-        if isinstance(way, int):  # a copy, since whoever comes after may change the tensor itself
+        if isinstance(way, int):  # a copy, since a later hook may change the tensor
             total = gradient.clone() if before is None else before[0].add_(gradient)
         else:
             total = gradient if before is None else before[0] + gradient  # in the order of the engine
@@ -111,7 +111,7 @@ class Arrivals:
 
     @torch.no_grad()
     def _through(self, number: int, ways: list[Any], inputs: tuple[Tensor | None, ...], given: Any) -> None:
-        """A node was given some gradients, after all hooks before it, and has made of them those of its inputs."""
+        """Compare the gradients that a node received with those sent to it, and record those that it sends on."""
         for index, gradient in enumerate(given):
             sent = self._sent.pop((number, index), None)
             if sent is None or gradient is None:
@@ -127,7 +127,7 @@ class Arrivals:
 
     @torch.no_grad()
     def _arrive(self, p: nn.Parameter, gradients: tuple[Tensor | None, ...]) -> None:
-        """A gradient is about to be added to ``p.grad``."""
+        """Compare the gradient that is about to be added to ``p.grad`` with the one that was sent."""
         sent, gradient = self._sent.pop(id(p), None), gradients[0]
         if gradient is None:
             return
@@ -149,7 +149,7 @@ class Arrivals:
 
 
 def _nodes(output: Tensor) -> list[Any]:
-    """The nodes of a graph, from that of the output on, but for those that accumulate gradients."""
+    """The nodes of an output's graph, without those that accumulate gradients."""
     found: dict[Any, None] = dict.fromkeys([output.grad_fn])
     left: list[Any] = [output.grad_fn]
     while left:

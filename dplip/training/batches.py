@@ -1,4 +1,4 @@
-"""What a private step needs of a loader."""
+"""The protocol of a loader: what a private step needs of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dplip.accounting import Event
 
 
 class Batches(Protocol):
-    """What hands out the examples of each step, such as :class:`dplip.sampling.PoissonLoader`."""
+    """A loader that hands out the examples of each step, such as :class:`dplip.sampling.PoissonLoader`."""
 
     @property
     def expected_batch_size(self) -> float: ...

@@ -1,4 +1,4 @@
-"""Whether data, model and loss fit each other, before anything is spent."""
+"""Checks that data, model and loss fit each other, made before anything is spent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_data(
     classes = loss.classes(math.prod(output.shape))
     neutralised = any(isinstance(module, BallProjection) for module in model.modules())
     check_dataset(dataset, what=what, num_classes=classes, finite=not neutralised, finite_targets=classes is None)
-    loss.check(torch.zeros(1, *output.shape), torch.as_tensor(dataset[0][1])[None])  # does it fit the outputs?
+    loss.check(torch.zeros(1, *output.shape), torch.as_tensor(dataset[0][1])[None])  # the target must fit it
     return shape
 
 

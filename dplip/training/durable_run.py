@@ -1,4 +1,4 @@
-"""The durable run: what is spent is allowed by the budget, put on disk, and counted; and a run is gone on with."""
+"""A durable run: each event is checked against the budget, written to disk and counted; a run can be resumed."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from dplip.training.plan import Plan
 
 
 class DurableRun:
-    """What a run has spent and where it stands, in memory and in its folder.
+    """The spending and the state of a run, in memory and in its folder.
 
     Args:
-        folder: where the ledger and the checkpoint are; None: nothing is put on disk.
-        accountant, budget: what counts, and what refuses.
-        model, optimizer, average, loader: what a checkpoint holds, and what it is loaded into.
-        mean: what is released before the first step.
-        steps: of the whole run.
-        seed: of a seeded run.
-        secure, distributed, autocast: as the trainer was told, for the report.
+        folder: the folder of the ledger and the checkpoint; None: nothing is written to disk.
+        accountant, budget: the accountant counts each event; the budget refuses those beyond it.
+        model, optimizer, average, loader: the objects whose states a checkpoint holds.
+        mean: the release before the first step; None: there is none.
+        steps: number of steps of the whole run.
+        seed: seed of the run; None: the run is not seeded.
+        secure, distributed, autocast: the trainer's arguments, for the report.
 
     Attributes:
-        begun: what the run began from, if it was to go on with an earlier one.
-        seconds: that training took.
+        begun: what a resumed run started from, as a phrase; None: the run is not resumed.
+        seconds: training time so far.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DurableRun:
         self._mean, self._steps = mean, steps
         self._model, self._optimizer, self._average, self._loader = model, optimizer, average, loader
         self._seed, self._autocast = seed, autocast
-        # What the report says of all steps, those of an earlier process too.
+        # The report says these of all steps, also of those that an earlier process took.
         self._marks = {"secure": secure, "trusted_optimizer": optimizer.trusted, "distributed": distributed}
         self.begun: str | None = None
         self.seconds = 0.0
@@ -81,7 +81,7 @@ class DurableRun:
         self._accountant.count(event)
 
     def charge_step(self, event: Event) -> None:
-        """Charge a step, one by hand too: its line is on the ledger before its noise is drawn."""
+        """Charge a step of ``fit`` or one taken by hand; its line is on the ledger before its noise is drawn."""
         if self._mean is not None and self._accountant.num_steps == 0:
             raise ConfigurationError(
                 "step(): the mean of PrivateMean is not released yet, and fit() releases it before its first step. "
@@ -90,7 +90,7 @@ class DurableRun:
         if self._folder is None or self._folder.is_open:
             self.charge(event)
             return
-        self._budget.require(self._accountant, event)  # before a file is made
+        self._budget.require(self._accountant, event)  # refuses before a file is made
         self.open(resume=False)
         try:
             self.charge(event)
@@ -98,11 +98,11 @@ class DurableRun:
             self.close()
 
     def open(self, resume: bool, scheduler: LRScheduler | None = None, progress: bool = False) -> None:
-        """Open the ledger, and with ``resume`` go on with the run that is in the folder.
+        """Open the ledger; with ``resume``, continue the run in the folder.
 
         Raises:
-            ConfigurationError: there is no folder to go on from.
-            LedgerError, CheckpointError: what is in the folder is damaged, of another plan, or in use.
+            ConfigurationError: there is no folder to resume from.
+            LedgerError, CheckpointError: a file in the folder is damaged, of another plan, or in use.
         """
         if self._folder is None:
             if resume:
@@ -123,7 +123,7 @@ class DurableRun:
                 **{name: value for name, value in self._marks.items() if value},
             },
         )
-        if self._folder.going_on:  # the file knows best: a crash may have come between a line and its count
+        if self._folder.going_on:  # the file decides: a crash may have come between a line and its count
             self._count_again(self._folder)
         if resume and not self._folder.going_on:
             self.begun = f"anew: there was no ledger in {self._folder.path} to go on with"
@@ -151,7 +151,7 @@ class DurableRun:
             )
 
     def spent(self) -> dict[str, Any]:
-        """What was spent, under which assumptions, as plain data."""
+        """The privacy section of the report: what was spent, and under which assumptions."""
         event = self._optimizer.event
         return {
             "epsilon": self._accountant.get_epsilon(self._budget.delta),
@@ -205,7 +205,7 @@ class DurableRun:
 
     @property
     def releases(self) -> list[Event]:
-        """What is spent before the first step."""
+        """The events before the first step."""
         return [] if self._mean is None else [self._mean.event(self._loader)]
 
     @property
@@ -214,12 +214,12 @@ class DurableRun:
         return max(0, self._accountant.num_steps - len(self.releases))
 
     def time(self) -> dict[str, float]:
-        """What training took."""
+        """The training time, in seconds."""
         return {"train_seconds": self.seconds, "seconds_per_step": self.seconds / max(self.done, 1)}
 
     @property
     def resumes(self) -> list[str]:
-        """The numbers of the times that the run was gone on with."""
+        """The random numbers of the run's resumptions."""
         return [] if self._folder is None else self._folder.resumes
 
     def _count_again(self, folder: RunFolder) -> None:
@@ -234,7 +234,7 @@ class DurableRun:
         self._accountant.load_state_dict(again.state_dict())
 
     def _restore(self, folder: RunFolder, scheduler: LRScheduler | None) -> None:
-        """Go on from the checkpoint of the open ledger, or from the first weights."""
+        """Continue from the checkpoint of the open ledger, or without one from the first weights."""
         checkpoint, done = folder.checkpoint(self._sampler()), self.done
         if self._seed is not None:
             stream = another_stream(self._seed, folder.ledger.steps)
@@ -254,10 +254,10 @@ class DurableRun:
 
 
 def load(checkpoint: Checkpoint, model: nn.Module, optimizer: DPLipOptimizer, average: AveragedModel | None) -> None:
-    """Put a checkpoint's states into these; the optimizer keeps its groups, and so its learning rates.
+    """Load a checkpoint's states; the optimizer keeps its groups, and so its learning rates.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: the states do not fit.
     """
     try:
         model.load_state_dict(checkpoint.model)
@@ -275,12 +275,12 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: DPLipOptimizer, av
 
 
 def another_stream(seed: int, done: int) -> int:
-    """The seed of what a seeded run draws after ``done`` steps and a crash: no draw serves two data."""
+    """The seed of a seeded run that is resumed after ``done`` steps, so that no draw is used twice."""
     return int.from_bytes(hashlib.sha256(f"{seed} after {done}".encode()).digest()[:12], "big")
 
 
 def advance(scheduler: LRScheduler, steps: int) -> None:
-    """Take a schedule, a function of the number of steps, up to the present one."""
+    """Advance a schedule by a number of steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(steps):

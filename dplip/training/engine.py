@@ -1,4 +1,4 @@
-"""PrivacyEngine: from a model, an optimizer and a loader to private ones, with Opacus's keywords."""
+"""PrivacyEngine: it makes an optimizer and a loader private, with Opacus's keywords."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class PrivacyEngine(Fixed):
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
 
         Args:
-            module: a model that the algebra can walk, its input bounded inside (``BallProjection``).
+            module: a model whose operations all have a rule, with its input bounded inside (``BallProjection``).
             optimizer: any torch optimizer over its trainable parameters.
-            data_loader: its data set and batch size are kept; its sampling is replaced by Poisson's.
+            data_loader: its data set and batch size are kept; its sampling is replaced by Poisson sampling.
             criterion: one of :mod:`dplip.losses`.
             noise_multiplier: std of the noise per unit of sensitivity.
             neighboring: the relation; the same for all that one engine makes.
-            public_size: the size of the data that is public; None: its length, treated as public.
+            public_size: the public size of the data; None: its length, treated as public.
             max_physical_batch_size: most examples at once in memory.
             input_shape: shape of one example; None: that of the first item.
             seed: makes sampling and noise repeatable, **and so not private**; for tests.

@@ -1,4 +1,4 @@
-"""What a model reaches on held-out data."""
+"""The loss, the accuracy and the certified accuracy of a model on held-out data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
 
 LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
-"""The same in l-infinity."""
+"""The l-infinity radii at which certified accuracy is usually quoted."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def evaluate(model: nn.Module, loss: Loss, dataset: Dataset[Any]) -> dict[str, f
 def certified(
     accuracy_at: Callable[[Sequence[float], float], list[float]] | None, radii: Sequence[float] | None, norm: float
 ) -> dict[str, Any]:
-    """Certified accuracy at radii, by default the usual ones of the norm, as plain data; None: there is none."""
+    """The report's certified accuracy, by default at the norm's usual radii; empty if ``accuracy_at`` is None."""
     if radii is None:
         radii = LINF_RADII if math.isinf(norm) else RADII
     accuracy = [] if accuracy_at is None else accuracy_at(radii, norm)

@@ -21,7 +21,7 @@ from dplip.runtime.secret import Secret, lent_to_readers
 from dplip.sensitivities import sensitivity
 
 CHUNK = 64
-"""Examples that are read at once."""
+"""Number of examples that are read at once."""
 
 
 def split_extractor(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> tuple[nn.Sequential, nn.Sequential]:
@@ -29,7 +29,7 @@ def split_extractor(model: nn.Module, loss: Loss, input_shape: tuple[int, ...]) 
 
     Args:
         model: a ``Sequential``; extractor and rest share its layers.
-        loss: what the rest's gradients are bounded for.
+        loss: the loss that the rest is trained by.
         input_shape: shape of one example of the model.
 
     Raises:
@@ -78,7 +78,7 @@ def fixed_shapes(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tup
 def features(
     extractor: nn.Module, dataset: Dataset[Any], progress: bool = False, seed: int | None = None
 ) -> TensorDataset:
-    """Each example's value after the extractor, with its target, in the order of the data.
+    """The extractor's output for each example, with its target, in the order of the data.
 
     Args:
         extractor: a fixed function of one example, run in evaluation mode where its buffers are.
@@ -86,9 +86,8 @@ def features(
         progress: show a bar.
         seed: fixes what the data set draws, for tests.
 
-    Guarantee: an example's value is the same, to the last bit, whatever the rest of the data. What a data set draws
-    from global generators owes nothing to the examples before it, as it is made of secret bits
-    (:mod:`dplip.runtime.secret`).
+    Guarantee: an example's value is the same, to the last bit, whatever the rest of the data. A data set's draws from
+    global generators are made of secret bits (:mod:`dplip.runtime.secret`), so they do not depend on earlier examples.
     """
     size = len(cast(Sized, dataset))
     device = device_of(extractor)
@@ -112,7 +111,7 @@ def features(
 
 
 def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a layer, or each that it is made of, has a rule (so treats each example by itself), and no state."""
+    """Whether a layer has no state, and it or each of its parts has a rule (so treats each example by itself)."""
     if layer.state_dict() and type(layer) is not Frozen:
         return False
     if RULES.of_module(layer) is not None:
@@ -120,7 +119,7 @@ def _fixed(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     if any(RULES.of_module(part) is None for part in layer.modules() if not list(part.children())):
         return False
     try:
-        Walk(layer, shape)  # goes through what joins the parts
+        Walk(layer, shape)  # walks the operations between the parts
     except DPLipError:
         return False
     return True

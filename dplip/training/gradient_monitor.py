@@ -1,18 +1,18 @@
-"""The life of a private step, and who looks at its gradient until it is noised.
+"""The life of a private step: what the gradient monitor checks until noise is added.
 
 1. Before the forward pass the monitor lends the model secret random numbers (``_before_forward``).
 2. After it (``_after_forward``) the monitor notes the output, the state of model and loss, and what the model makes of
    public rows. It refuses other arguments than one batch of the declared shape, lower precision, and a part of the
    model that is called by itself (``_after_part``).
-3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values that
-   do not count once (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
-   monitor refuses more losses, or more examples at once, than the rounding of sums is covered for.
+3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values whose
+   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
+   monitor refuses more losses, or more examples at once, than the slack for rounding covers.
 4. The gradient that enters the model's output has to be the one that the loss sent (``_at_output``).
-5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses what a hook changes on the way, and
-   what reaches a weight beside it; ``_after_backward`` compares ``.grad`` with what arrived.
+5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses a gradient that a hook changed, and
+   one that the graph did not send; ``_after_backward`` compares ``.grad`` with the gradients that arrived.
 6. The optimizer moves the gradients of a part of a batch elsewhere (``settle``); at the step of the whole batch
-   :func:`dplip.training.step_checks.check_gradients` refuses what any of these reported, another number of examples
-   than were handed out, and whatever has changed since the backward pass (``check``).
+   :func:`dplip.training.step_checks.check_gradients` refuses a reported problem, another number of examples than were
+   handed out, and any change since the backward pass (``check``).
 7. Bounds are computed for the model of the public rows, the step is charged, noise is added, and all is forgotten
    (``reset``).
 """
@@ -42,27 +42,27 @@ from dplip.runtime.secret import Secret, lent
 from dplip.training.arrivals import Arrivals
 
 PASSES = 4
-"""So many losses of parts of a batch may be added in the parameters' type (see :func:`dplip.nn.sums.added`)."""
+"""The most losses of parts of a batch that may be added in the parameters' type (:func:`dplip.nn.sums.added`)."""
 
 BACKWARD = 32
-"""In every pass of so many the gradients of the public rows are compared, too: they cost four times their values."""
+"""One pass in so many compares the gradients of the public rows too, which cost four times their values."""
 
 
 class GradientMonitor(Observer):
-    """Sees what a model puts out, what its loss takes and sends back, and what becomes of the gradients.
+    """Watches a model's outputs, the gradients that its loss sends back, and ``.grad`` until the step.
 
     Args:
-        model, loss: what is watched; an earlier monitor of the same model is dismissed.
+        model, loss: the watched model and loss; an earlier monitor of the same model is removed.
         input_shape: the declared shape of one example.
         half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
-        masks: what the model draws from while its gradients are recorded (see :func:`dplip.runtime.secret.lent`).
+        masks: source of the model's draws while gradients are recorded (see :func:`dplip.runtime.secret.lent`).
 
     Attributes:
         draws: whether the model may draw random numbers.
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
-        problem: the first thing seen since then that the bounds do not cover, as a sentence; None: nothing.
-        most: the most examples whose gradients are covered when they are summed in the parameters' type.
-        rows: what the model made of the public rows, as it was in the forward pass; None without one.
+        problem: the first problem seen since then that the bounds do not cover, as a sentence; None: nothing.
+        most: the most examples whose gradients may be summed at once in the parameters' type.
+        rows: the model's outputs for the public rows at the forward pass; None: there was none.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class GradientMonitor(Observer):
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
         self.rows: list[Tensor] | None = None
-        self._norms: Norms | None = None  # that the loss held its gradient to
+        self._norms: Norms | None = None  # the bounds that the loss enforced on its gradient
         self._gradients: Any = None  # as the last backward pass left them
         self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
@@ -123,7 +123,7 @@ class GradientMonitor(Observer):
             self._report(_REPLACED)
 
     def settle(self) -> None:
-        """See whether the gradients of a physical batch are as its backward pass left them, before they are moved."""
+        """Check that the gradients of a physical batch are as its backward pass left them, before they are moved."""
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         self._gradients, self._losses, self._together = None, 0, 0
@@ -167,7 +167,7 @@ class GradientMonitor(Observer):
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         self._lent.close()  # of a pass that was interrupted
         self._inside, self._rounded = True, False
-        # A global state may be known to an adversary, and would give masks by place. Of a mapped pass comes no step.
+        # An adversary may know the global state, and so the masks. A mapped pass (torch.func) is followed by no step.
         if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
 
@@ -211,7 +211,7 @@ class GradientMonitor(Observer):
             )
 
     def _at_output(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
-        """The gradient that reaches the model's output must be one that the loss sent, and nothing besides."""
+        """Require that the gradient that enters the model's output is one that the loss sent."""
         self._arrivals.begin(way, gradient)
         sent = [ref() for ref in self._sent]
         if not any(s is not None and torch.equal(s, gradient) for s in sent):
@@ -231,7 +231,7 @@ class GradientMonitor(Observer):
         self._gradients = self._present_gradients()
 
     def _present_state(self) -> tuple[Any, ...]:
-        """What the bounds of a gradient depend on."""
+        """The state of model and loss that the bounds of a gradient depend on."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return guards_of(self._model), guards_of(self._loss), [Same.state(t) for t in tensors], sample(tensors)
 
@@ -240,11 +240,11 @@ class GradientMonitor(Observer):
         return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
-        """Whether products may be in fewer digits than the bounds hold for, on the device of a value."""
+        """Whether autocast may round products more than the bounds allow, on the device of a value."""
         return not self._half and isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type)
 
     def _check_precision(self) -> None:
-        """While the passes run, and not only at the step: a setting may be back by then."""
+        """Check the precision while the passes run: a setting may be restored before the step."""
         try:
             require_full_precision(self._model)
         except ConfigurationError as wrong:
@@ -255,7 +255,7 @@ class GradientMonitor(Observer):
 
 
 class _Hook(Observer):
-    """One hook of a monitor; in a copy of the model it watches nothing."""
+    """A hook of a monitor; in a copy of the model it does nothing."""
 
     def __init__(self, function: Callable[..., Any] = lambda *_: None) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""What a run releases before its first step: the mean of its inputs, with noise, for a model to subtract."""
+"""The noisy mean of the inputs, which a run releases before its first step for the model to subtract."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class MeanRelease:
     """The release that a model's :class:`dplip.nn.PrivateMean` waits for.
 
     Attributes:
-        before: the layers up to that one, a fixed function of one example.
-        layer: what is filled.
+        before: the layers before the mean, a fixed function of one example.
+        layer: the layer that the mean is written to.
     """
 
     before: nn.Sequential
     layer: PrivateMean
 
     def event(self, loader: SampledLoader) -> Event:
-        """What it spends on all data of a loader."""
+        """The event of the release, on all data of a loader."""
         return loader.event_of_all(self.layer.noise_multiplier)
 
     @torch.no_grad()
     def run(self, dataset: Dataset[Any], noise: GaussianNoise, apart: float, count: int) -> None:
-        """Sum, add noise, and fill the layer; to be charged before.
+        """Sum the inputs, add noise and fill the layer; :meth:`event` must be charged before.
 
         Args:
             dataset: map-style data set of (input, target) pairs.
-            noise: its source, and that of what the data set draws from global generators: under a known seed one
+            noise: the source of the noise, and of the data set's draws from global generators: under a known seed one
                 example less would change the draws of all that follow it.
             apart: how far two neighbouring sums lie apart, in units of one example's bound.
             count: the public size of the data, which the sum is divided by.
@@ -68,8 +68,8 @@ def mean_release(model: nn.Module, input_shape: tuple[int, ...]) -> MeanRelease 
     """The release that a model waits for; None: it has no :class:`dplip.nn.PrivateMean`.
 
     Raises:
-        ConfigurationError: it has several, or one that is not in the model's own ``Sequential`` behind layers without
-            parameters and state: what such a layer receives would change in training.
+        ConfigurationError: the model has several, or one whose inputs would change in training: it must be in the
+            model's own ``Sequential``, behind layers without parameters and state.
     """
     layers = [m for m in model.modules() if isinstance(m, PrivateMean)]
     if not layers:

@@ -1,4 +1,4 @@
-"""The private step: bounds of this step's weights, one event, one noise draw, the user's optimizer, a projection."""
+"""The private step: it bounds the sum, charges one event, adds noise, runs the user's optimizer and projects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     Args:
         optimizer: any torch optimizer over exactly the trainable parameters of the model.
-        model: a model that the algebra can walk.
+        model: a model whose operations all have a rule.
         loss: the :class:`dplip.losses.Loss` whose backward pass fills the gradients.
         input_shape: shape of one example.
         noise_multiplier: std of the noise per unit of sensitivity (sigma).
@@ -92,7 +92,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._process = OwnProcess(distributed)
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
-        event = batches.event(noise_multiplier)  # refuses what is none
+        event = batches.event(noise_multiplier)  # refuses an invalid multiplier
         require_relation(event, neighboring)
         self._trusted = trust_optimizer
         _check_optimizer(optimizer, model, trust_optimizer)
@@ -107,12 +107,12 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
-        self._sums: dict[str, Tensor] = {}  # the gradients of those, in float64
+        self._sums: dict[str, Tensor] = {}  # the summed gradients of the parts, in float64
         for p in model.parameters():
-            p.grad = None  # whatever is there did not come through the loss
+            p.grad = None  # it did not come through the loss
         self._monitor = GradientMonitor(model, loss, self._bounds.walk.input_shape, half_precision, self.noise.masks)
         self._monitor.draws, self._monitor.most = self._bounds.walk.draws, self._bounds.most_in_part
-        self._settings: list[dict[str, Any]] | None = None  # of the groups, when the present batch was begun
+        self._settings: list[dict[str, Any]] | None = None  # the groups' settings when the present batch began
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are
@@ -124,12 +124,12 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Those of the wrapped optimizer."""
+        """The parameter groups of the wrapped optimizer."""
         return self.original.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        """That of the wrapped optimizer."""
+        """The state of the wrapped optimizer."""
         return self.original.state
 
     @property
@@ -138,7 +138,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     @property
     def trusted(self) -> str | None:
-        """The wrapped optimizer's class, if nothing but the user's word speaks for it."""
+        """The class of a wrapped optimizer that is trusted without a check; None: it was checked."""
         return type(self.original).__name__ if self._trusted else None
 
     @property
@@ -147,7 +147,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     @property
     def event(self) -> Event:
-        """What one step spends: the loader says what its batches are."""
+        """The event of one step, as the loader defines it."""
         return self.batches.event(self._noise_multiplier)
 
     @property
@@ -177,7 +177,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._process.require()
         self._check_settings()
         if self._accumulating != self.batches.number:
-            self._sums = {}  # of a batch that was abandoned
+            self._sums = {}  # the batch before was abandoned
         if not self.batches.complete:
             self._accumulating = self.batches.number
             self._monitor.settle()
@@ -212,7 +212,7 @@ class DPLipOptimizer(Fixed, Optimizer):
             self.original.step()
         finally:
             self._only.open = False
-        self._monitor.reset()  # what is in the gradients now is released
+        self._monitor.reset()  # the gradients are public now
         self._steps += 1
         if self._steps % self._project_every == 0:
             with self._bounds.cache:
@@ -254,7 +254,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
 
     def _watch_groups(self) -> None:
-        """Have the groups refuse to be set while a batch is incomplete, wherever they come from."""
+        """Make every parameter group refuse changes while a batch is incomplete."""
         for index, group in enumerate(self.original.param_groups):
             if not isinstance(group, Group):
                 self.original.param_groups[index] = group = Group(group)

@@ -1,4 +1,4 @@
-"""What a run will spend, before it spends anything."""
+"""The plan of a run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Plan:
     sensitivities: Sensitivities
     event: Event
     releases: Sequence[Event] = ()
-    """What is spent before the first step."""
+    """The events before the first step."""
     trusted_optimizer: str | None = None
-    """The optimizer that is not torch's own and that the user vouches for."""
+    """The class of an optimizer that is trusted without a check."""
     begun: str | None = None
-    """What a run that was to go on with an earlier one began from."""
+    """What a resumed run started from."""
 
     def __str__(self) -> str:
         return "\n".join(

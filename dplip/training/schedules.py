@@ -1,4 +1,4 @@
-"""Public schedules: what changes depends on the fraction of the steps done alone."""
+"""Public schedules: functions of the fraction of the steps done, and of nothing else."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dplip.errors import ConfigurationError, first_line
 
 
 class Annealing(CosineAnnealingLR):
-    """A learning rate that falls to 0 along half a cosine, and whatever else is set along with it.
+    """A learning rate that falls to 0 along half a cosine, with a callback for further schedules.
 
     Args:
-        optimizer: its learning rates.
-        steps: of the whole run.
+        optimizer: the optimizer whose learning rates fall.
+        steps: number of steps of the whole run.
         also: called with the fraction of the steps done, in [0, 1], before the first step and after every one.
     """
 
@@ -42,11 +42,11 @@ class Annealing(CosineAnnealingLR):
 
 
 Schedule = LRScheduler | Callable[[Optimizer, int], LRScheduler | None] | None
-"""A schedule of the learning rate, or what makes one of the optimizer and the number of the run's steps."""
+"""A scheduler, or a function that makes one of the optimizer and the number of steps, or None."""
 
 
 def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: int, done: int = 0) -> LRScheduler | None:
-    """The scheduler of a run of so many steps, checked and rehearsed for those that are not done.
+    """The scheduler of a run of so many steps, checked and rehearsed for the remaining ones.
 
     Raises:
         ConfigurationError: it cannot be stepped after every private step, or fails at one of them.
@@ -58,7 +58,7 @@ def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: int, done: int
 
 
 def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
-    """Refuse what cannot be stepped after every private step.
+    """Refuse a scheduler that cannot be stepped after every private step.
 
     Raises:
         ConfigurationError: it is no torch scheduler, wants a metric, or is of another optimizer.
@@ -75,10 +75,10 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
 
 
 def rehearse(scheduler: LRScheduler | None, steps: int) -> None:
-    """Run a copy of a schedule through so many steps, before anything is spent on the first.
+    """Run a copy of a schedule through so many steps, before anything is spent.
 
     Raises:
-        ConfigurationError: it fails, or sets a learning rate that is none, at one of them.
+        ConfigurationError: the schedule fails, or sets an invalid learning rate, at one of them.
     """
     if scheduler is None:
         return
@@ -87,7 +87,7 @@ def rehearse(scheduler: LRScheduler | None, steps: int) -> None:
     memo |= {id(p): nn.Parameter(torch.zeros(1)) for group in optimizer.param_groups for p in group["params"]}
     name, twin = type(scheduler).__name__, copy.deepcopy(scheduler, memo)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no step of an optimizer comes before
+        warnings.simplefilter("ignore")  # torch warns, as no optimizer's step comes before
         for step in range(1, steps + 1):
             try:
                 twin.step()

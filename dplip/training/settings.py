@@ -1,4 +1,4 @@
-"""What the settings of a run may be."""
+"""Checks of a run's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dplip.errors import ConfigurationError
 from dplip.sampling import SAMPLING
 
 PART = 2048
-"""Most examples at once, where nothing else is said."""
+"""The default of ``max_physical_batch_size``."""
 
 
 def check_settings(
@@ -21,7 +21,7 @@ def check_settings(
     ema_decay: float | None,
     checkpoint_every: int | None,
 ) -> None:
-    """Refuse what no run can be made from (the arguments are those of :class:`dplip.DPLipTrainer`).
+    """Refuse settings that no run can be made from (arguments as of :class:`dplip.DPLipTrainer`).
 
     Raises:
         ConfigurationError: names the argument.
@@ -36,13 +36,13 @@ def check_settings(
         raise ConfigurationError(f"epochs={epochs}: give a whole number of passes over the data.")
     if sampling not in SAMPLING:
         raise ConfigurationError(f"sampling={sampling!r}: choose one of {list(SAMPLING)}.")
-    dual_of(norm)  # refuses what no certificate is in, before anything is spent
+    dual_of(norm)  # refuses a norm that has no certificates
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
         raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
 
 
 def warn_of_delta(target_delta: float, public_size: int) -> None:
-    """Say that a delta is so large that it promises nothing."""
+    """Warn of a delta that is so large that it promises nothing."""
     if target_delta >= 1 / public_size:
         warnings.warn(
             f"target_delta={target_delta:g}: with {public_size} examples, so large a delta allows to "

@@ -1,4 +1,4 @@
-"""How far two neighbouring sums of gradients lie apart at a step: one example's bound, and what the sums round."""
+"""The sensitivities of a step: how far two neighbouring sums of gradients may lie apart, rounding included."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import CHANGED, PASSES
 
 NOTED_ROUNDING = 0.2
-"""More noise than this share, for the rounding of sums over a batch, is worth a warning."""
+"""A warning is given if the rounding of sums over a batch adds more noise than this share."""
 
 GROWTH = 10.0
-"""A sensitivity that has grown by this factor since the start is worth a warning."""
+"""A warning is given if the sensitivity has grown by this factor since the start."""
 
 
 class StepBounds:
-    """The sensitivities of a private step, for the present weights, bounded anew where something has changed.
+    """The sensitivities of a private step for the present weights, computed again where something has changed.
 
     Args:
         model, loss, input_shape, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
@@ -37,9 +37,9 @@ class StepBounds:
 
     Attributes:
         walk: the traced model.
-        cache: the norms of its weights.
-        most: the most examples of a batch that chance explains.
-        planned: the total sensitivity at first.
+        cache: the norms of the model's weights.
+        most: the most examples in a batch, but for a negligible chance.
+        planned: the total sensitivity at the first weights.
 
     Raises:
         UnboundedOperationError, UnboundedInputError: the model has no bound.
@@ -59,17 +59,17 @@ class StepBounds:
         self._factor, self._half = NEIGHBORING[neighboring], half_precision
         self.walk, self.cache = Walk(model, input_shape), NormCache(drift)
         self.most = most_examples(batches.expected_batch_size)
-        self._constant: tuple[Any, Sensitivities | None] | None = None  # with the state of the loss that it is for
+        self._constant: tuple[Any, Sensitivities | None] | None = None  # (state of the loss, bounds)
         self.planned = self().total
         self._warned = False
 
     @property
     def most_in_part(self) -> int:
-        """Those of a part of it."""
+        """The most examples in a physical batch, but for a negligible chance."""
         return most_examples(getattr(self._batches, "expected_part_size", self._batches.expected_batch_size))
 
     def __call__(self, rows: list[Tensor] | None = None) -> Sensitivities:
-        """Of the model that made these public rows; None: of the present one."""
+        """The sensitivities of the model that made these public rows; None: of the present model."""
         if not self.walk.current(rows):
             self.walk, self._constant = Walk(self._model, self._input_shape), None
             if rows is not None and not self.walk.explains(rows):
@@ -100,7 +100,7 @@ class StepBounds:
     def _rounding(self) -> dict[str, float]:
         """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
 
-        The sum of a physical batch is in the parameter's type, the sum of those in float64, and rounded at the end.
+        A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
         """
         part, found = self.most_in_part, {}
         for name, how in self.walk.summations.items():
@@ -110,7 +110,7 @@ class StepBounds:
         return found
 
     def warn_of_rounding(self) -> None:
-        """Say that noise is much larger for the rounding of sums."""
+        """Warn if the rounding of sums makes the noise much larger."""
         name, most = max(self._rounding().items(), key=lambda item: item[1])
         if most > NOTED_ROUNDING:
             warnings.warn(
@@ -121,7 +121,7 @@ class StepBounds:
             )
 
     def warn_of_growth(self, total: float) -> None:
-        """Noise makes weights grow, weights the bound, and the bound the noise: say so before the budget is gone."""
+        """Warn once if the sensitivity has grown much since the first step, before the budget is spent."""
         if total > GROWTH * self.planned and not self._warned:
             self._warned = True
             warnings.warn(

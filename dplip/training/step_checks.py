@@ -1,4 +1,4 @@
-"""Whether the gradients of a step are what its bounds are of: the last look before the step is charged."""
+"""The last check before a step is charged: its gradients must be the ones that its bounds are proved for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_gradients(
             f"step(): the loader handed out {batches.logical_batches} batches since the last step, and an "
             "example may be in several of them. Take one step for each batch."
         )
-    if handed == 0:  # an empty batch: whatever is in .grad is dropped
+    if handed == 0:  # an empty batch: its gradients are dropped
         return
     if seen == 0:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""DPLipTrainer: a data set and a model in, a private model with its epsilon and its certificates out."""
+"""DPLipTrainer: it trains a model privately, and reports its epsilon and its certificates."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class DPLipTrainer(Fixed):
     """Trains a Lipschitz model with differential privacy and without clipping.
 
     Args:
-        model: a model that the algebra can walk, with its input bounded inside (``BallProjection``, ``Clamp``).
+        model: a model whose operations all have a rule, its input bounded inside (``BallProjection``, ``Clamp``).
         loss: one of :mod:`dplip.losses`.
         optimizer: any torch optimizer over the model's trainable parameters.
-        train_dataset: a map-style data set of (input, target) pairs; what is protected.
+        train_dataset: the protected data, a map-style data set of (input, target) pairs.
         eval_dataset: held-out data for :meth:`evaluate` and :meth:`certified_accuracy`; not protected.
         batch_size: the expected size of a batch; the size of the data: the full batch.
         sampling: ``"poisson"``, or ``"fixed_size"``: exactly ``batch_size`` examples in every step, drawn without
             replacement; with ``neighboring="replace_one"``, for which its cost is proved, and ``"rdp"``.
         epochs: passes over the data, of ``round(public_size / batch_size)`` steps each.
-        target_epsilon: the budget, from which the noise follows; or else
+        target_epsilon: the budget, from which the noise follows; give this or ``noise_multiplier``.
         noise_multiplier: std of the noise per unit of sensitivity; 0: no noise, epsilon is infinite.
         target_delta: the delta of every epsilon.
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
@@ -67,8 +67,8 @@ class DPLipTrainer(Fixed):
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
         secure: exact discrete noise with the operating system's entropy, by OpenDP (the extra ``secure``); slower.
         progress: show the plan and a progress bar.
-        public_size: the size of the data that is public; None: its length, which the report then names as public.
-        scheduler: stepped after every private step; or a function of optimizer and number of steps, which makes it.
+        public_size: the public size of the data; None: its length, which the report then names as public.
+        scheduler: a scheduler, stepped after every private step, or a function that makes it of optimizer and steps.
         norm: 1, 2 or inf: the norm of the certificates in the report.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
         project_every: constrained weights are projected after every so many steps, and at the end (see
@@ -76,9 +76,8 @@ class DPLipTrainer(Fixed):
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
         precompute: run the leading layers that nothing is trained in once per example, and keep the results in memory
-            (:mod:`dplip.training.feature_extractor`); bounds and training are those of the rest, all else sees the
-            whole model.
-        device: where the model is moved to; ``"auto"``: a CUDA device if there is one, unless it is on one already.
+            (:mod:`dplip.training.feature_extractor`); only the rest is bounded and trained.
+        device: where the model is moved to; ``"auto"``: a CUDA device in place of the CPU, if there is one.
         autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
             whose trained layers bound their own gradients (:mod:`dplip.sensitivities.enforced`); None: all in float32.
         distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
@@ -147,7 +146,7 @@ class DPLipTrainer(Fixed):
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
             check_data(model, loss, eval_dataset, "eval_dataset")
-        # What the optimizer knows: the model, or what follows its feature extractor.
+        # The trained part: the model, or what follows its feature extractor.
         self._trained, shape = model, self._input_shape
         if precompute:
             fixed, self._trained = split_extractor(model, loss, self._input_shape)
@@ -212,7 +211,7 @@ class DPLipTrainer(Fixed):
 
     @property
     def scheduler(self) -> LRScheduler | None:
-        """What is stepped after every private step; one that is set is checked and rehearsed at once."""
+        """The scheduler stepped after every private step; setting it checks and rehearses it."""
         return self._scheduler
 
     @scheduler.setter
@@ -240,9 +239,9 @@ class DPLipTrainer(Fixed):
         """Take the planned steps, and write the report if there is an ``output_dir``; returns the trainer.
 
         Args:
-            resume: go on with the run whose ledger is in ``output_dir``, made by a trainer with the same plan, from
-                its last checkpoint; begin it if there is none. Steps that a crash took from the model, but that are
-                on the ledger, stay spent and are not taken again.
+            resume: continue the run in ``output_dir``, made by a trainer with the same plan, from its last checkpoint;
+                begin one if there is none. Steps on the ledger that a crash took from the model stay spent, and are
+                not taken again.
             extra: further entries of the report.
 
         Raises:
@@ -311,7 +310,7 @@ class DPLipTrainer(Fixed):
         return certified_accuracy(correct_radii(self.model, self._held_out(dataset), norm), radii)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
-        """What was spent and what was reached, as plain data; None: the trainer's norm, and its usual radii."""
+        """The report of the run, as plain data; by default for the trainer's norm and its usual radii."""
         accuracy_at = None if self.regression or self.eval_dataset is None else self.certified_accuracy
         return {
             "privacy": self._run.spent(),

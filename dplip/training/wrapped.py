@@ -1,4 +1,4 @@
-"""The optimizer that a private one wraps: what it may be, so that nothing but the noisy gradient moves the weights."""
+"""Checks of the wrapped optimizer: nothing but the noisy gradient may move the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TABLES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 class OnlyPrivately(PublicHook):
-    """Refuses a step of the wrapped optimizer that its private one does not take."""
+    """A hook that refuses steps of the wrapped optimizer outside a private step."""
 
     def __init__(self, private: Any) -> None:
         self._private = weakref.ref(private)
@@ -43,12 +43,12 @@ class OnlyPrivately(PublicHook):
             )
 
     def put(self, optimizer: Optimizer) -> None:
-        """Watch an optimizer in place of an earlier one of this class."""
+        """Watch an optimizer, in place of an earlier hook of this class."""
         table: Any = getattr(optimizer, _TABLES[0], {})
         for key in [key for key, hook in table.items() if isinstance(hook, OnlyPrivately)]:
             del table[key]
         if not isinstance(getattr(optimizer, _TABLES[0], None), dict):
-            return  # no torch optimizer underneath; it is trusted in so many words
+            return  # no torch optimizer underneath: the user trusts it explicitly
         optimizer.register_step_pre_hook(self)
 
 
@@ -72,10 +72,10 @@ class Group(dict[str, Any]):
 
 
 def check_wrapped(optimizer: Any, trusted: bool) -> None:
-    """Refuse an optimizer whose step does more, or something else, than torch's own does with ``.grad``.
+    """Refuse an optimizer whose step is not torch's own function of ``.grad``.
 
     Raises:
-        ConfigurationError: what runs on ``step()`` is not of torch.optim, or a hook runs beside it.
+        ConfigurationError: a method of the step is not torch.optim's own, or a hook runs around it.
     """
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(
@@ -106,7 +106,7 @@ def check_wrapped(optimizer: Any, trusted: bool) -> None:
 
 
 def check_groups(optimizer: Optimizer, model: nn.Module) -> None:
-    """Refuse groups that lack a trainable parameter, train a foreign one, or hold a learning rate that is none."""
+    """Refuse groups that lack a trainable parameter, train a foreign one, or hold an invalid learning rate."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     held = {id(p) for p in parameters}
     if not any(p.requires_grad for p in model.parameters()):
@@ -123,7 +123,7 @@ def check_groups(optimizer: Optimizer, model: nn.Module) -> None:
         if not (single and 0 <= float(rate) < math.inf):
             raise ConfigurationError(f"lr={rate}: a learning rate is a finite number >= 0. Set it so.")
     own = {id(p) for p in model.parameters()}
-    # Without a gradient an optimizer leaves a parameter alone, as those of a frozen front end.
+    # An optimizer leaves a parameter without a gradient alone, such as one of a frozen front end.
     foreign = {id(p) for p in parameters if p.requires_grad or p.grad is not None} - own
     if foreign:
         raise ConfigurationError(
@@ -133,7 +133,7 @@ def check_groups(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def keep_gradients_of(parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
-    """Drop the gradient of everything else that the optimizer would move: it got no noise."""
+    """Drop the gradients of the optimizer's other parameters, which got no noise."""
     noisy = {id(p) for p in parameters}
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -142,7 +142,7 @@ def keep_gradients_of(parameters: list[nn.Parameter], optimizer: Optimizer) -> N
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What the groups say besides their parameters, and what the optimizer keeps of each of these, as values."""
+    """The groups' settings, and the optimizer's state of each parameter, as values."""
     groups = [
         {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
         for group in optimizer.param_groups
@@ -162,7 +162,7 @@ def same_settings(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> boo
 
 
 def _not_torchs(optimizer: Optimizer) -> str:
-    """The name of a method that a step runs and that is not of torch.optim; empty: there is none."""
+    """The name of a method of the step that is not torch.optim's own; empty: there is none."""
     base = next((c for c in type(optimizer).__mro__ if c in _OWN), None)
     if base is None:
         return "step()"
@@ -174,7 +174,7 @@ def _not_torchs(optimizer: Optimizer) -> str:
 
 
 def _is_torchs(step: Any, base: type) -> bool:
-    """Whether a step is the function of torch.optim under wrappers of torch (profiling, schedulers) alone."""
+    """Whether a step is torch.optim's own function, wrapped by torch alone (profiling, schedulers)."""
     code = None
     while step is not None:
         code = getattr(step, "__code__", None)

@@ -123,3 +123,8 @@ def test_relative_links_lead_somewhere(page):
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"\b((?:tests|benchmarks|docs|dplip)/[\w/]+\.(?:py|md))\b", page.read_text(encoding="utf-8"))
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1].strip("\"'") == dplip.__version__

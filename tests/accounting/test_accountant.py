@@ -11,6 +11,7 @@ from dplip.accounting import (
     FixedSizeEvent,
     GaussianEvent,
     create_accountant,
+    events,
     get_noise_multiplier,
     selection_epsilon,
 )
@@ -117,3 +118,8 @@ def test_a_damaged_state_changes_nothing(state):
     with pytest.raises(ConfigurationError):
         accountant.load_state_dict(state)
     assert accountant.history == [(1.0, 0.5, 1)]
+
+
+def test_the_number_of_an_events_values_tells_its_kind():
+    """Opacus's history holds values without names, and state is loaded from it."""
+    assert len({len(names) for names in events._FIELDS.values()}) == len(events._FIELDS)

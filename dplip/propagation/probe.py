@@ -1,4 +1,4 @@
-"""The probe of a traced graph: it runs on two batch sizes to find shapes and numbers, and is compared with its model."""
+"""The probe of a traced graph: its shapes, numbers and agreement with the model, on batches of two sizes."""
 
 from __future__ import annotations
 

@@ -14,9 +14,8 @@ from dplip.rules import Pullback, rule
 class Frozen(nn.Module):
     """A module that is never trained and always in evaluation mode, such as a network pre-trained on public data.
 
-    Its layers need no rule: batch normalisation, attention and other operations without one may be inside. Put a
-    :class:`BallProjection` behind it and train the layers after that; ``DPLipTrainer(precompute=True)`` then runs it
-    once per example.
+    Its layers need no rule, so it may hold batch normalisation or attention. Put a :class:`BallProjection` behind it
+    and train the layers after that; ``DPLipTrainer(precompute=True)`` then runs it once per example.
 
     Args:
         module: a map from one tensor of examples to one tensor, batch first. Its parameters are frozen in place.

@@ -18,8 +18,7 @@ class LogCompression(nn.Module):
         scale: the slope at 0.
 
     Guarantee: Lipschitz with constant ``scale`` in every lp norm, odd and monotone.
-    Source: Oyallon, Mallat, "Deep roto-translation scattering for object classification", 2015, for features of
-    scattering.
+    Source: Oyallon, Mallat, "Deep roto-translation scattering for object classification", 2015.
     """
 
     def __init__(self, scale: float) -> None:

@@ -26,8 +26,7 @@ class Monotonic(nn.Module):
     """``g(x) = f(x) + slope * x S``: monotone where S is +1 or -1, for all weights of f.
 
     Args:
-        module: f, from (batch, features) to (batch, outputs), a model whose operations have rules. The layer does not
-            change it.
+        module: f, from (batch, features) to (batch, outputs), a model whose operations have rules; it is not changed.
         directions: S, one of -1, 0, +1 for each feature (the same for every output), or a matrix (features, outputs);
             +1: the output does not fall when the feature rises.
         lipschitz: the largest slope of f in one feature that the residual makes up for; None: computed from f's

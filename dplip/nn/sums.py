@@ -97,8 +97,7 @@ def _writable(value: Tensor) -> bool:
 def most_examples(expected: float) -> int:
     """The most examples in a Poisson batch of this expected size, except with a probability below 2^-80.
 
-    Proof (Bernstein): a sum of independent indicators of mean B exceeds B + t with probability at most
-    exp(-t^2 / (2B + 2t/3)).
+    Proof (Bernstein): a sum of indicators of mean B exceeds B + t with probability at most exp(-t^2 / (2B + 2t/3)).
     """
     odds = 80 * math.log(2)
     return math.ceil(expected + odds / 3 + math.sqrt((odds / 3) ** 2 + 2 * odds * expected))

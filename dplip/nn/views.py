@@ -35,9 +35,8 @@ class MeanOverViews(nn.Module):
 
     All views of an example are part of its one contribution to the sum of gradients. The weights are shared, and the
     cotangent of each view is divided by the number of views, so the views' gradient bounds add up to the bound of one
-    view. (A bounded layer inside, such as ``BoundedLinear``, bounds each view's gradient, so its radius counts once a
-    view.) The function does not change under a view that is its own inverse, and is the same in training and in use, so
-    a certificate holds for it.
+    view. (A bounded layer inside, such as ``BoundedLinear``, bounds each view's gradient: its radius counts once a
+    view.) The function is the same in training and in use, and invariant under a view that is its own inverse.
 
     Args:
         model: the model that is applied to every view; its layers treat each example by itself.

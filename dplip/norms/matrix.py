@@ -69,8 +69,7 @@ def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> Operat
 def matrix_norms(weight: Tensor) -> OperatorNorms:
     """The induced norms of ``x -> weight @ x`` for a weight of shape (out, in).
 
-    Sums of rows and columns are exact: ``||W||_{1->p}`` is the largest lp norm of a column and ``||W||_{p->inf}``
-    the largest dual norm of a row.
+    Proof: ``||W||_{1->p}`` is the largest lp norm of a column, ``||W||_{p->inf}`` the largest dual norm of a row.
     """
     require_real(weight)
     w = weight.detach()

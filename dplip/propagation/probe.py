@@ -133,8 +133,7 @@ def _operations(module: fx.GraphModule, twos: Mapping[fx.Node, Any], threes: Map
         two, three = twos[node], threes[node]
         shape = None
         if not isinstance(two, (Tensor, tuple, list)) or isinstance(two, torch.Size):
-            # A number computed from the batch size counts as BATCH even if both runs give the same number. An entry
-            # of a shape need not depend on the batch size.
+            # A number computed from the batch size is BATCH even if both runs agree; an entry of a shape need not be.
             made = node.target is not operator.getitem and any(values.get(n) is BATCH for n in node.all_input_nodes)
             values[node] = BATCH if made or two != three else two
         elif node in fed or any(n in fed for n in node.all_input_nodes):

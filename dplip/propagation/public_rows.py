@@ -59,8 +59,7 @@ def other_values(root: nn.Module) -> Iterator[None]:
 class PublicRows:
     """Two fixed random examples, on which a model and its trace are compared at every step.
 
-    The comparison finds changes that guards miss: a forward may read a global, a clock or the environment, which are
-    no attributes of the model.
+    The comparison finds changes that guards miss, since a forward may read a global, a clock or the environment.
 
     Args:
         root, input_shape: as for :func:`probe`.

@@ -85,11 +85,7 @@ class TracedModel:
     # ------------------------------------------------------------------------------------------------ still the model
 
     def current(self, rows: list[Tensor] | None = None) -> bool:
-        """Whether the trace is still that of the model: the guards and the outputs on public rows agree. Refuses hooks.
-
-        Args:
-            rows: the model's output and gradients on the public rows; None: compute them.
-        """
+        """Whether the guards, and the results on the public rows (``rows``, if given), are unchanged; refuses hooks."""
         check_modules(self.model)
         if guards_of(self.model) != self.guards:
             return False

@@ -74,9 +74,8 @@ class Rounding:
 
     Proof: replace the floating-point operations of the model by exact ones, from the last to the first. Each
     replacement changes z_y - z_j by at most the operation's own rounding, at its floating-point input, times the bound
-    of the cotangent of z_y - z_j at its output, which holds for all values. The floating-point values lie within T of
-    the exact ones at x: T is the distance that the input moves, taken forward by the norms of the Jacobians, plus each
-    operation's own rounding.
+    of the cotangent of z_y - z_j at its output, which holds for all values. The floating-point values differ from the
+    exact ones at x by the input's move, taken forward by the norms of the Jacobians, plus each operation's rounding.
     """
 
     def __init__(self, walk: Walk, seeds: Mapping[fx.Node, Norms], classes: int) -> None:

@@ -178,10 +178,9 @@ def bound_distance(
 def peaks(p: float, features: int) -> tuple[float, float]:
     """Bounds of the l2 and l-infinity norms of the gradient of one distance.
 
-    Proof: at p = inf the gradient is one-hot. The power mean y of d entries has the gradient
-    ``u_i = (|z_i| / y)^(p-1) / d`` in |z_i|. With ``n = d^(1/p) y`` the lp norm of z, ``u = d^(-1/p) (|z| / n)^(p-1)``,
-    and (|z| / n)^(p-1) has lq norm 1 for the dual q <= 2, so l2 norm and entries at most 1. The l1 norm of u is at most
-    d^(-1/p) d^(1/p) = 1 by Hoelder.
+    Proof: at p = inf it is one-hot. The power mean y of d entries has the gradient ``u_i = (|z_i| / y)^(p-1) / d`` in
+    |z_i|. With ``n = d^(1/p) y`` the lp norm of z, ``u = d^(-1/p) (|z| / n)^(p-1)``, and (|z| / n)^(p-1) has lq norm 1
+    for the dual q <= 2, so l2 norm and entries at most 1. By Hoelder, ``|u|_1 <= d^(-1/p) d^(1/p) = 1``.
     """
     peak = 1.0 if math.isinf(p) else features ** (-1.0 / p)
     return peak, peak

@@ -32,8 +32,7 @@ def piecewise_linear(
 def pieces(values: Tensor, tails: Tensor, step: float) -> tuple[Tensor, Tensor]:
     """The intercept and the slope of every piece, left to right: ``sigma(u) = intercept + slope u`` on it.
 
-    Returns:
-        Two tensors (features, knots + 1), differentiable in ``values``; the first and the last piece are the tails.
+    Both are (features, knots + 1) and differentiable in ``values``; the first and the last piece are the tails.
     """
     slope = torch.cat((tails[:, :1], values.diff(dim=1) / step, tails[:, 1:]), 1)
     n = values.shape[1]

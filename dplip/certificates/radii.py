@@ -55,10 +55,10 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
 
     Guarantee: in evaluation mode, no input strictly within the radius has another prediction, as the model computes it
     in floating point, without autocast and in full precision. Let L_j be the certified bound of the dual norm of the
-    gradient of z_y - z_j, through the rows of a last linear layer, and E_j the bound of its rounding error within the
-    radius (:class:`dplip.rounding.Rounding`); the smallest ``(z_y - z_j - E_j) / L_j`` is such a radius. For norm =
-    inf, if every operation has an interval rule, the radius is the larger of this one and the largest one that
-    interval bounds verify (see :mod:`dplip.certificates.intervals.walk`).
+    gradient of z_y - z_j, through the rows of a last linear layer, and E_j the bound of the rounding error of z_y - z_j
+    within the radius (:class:`dplip.rounding.Rounding`); the smallest ``(z_y - z_j - E_j) / L_j`` is such a radius.
+    For norm = inf, if every operation has an interval rule, the radius is the larger of this one and the largest one
+    that interval bounds verify (see :mod:`dplip.certificates.intervals.walk`).
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or x.dtype not in (torch.float32, torch.float64):
         found = f"of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"

@@ -75,7 +75,7 @@ class Rounding:
     Proof: replace the floating-point operations of the model by exact ones, from the last to the first. Each
     replacement changes z_y - z_j by at most the operation's own rounding, at its floating-point input, times the bound
     of the cotangent of z_y - z_j at its output, which holds for all values. The floating-point values differ from the
-    exact ones at x by the input's move, taken forward by the norms of the Jacobians, plus each operation's rounding.
+    exact ones at x by at most the input's move, taken forward by the Jacobians' norms, plus each operation's rounding.
     """
 
     def __init__(self, walk: Walk, seeds: Mapping[fx.Node, Norms], classes: int) -> None:
@@ -139,7 +139,7 @@ class Rounding:
 
     @property
     def share(self) -> float:
-        """The factor of the error: 1 for x', plus 1 for x if the scores at x are not in float64."""
+        """The factor of the error: 1 for x', plus 1 for x (2^-53 / unit if the scores at x are in float64)."""
         return 2.0 if self._exact is None else 1 + 2.0**-53 / self.unit
 
     def errors(self, sizes: Mapping[fx.Node, Norms], moved: Norms) -> dict[fx.Node, Norms]:

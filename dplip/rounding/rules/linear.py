@@ -129,8 +129,8 @@ def opponent_colors(module: dn.OpponentColors, x: Norms) -> Roundings:
 def scattering(module: dn.Scattering2d, x: Norms) -> Roundings:
     """The roundings of four Fourier transforms in sequence.
 
-    Proof: a transform of n = r_1 r_2 ... points has stages of sqrt(r) times an isometry, with sums of r products, so
-    it is off by at most ``2 (n + 8) sqrt n`` units in l2, relative to its result.
+    Proof: along an axis of n = r_1 r_2 ... points, each stage is sqrt(r_i) times an isometry with sums of r_i products,
+    so a transform is off by at most ``2 (n + 8) sqrt n`` units in l2, relative to its result.
     """
     n = module.size + 2 * BORDER
     fine, coarse, mean, mean_of_half = filters(module.size, torch.float64, torch.device("cpu"))

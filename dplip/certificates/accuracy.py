@@ -1,4 +1,4 @@
-"""Certified accuracy: how many predictions are right, and stay right within a radius."""
+"""Certified accuracy: the fraction of predictions that are right and cannot change within a radius."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dplip.runtime.mode import evaluation
 
 
 def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_size: int = 2048) -> Tensor:
-    """The radius of each example that is classified correctly, and -1 where it is not; shape (examples,)."""
+    """The certified radius of each example, or -1 for a wrong prediction; shape (examples,)."""
     found = []
     device = device_of(model)
     with evaluation(model), torch.no_grad():
@@ -34,12 +34,12 @@ def correct_radii(model: nn.Module, data: Dataset[Any], norm: float = 2, batch_s
 
 
 def certified_accuracy(radii: Tensor, at: Sequence[float]) -> list[float]:
-    """The fraction of examples that are right, and stay right at each radius, from :func:`correct_radii`."""
+    """The fraction of examples with a right prediction certified at each radius, from :func:`correct_radii`."""
     return [float((radii > r).double().mean()) if r > 0 else float((radii >= 0).double().mean()) for r in at]
 
 
 def average_certified_radius(radii: Tensor) -> float:
-    """The mean radius, 0 for wrong predictions: the area under the curve of certified accuracy."""
+    """The mean radius, with 0 for wrong predictions, which is the area under the curve of certified accuracy."""
     return float(radii.clamp_min(0).mean())
 
 

@@ -1,4 +1,4 @@
-"""The hybrid bound: intervals up to an articulation point of a model, and norms from there to its scores."""
+"""The hybrid bound: intervals up to an articulation point of a model, and norms from the point to the scores."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from dplip.propagation.traced_model import TracedModel
 from dplip.rounding.walk import by_pair
 
 SHARE = 0.25
-"""A point is kept where a norm can tell more than intervals while this share of its entries moves."""
+"""A point is used if norms are tighter than intervals while this share of its entries moves."""
 
 
 class HybridBound:
     """A bound of the change of scores that combines intervals and norms at the articulation points of a model.
 
-    An articulation point is a value that all later values are computed from. Up to it intervals bound the change of
-    every entry: they know that a pixel at the end of its range cannot move, and that most maxima do not, which a
-    Lipschitz constant of the whole model does not. After it the norm of the scores' gradient bounds what they make of
-    that change: intervals lose at every linear layer what a norm keeps. So a model that starts with order statistics
-    and ends with layers bounded in l2 is certified best through both.
+    An articulation point is a value that all later values are computed from. Before it, intervals bound the change of
+    every entry. Unlike a Lipschitz constant, they use that a pixel at the end of its range cannot move outwards, and
+    that most maxima do not move. After it, the norm of the scores' gradient bounds the change of the scores, where
+    intervals become loose at every linear layer. The bound is tight for a model that starts with order statistics and
+    ends with layers bounded in l2.
 
     Args:
         walk: the model, in evaluation mode.
-        seeds: where the cotangents of the differences of scores are known, with their norms (K^2 entries, or one).
+        seeds: node -> the cotangent norms there of the differences of scores (K^2 entries, or one).
         classes: K.
     """
 
@@ -39,8 +39,8 @@ class HybridBound:
         cotangents = walk.cotangents(seeds)
         for node in articulation_points(walk):
             v = cotangents.get(node)
-            # With a share f of the n entries moving, |d|_2 = sqrt(f n) |d|_inf: l2 tells more than l-infinity, in which
-            # intervals are never looser, while f < (|v|_1 / |v|_2)^2 / n. Of distances that share is small.
+            # If a share f of the n entries moves by |d|_inf, |d|_2 = sqrt(f n) |d|_inf. So l2 is tighter than
+            # l-infinity, in which intervals are never looser, if f < (|v|_1 / |v|_2)^2 / n. For distances f is small.
             if isinstance(v, Norms) and bool(torch.as_tensor(v.l1 >= math.sqrt(SHARE * v.size) * v.l2).any()):
                 self._slopes[node] = [by_pair(bound, classes) for bound in (v.l1, v.l2, v.linf)]
 
@@ -53,13 +53,13 @@ class HybridBound:
         """Whether no score overtakes the highest while every value stays in its box, shape (batch,).
 
         Args:
-            perturbed, nominal: the boxes for the inputs around x, and for x alone.
-            gaps: ``z_y - z_j`` at x less its rounding, shape (batch, classes).
-            top: y, shape (batch,).
+            perturbed, nominal: the boxes for the inputs around x, and for x.
+            gaps: ``z_y - z_j`` at x minus its rounding, shape (batch, classes).
+            top: the predicted class y, shape (batch,).
 
         Proof: let h be the value at an articulation point for x, and h' for another input. Both lie in their boxes,
-        which bounds every entry of d = h' - h; the scores are a function of h alone, whose gradient of z_y - z_j has
-        dual norms within the slopes, so z_y - z_j changes by at most
+        which bounds every entry of d = h' - h. The scores are functions of h alone, and the norms of the gradient v of
+        z_y - z_j in h are within the slopes, so z_y - z_j changes by at most
         ``min(|v|_1 |d|_inf, |v|_2 |d|_2, |v|_inf |d|_1)``.
         """
         kept = torch.zeros(len(gaps), dtype=torch.bool)
@@ -73,12 +73,12 @@ class HybridBound:
 
 
 def _change(perturbed: Box, nominal: Box) -> Tensor:
-    """The largest change of every entry from a value in the one box to a value in the other."""
+    """The largest distance of every entry between a value in one box and a value in the other."""
     return torch.maximum(perturbed.upper - nominal.lower, nominal.upper - perturbed.lower).flatten(1)
 
 
 def articulation_points(model: TracedModel) -> list[fx.Node]:
-    """The nodes through which alone every later value depends on the input."""
+    """The nodes such that all later values depend on the input through that node alone."""
     order = {operation.node: i for i, operation in enumerate(model.calls())}
     found: list[fx.Node] = []
     reach = max([-1, *(order.get(user, -1) for user in model.start().users)])

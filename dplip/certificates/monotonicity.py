@@ -1,4 +1,4 @@
-"""Certificates of monotonicity: an interval for every slope of a model, by a pullback that keeps signs."""
+"""Certificates of monotonicity, from an interval for every slope of a model, by a pullback that keeps signs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Monotonicity:
     """A proof that outputs are monotone in features.
 
     Attributes:
-        directions: (features, outputs), of -1, 0, +1.
-        lower, upper: (outputs, features): the interval of every slope, at every input.
-        margin: how far the least constrained slope, in its direction, lies above 0 inside the ranges of clamps
-            (outside them the output does not move at all).
-        names: of the features, for the table.
+        directions: -1, 0 or +1, shape (features, outputs).
+        lower, upper: the interval of every slope, at every input, shape (outputs, features).
+        margin: the least slope in its required direction, inside the ranges of clamps (outside of them the output is
+            constant).
+        names: names of the features, for the table.
     """
 
     directions: Tensor
@@ -51,16 +51,16 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
     """Prove that a model's outputs are monotone in its features, for its present weights.
 
     Args:
-        model: any model that the algebra can walk, from (batch, features) to (batch, outputs).
+        model: a model whose operations have rules, from (batch, features) to (batch, outputs).
         directions: -1, 0 or +1 for each feature, or a matrix (features, outputs) of them.
-        names: of the features, for messages.
+        names: names of the features, for messages.
 
     Raises:
-        ConfigurationError: it cannot be proved; the worst slope and its interval are named.
+        ConfigurationError: there is no proof; the message names the worst slope and its interval.
 
     Guarantee: in exact arithmetic, in evaluation mode, no pair of inputs that differ in the direction of one
-    constrained feature (or of several) has outputs that move the other way. What float32 makes of the two outputs may
-    differ from that by its rounding.
+    constrained feature (or of several) has outputs that move the other way. In float32 the two outputs are off by their
+    rounding.
     """
     s = torch.as_tensor(directions, dtype=torch.float64)
     names = tuple(f"feature {i}" for i in range(len(s))) if names is None else names
@@ -88,25 +88,25 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
 
 
 def _ahead(s: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The least slope in the direction asked for; infinite where none is."""
+    """The least slope in the required direction; infinite where no direction is required."""
     return torch.where(s > 0, lower, torch.where(s < 0, -upper, math.inf))
 
 
 def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
-    """How far one feature alone may rise, or fall, before a binary prediction can change.
+    """The certified distances by which one feature alone may rise, or fall, without a change of a binary prediction.
 
     Args:
-        model: one score per example, whose sign decides.
-        x: (batch, features).
+        model: a model with one score per example, whose sign is the prediction.
+        x: inputs, shape (batch, features).
 
     Returns:
-        float64 (batch, features, 2): the certified distances upwards and downwards, in the units of the feature;
-        infinite in the direction in which a monotone score cannot move towards its threshold; 0 for a tie.
+        float64 (batch, features, 2): the distances upwards and downwards, in the units of the feature; infinite in a
+        direction in which a monotone score cannot move towards its threshold; 0 for a tie.
 
     Proof: a score m > 0 whose slope in feature i lies in [l, u] is at least ``m + t min(l, 0)`` after a rise by t, and
-    at least ``m - t max(u, 0)`` after a fall; for m < 0 the signs change. m is reduced by the roundings within the
-    distance that is left without them, as :func:`dplip.certify` does; an infinite distance, within which they have no
-    bound but behind one of the input, by those at x itself: beyond x it is a statement of exact arithmetic.
+    at least ``m - t max(u, 0)`` after a fall; for m < 0 the signs change. As in :func:`dplip.certify`, m is reduced by
+    the roundings within the distance that m alone allows. For an infinite distance, within which roundings have no
+    bound unless a layer bounds the input, m is reduced by the roundings at x: that distance is for exact arithmetic.
     """
     with evaluation(model), torch.no_grad():
         walk = Walk(model, (x.shape[1],))
@@ -118,13 +118,13 @@ def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
         found, sizes = rounding.at(x)
         score = found.double().reshape(len(x), 1, 1).cpu()
         agree = (model(x).reshape(len(x), 1, 1) > 0).cpu() == (score > 0)
-    # How fast the score comes nearer to its threshold as a feature rises, and as it falls.
+    # The rates at which the score approaches its threshold as a feature rises, and as it falls.
     rise = torch.where(score > 0, -lower[..., None], upper[..., None]).clamp_min(0)
     fall = torch.where(score > 0, upper[..., None], -lower[..., None]).clamp_min(0)
-    steep = torch.cat([rise, fall], dim=2).abs()  # no -0, by which a margin would be -inf
+    steep = torch.cat([rise, fall], dim=2).abs()  # turns -0 into 0, since a margin over -0 is -inf
 
     def within(distance: Tensor) -> Tensor:
-        """What is left of the margins, one distance for each example."""
+        """The margins minus the roundings within a distance, one for each example."""
         moved = Norms((x.shape[1],), *[torch.nan_to_num(distance, nan=math.inf, posinf=math.inf)] * 3)
         return (
             score[:, 0, 0].abs() - rounding.of_scores(rounding.errors(sizes, moved), torch.zeros(len(x)).long())[:, 0]

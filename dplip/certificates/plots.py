@@ -1,4 +1,4 @@
-"""Pictures of certified accuracy (extra ``plot``)."""
+"""Plots of certified accuracy (extra ``plot``)."""
 
 from __future__ import annotations
 

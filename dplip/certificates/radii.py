@@ -1,4 +1,4 @@
-"""Certificates of robustness: how far an input must move before the prediction can change."""
+"""Certificates of robustness: radii within which the prediction cannot change."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) 
     """A certified Lipschitz constant of a layer or a model, from the lp norm to the lp norm.
 
     Args:
-        module: a layer or a model, in the mode that is meant.
+        module: a layer or a model, in the mode (train or eval) that the constant is for.
         input_shape: shape of one example.
-        norm: 1, 2 or inf, at both ends.
+        norm: 1, 2 or inf, of both the input and the output.
 
     Guarantee: an upper bound, for the present weights; inf where no bound is known.
     """
@@ -42,24 +42,23 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
     """The radius around each input within which the predicted class cannot change.
 
     Args:
-        model: a classifier: scores (batch, classes), or one score per example whose sign decides.
+        model: a classifier with scores (batch, classes), or with one score per example, whose sign is the prediction.
         x: inputs, shape (batch, ...), in the model's own input space (raw pixels, where scaling is part of the model).
-        norm: 1, 2 or inf: the norm in which the input moves.
+        norm: 1, 2 or inf, the norm of the radius.
 
     Returns:
         A float64 tensor of shape (batch,), 0 where the prediction is tied or not finite.
 
     Raises:
         ConfigurationError: x or the weights are not float32 or float64, both of one type; or autocast is on.
-        UnboundedOperationError: an operation has no rule, or is not known to round in any way.
+        UnboundedOperationError: an operation has no rule, or no rounding rule.
 
-    Guarantee: no input strictly within the radius has another prediction, as the model computes it in floating point,
-    without autocast and in full precision. With L_j the certified bound of the dual norm of the gradient of z_y - z_j,
-    and E_j what the roundings of all operations make of it anywhere within the radius
-    (:class:`dplip.rounding.Rounding`), the smallest ``(z_y - z_j - E_j) / L_j`` is such a radius; L_j is taken through
-    the actual rows of the last linear layer where there is one. Evaluation mode.
-    For norm = inf the radius is the larger of this one and the largest one that interval bounds verify (see
-    :mod:`dplip.certificates.intervals.walk`), where every operation of the model has an interval rule.
+    Guarantee: in evaluation mode, no input strictly within the radius has another prediction, as the model computes it
+    in floating point, without autocast and in full precision. Let L_j be the certified bound of the dual norm of the
+    gradient of z_y - z_j, through the rows of a last linear layer, and E_j the bound of the rounding error of z_y - z_j
+    within the radius (:class:`dplip.rounding.Rounding`); the smallest ``(z_y - z_j - E_j) / L_j`` is such a radius.
+    For norm = inf, if every operation has an interval rule, the radius is the larger of this one and the largest one
+    that interval bounds verify (see :mod:`dplip.certificates.intervals.walk`).
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or x.dtype not in (torch.float32, torch.float64):
         found = f"of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
@@ -79,10 +78,10 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
 
 
 class Certifier:
-    """:func:`certify` for many batches: ``certifier(x)`` gives their radii, and the slopes are computed once.
+    """:func:`certify` for many batches: ``certifier(x)`` returns radii, and the slopes are computed once.
 
     Args:
-        model: a classifier; its weights stay as they are for as long as this is in use.
+        model: a classifier, whose weights must not change while the certifier is in use.
         input_shape: shape of one example.
         norm: 1, 2 or inf.
     """
@@ -111,8 +110,8 @@ class Certifier:
         """The radius of each input, from its scores.
 
         Proof: let r be the smallest ``(z_y - z_j) / L_j`` of the exact scores at x, and E_j the bound of the roundings
-        for inputs within r of x, at least that for inputs within less. Within ``(z_y - z_j - E_j) / L_j``, which is at
-        most r, the computed z_y stays above the computed z_j.
+        for inputs within r of x. The radius ``(z_y - z_j - E_j) / L_j`` is at most r, and E_j holds within it, so the
+        computed z_y stays above the computed z_j.
         """
         finite = x.flatten(1).isfinite().all(1).cpu()
         exact, sizes = self.rounding.at(torch.where(x.isfinite(), x, torch.zeros_like(x)))
@@ -152,7 +151,7 @@ def _rows(scores: Tensor) -> Tensor:
 
 
 def margins(z: Tensor) -> tuple[Tensor, Tensor]:
-    """``z_y - z_j``, shape (batch, classes), and the predicted class y, (batch,); of a single score, its size and 0."""
+    """``z_y - z_j``, shape (batch, classes), and the predicted class y, (batch,); |z| and 0 for a single score z."""
     if z.shape[1] == 1:
         return z.abs(), torch.zeros(len(z), dtype=torch.int64)
     top = z.argmax(1)
@@ -160,7 +159,7 @@ def margins(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smallest(gaps: Tensor, slopes: Tensor, top: Tensor) -> Tensor:
-    """The smallest distance at which a margin may be used up, 0 where one is."""
+    """The smallest distance at which a margin can become 0; 0 if a margin is not positive."""
     ratios = torch.where(gaps > 0, gaps / slopes[top], torch.zeros_like(gaps))
     if gaps.shape[1] > 1:
         ratios.scatter_(1, top[:, None], math.inf)
@@ -168,11 +167,9 @@ def _smallest(gaps: Tensor, slopes: Tensor, top: Tensor) -> Tensor:
 
 
 def pairwise(walk: Walk, norm: float = 2) -> Tensor:
-    """Entry (y, j): a bound of the dual norm of the gradient of ``z_y - z_j``, shape (classes, classes), float64.
+    """Bounds of the dual norm of the gradient of ``z_y - z_j`` at entry (y, j), float64 (classes, classes).
 
-    Slopes alone: a radius also takes the roundings off the margin, see :class:`Certifier`.
-
-    With a single output, the bound of that score's gradient, shape (1, 1).
+    For a single output, the bound of its gradient, shape (1, 1). Roundings are not included (see :class:`Certifier`).
     """
     dual = dual_of(norm)
     walk.refuse_surrogates()
@@ -188,10 +185,10 @@ def pairwise(walk: Walk, norm: float = 2) -> Tensor:
 
 
 def seeds(walk: Walk) -> dict[fx.Node, Norms]:
-    """The norms of the cotangents of the differences of scores, K^2 entries, or one for all pairs."""
+    """The cotangent norms of the differences of scores, K^2 entries or one for all pairs, by node."""
     head = walk.head()
     if head is None:
-        # e_y - e_j has l1 norm 2, l2 norm sqrt 2, linf norm 1, whatever the pair.
+        # e_y - e_j has l1 norm 2, l2 norm sqrt 2, linf norm 1 for every pair.
         end = walk.output()
         return {end: Norms(walk.shape(end), l1=2.0, l2=math.sqrt(2), linf=1.0)}
     rows = head[0].weight.detach().double().cpu()
@@ -201,14 +198,14 @@ def seeds(walk: Walk) -> dict[fx.Node, Norms]:
 
 
 def predictions(scores: Tensor) -> Tensor:
-    """The predicted class of each example: the largest score, or the sign of a single one."""
+    """The predicted class of each example: that of the largest score, or 1 if a single score is positive."""
     if scores.ndim == 1 or scores.shape[1] == 1:
         return (scores.reshape(len(scores)) > 0).long()
     return scores.argmax(1)
 
 
 def dual_of(norm: float) -> float:
-    """The dual of the norm in which an input moves, or an error."""
+    """The dual of the norm of a radius; raises for a norm other than 1, 2 and inf."""
     if norm not in DUAL:
         raise ConfigurationError(f"norm={norm!r}: certificates are in the norms 1, 2 and float('inf').")
     return DUAL[norm]

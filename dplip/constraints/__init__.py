@@ -1,4 +1,4 @@
-"""Projections of weights after a step: post-processing of what is private already."""
+"""Projections of weights after a step, which cost no privacy (post-processing)."""
 
 from dplip.constraints.balls import ColumnL1Ball, EntryBall, FrobeniusBall, RowL1Ball, RowL2Ball
 from dplip.constraints.base import Constraint, constrain, project

@@ -10,11 +10,11 @@ from dplip.errors import ConfigurationError
 from dplip.validate import positive
 
 PROJECTION_SLACK = 1e-7
-"""How far inside its radius a row is projected: more than the float32 rounding of its entries."""
+"""Relative distance inside the radius to which a row is projected: more than the float32 rounding of its entries."""
 
 
 class Ball(Constraint):
-    """Base class of the sets of weights of which a norm is at most ``radius``."""
+    """Base class of the sets of weights with a norm of at most ``radius``."""
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FrobeniusBall(Ball):
 
 
 class EntryBall(Ball):
-    """Weights whose every entry is at most ``radius`` in absolute value: the norm from l1 to l-infinity."""
+    """Weights with entries of at most ``radius`` in absolute value: the norm from l1 to l-infinity."""
 
     axes = 0
 

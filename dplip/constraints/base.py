@@ -1,8 +1,7 @@
-"""Projections of weights after a step: post-processing of what is already private, so they cost no privacy.
+"""Constraints on the weights of a layer, projected after each step at no cost of privacy (post-processing).
 
-A constraint is attached to a stock layer as a child module without parameters. It adds nothing to ``state_dict``,
-and goes along with ``deepcopy``, ``torch.save`` and ``.to``. Bounds never rest on it: they are computed from the
-weight that is there, and a constraint only keeps them small.
+A constraint is a child module of the layer, without parameters. It adds nothing to ``state_dict``, and is kept by
+``deepcopy``, ``torch.save`` and ``.to``. Bounds are computed from the present weight; a constraint keeps them small.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class Constraint(nn.Module):
     """A set of weights, and the projection onto it.
 
     Attributes:
-        axes: the least number of axes of a parameter that it is for.
+        axes: the least number of axes that a parameter must have.
     """
 
     axes = 2

@@ -1,4 +1,4 @@
-"""Projection onto orthogonal matrices, and onto kernels made of them."""
+"""Projection onto orthogonal matrices, and onto kernels of orthogonal patch matrices."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dplip.norms.cache import active_cache
 
 
 class Orthogonal(Constraint):
-    """Weights with orthonormal rows, or columns where they are fewer: every singular value is 1.
+    """Weights with orthonormal rows, or columns if there are fewer of them: every singular value is 1.
 
     A kernel is treated as the matrix (out, in * taps) of its patches, divided by the root of the number of patches
     that share an entry: then the convolution has norm at most 1, and it is orthogonal where the stride is the kernel.
 
-    Method: the polar factor by SVD; and within a training step Bjorck's iteration ``W <- 1.5 W - 0.5 W W^T W``, which
-    certifies itself. It acts on each singular value as s -> 1.5 s - 0.5 s^3, which maps [0, 2] into [0, 1]; and
-    ``|W|^2 <= 1 + |W W^T - I|_F``, so a Gram matrix within 3 of I certifies that every iterate has norm at most 1.
+    Method: the polar factor by SVD; within a training step, Bjorck's iteration ``W <- 1.5 W - 0.5 W W^T W``. It acts on
+    each singular value as s -> 1.5 s - 0.5 s^3, which maps [0, 2] into [0, 1]; and ``|W|^2 <= 1 + |W W^T - I|_F``, so a
+    Gram matrix within 3 of I certifies that every iterate has norm at most 1.
     Source: Bjorck and Bowie, 1971.
     """
 
@@ -29,7 +29,7 @@ class Orthogonal(Constraint):
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = active_cache()
-        key = id(weight)  # under which matrix_norms looks up a linear layer's norm
+        key = id(weight)  # the key by which matrix_norms looks up a linear layer's norm
         if cache is not None and cache.near_projection(key, weight):
             return
         scale = patch_scale(layer)
@@ -48,7 +48,7 @@ class Orthogonal(Constraint):
             cache.certify(key, weight, 1.0 + self.ITERATE_SLACK, projected=True)
 
     def _iterate(self, w: Tensor) -> Tensor | None:
-        """Bjorck's iterate of matrices with no more rows than columns; None where the start is not certified."""
+        """Bjorck's iterate of matrices with no more rows than columns; None where the start has no certificate."""
         gram = w @ w.mT
         identity = torch.eye(gram.shape[-1], dtype=w.dtype, device=w.device)
         residual = float(torch.linalg.matrix_norm(gram - identity, dtype=torch.float64).max())
@@ -57,7 +57,7 @@ class Orthogonal(Constraint):
             return None
         while True:
             w = torch.baddbmm(w, gram, w, beta=1.5, alpha=-0.5)
-            error = 0.75 * error**2 + 0.25 * error**3  # what the map does to an eigenvalue 1 + error of W W^T
+            error = 0.75 * error**2 + 0.25 * error**3  # an eigenvalue 1 + e of W W^T goes to 1 - 0.75 e^2 + 0.25 e^3
             if error <= self.TARGET:
                 return w
             gram = w @ w.mT
@@ -75,7 +75,7 @@ def _polar(w: Tensor) -> Tensor:
 
 
 def patch_scale(layer: nn.Module) -> float:
-    """One over the root of the largest number of patches of a convolution that hold one entry; 1 for a matrix."""
+    """One over the root of the largest number of patches of a convolution that share an entry; 1 for a matrix."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         return 1.0
     shared = 1

@@ -10,9 +10,9 @@ from dplip.norms import convolution_norms, matrix_norms
 
 
 class SpectralBall(Ball):
-    """Weights with operator norm at most ``radius`` (of the convolution, at every input size, for a kernel).
+    """Weights with operator norm at most ``radius``; a kernel's is that of its convolution, at every input size.
 
-    A matrix is projected in the Euclidean sense (its singular values are cut at the radius), a kernel is scaled.
+    A matrix is projected in the Euclidean sense (its singular values are cut at the radius); a kernel is scaled.
     """
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Layers that torch lacks, each a module with its rule."""
+"""Layers that torch lacks; each module has a rule."""
 
 from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import BoundedConv2d, BoundedLinear, bound_gradients

@@ -1,4 +1,4 @@
-"""The projection of one example onto an l2 ball: the input bound as a part of the model."""
+"""The projection of one example onto an l2 ball, which bounds the input inside the model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class BallProjection(nn.Module):
 
     Shape: any shape with the batch first; the norm is over all other axes.
 
-    Guarantee: for every input whatsoever the output is finite with ``|y|_2 <= radius``, and for finite inputs the
-    map is 1-Lipschitz in l2 (projection onto a convex set).
+    Guarantee: for every input the output is finite with ``|y|_2 <= radius``, and for finite inputs the map is
+    1-Lipschitz in l2 (projection onto a convex set).
     """
 
     def __init__(self, radius: float) -> None:
@@ -39,8 +39,8 @@ class BallProjection(nn.Module):
 @rule(BallProjection)
 def ball_projection(module: BallProjection, x: Norms) -> tuple[Norms, Pullback]:
     output = Norms(x.shape, x.l1, least(x.l2, module.radius), x.linf)
-    # Jacobian I inside, (R / |x|)(I - uu^T) outside: l2 norm 1, and column j has l1 norm at most
-    # 1 - u_j^2 + |u_j| (|u|_1 - |u_j|) <= (1 + sqrt n) / 2.
+    # The Jacobian is I inside the ball and (R / |x|)(I - uu^T) outside. Its l2 norm is at most 1, and column j has l1
+    # norm at most 1 - u_j^2 + |u_j| (|u|_1 - |u_j|) <= (1 + sqrt n) / 2.
     spread = (1 + math.sqrt(x.size)) / 2 if x.size > 1 else 1.0
     jacobian = OperatorNorms(one_one=spread, two_two=1.0, inf_inf=spread)
 

@@ -2,11 +2,11 @@
 
 An example's gradient of a linear layer's weight is the outer product of its cotangent v and its input x, so its norm is
 at most ``|v| |x|``, two norms that cost next to nothing. In training mode the weight's gradient is therefore the sum
-over the examples of ``s v x^T`` with ``s = min(1, radius / (|v| |x|))``: no gradient per example exists, and its bound
-needs neither a bound of the input nor any operator norm. What goes on to the layers below is the true cotangent.
+over the examples of ``s v x^T`` with ``s = min(1, radius / (|v| |x|))``. No gradient per example is formed, and the
+bound needs neither a bound of the input nor an operator norm. The layers below get the true cotangent.
 
 Under ``torch.autocast`` the layer's output and the cotangent for the layers below are products in half precision; x and
-v are turned into the weight's type, exactly, before they meet (see :mod:`dplip.sensitivities.enforced`).
+v are converted to the weight's type, exactly, before their product (see :mod:`dplip.sensitivities.enforced`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from dplip.validate import positive
 M = TypeVar("M", bound=nn.Module)
 
 LARGEST_NORM = 1e30
-"""An example with a norm beyond it, or not finite, has no gradient here: products with s lose their digits."""
+"""An example with a larger norm, or one that is not finite, adds no gradient: products with s lose their digits."""
 
 SMALLEST = 1e-12
-"""The smallest radius. What is scaled down is off by 2^-150 in each entry that falls below 2^-126; times the other
-factor, of a norm up to 2^64 (more has no finite square), that is sqrt(d) 2^-86 for d entries, far less than
-``ROW_SLACK`` of the radius."""
+"""The smallest radius. A scaled entry below 2^-126 is off by 2^-150. Times the other factor, whose norm is at most 2^64
+(a larger one has no finite square), the error is sqrt(d) 2^-86 for d entries, far less than ``ROW_SLACK`` of the
+radius."""
 
 
 def _radius(radius: float) -> float:
@@ -57,8 +57,8 @@ class BoundedLinear(nn.Linear):
         in_features, out_features, bias: as for ``nn.Linear``; the keys of the ``state_dict`` are the same.
         radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
 
-    Guarantee: in training mode, for every input, cotangent and weight whatsoever (what is not finite, or
-    beyond 1e30, contributes nothing). In evaluation mode it is ``nn.Linear``.
+    Guarantee: in training mode the bound holds for every input, cotangent and weight (examples that are not finite, or
+    of a norm beyond 1e30, contribute nothing). In evaluation mode the layer is ``nn.Linear``.
     Source: clipping by layer with the norm of an outer product, Goodfellow, 2015, arXiv 1510.01799.
     """
 
@@ -79,7 +79,7 @@ class BoundedConv2d(nn.Conv2d):
     """``nn.Conv2d`` (zero padding) that bounds each example's gradient of its weight, and of its bias, in l2.
 
     An entry of the input is read by at most m (position, tap) pairs, so the gradient's norm is at most
-    ``sqrt(m) |v| |x|`` (see :func:`dplip.rules.convolution.convolution`), and that product is what is scaled down.
+    ``sqrt(m) |v| |x|`` (see :func:`dplip.rules.convolution.convolution`). That product is scaled down to the radius.
 
     Args:
         radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
@@ -112,21 +112,21 @@ def _bounded_rows(
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
 
-    All are in the weight's type. If there is a radius, they are scaled example by example so that ``reuse |v| |x|`` and
+    All are in the weight's type. With a radius, each example is scaled so that ``reuse |v| |x|`` and
     ``sqrt(positions) |v|`` lie within it.
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     if radius is None:
         return x, v, lambda: v
     sizes, lengths = row_norms(x), row_norms(v)
-    kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # NaN is not
-    # The pass is left out where it would change no row: what becomes of one must not depend on the others.
+    kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # False for NaN
+    # The scaling is skipped only where it would change no row, so that a row never depends on the others.
     if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROW_SLACK))):
         if not _all(kept):
             x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
-            # Not taken anew: a copy may lie otherwise in memory, and its norms round otherwise, in all rows at once.
+            # The norms are not recomputed: a copy may differ in memory layout, which would change the rounding of all.
             sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))
-        norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # either will do: the smaller copy
+        norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # scale the smaller of the two tensors
         inputs = x * scale_into(radius, norms, x) if on_input else x
         cotangents = v if on_input else v * scale_into(radius, norms, v)
     else:
@@ -135,17 +135,17 @@ def _bounded_rows(
 
 
 def _all(condition: Tensor) -> bool:
-    """Whether it holds for every example, so that a pass over the values can be left out."""
-    if torch.compiler.is_compiling():  # a compiled graph has no branch on values, and fuses the pass besides
+    """Whether the condition is known to hold for every example."""
+    if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return False
     try:
         return bool(condition.all())
-    except RuntimeError:  # under vmap there is no single answer
+    except RuntimeError:  # under vmap the value is not known
         return False
 
 
 class _Summed(torch.autograd.Function):
-    """A layer's map, or what it came to; without a radius, rows count as they are."""
+    """A layer's map with a backward pass of sums in blocks; a given output is returned, and a radius scales rows."""
 
     generate_vmap_rule = True
 
@@ -153,7 +153,7 @@ class _Summed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         x, weight, _, given, ctx.radius, *ctx.geometry = inputs
         ctx.save_for_backward(x, weight)
-        ctx.mark_dirty(*[given] * (given is not None))  # returned as it is, and not as a view
+        ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view
 
 
 class _Linear(_Summed):
@@ -171,7 +171,7 @@ class _Linear(_Summed):
                 inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0, math.prod(v.shape[1:-1]))
                 gradient = of_products(scaled.flatten(0, -2), inputs.flatten(0, -2)) if for_weight else None
                 bias = of_rows(sent().flatten(0, -2)) if for_bias else None
-                del inputs, scaled, sent  # a scaled copy is not held along with what comes next
+                del inputs, scaled, sent  # frees the scaled copy before the next product
             below = v @ weight.to(v.dtype) if for_x else None
         return below, gradient, bias, None, None
 
@@ -194,7 +194,7 @@ class _Convolution(_Summed):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
         (reuse, settings), shapes = ctx.geometry, (x.shape, weight.shape)
-        if v.ndim == 3:  # a sequence is an image of height 1
+        if v.ndim == 3:  # a sequence is treated as an image of height 1
             x, weight, v = (t.unsqueeze(2) for t in (x, weight, v))
             settings = (*((n, *s) for n, s in zip((1, 0, 1), settings[:3], strict=True)), settings[3])
         gradient = bias = below = None
@@ -204,14 +204,14 @@ class _Convolution(_Summed):
                 if for_weight:
                     gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
                 bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
-                del inputs, scaled, sent  # a scaled copy is not held along with what comes next
+                del inputs, scaled, sent  # frees the scaled copy before the next product
             if for_x:
                 below = conv2d_input(x.shape, weight.to(v.dtype), v, *settings).reshape(shapes[0])
         return below, gradient, bias, None, None, None, None
 
 
 def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-    """A hook for the layers of torch: the same output, whose backward pass sums over the batch in blocks."""
+    """A forward hook for torch's layers: it keeps the output, and makes the backward pass sum in blocks."""
     bounded = type(module).forward in (BoundedLinear.forward, BoundedConv2d.forward)
     trained = any(p is not None and p.requires_grad for p in (module.weight, module.bias))
     done = bounded and module.training
@@ -232,15 +232,15 @@ SUMMED.update({nn.Conv1d.forward, nn.Conv2d.forward, BoundedConv2d.forward})
 
 
 def _bounded(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:
-    """The stock layer's bounds, with its parameters' at most the radius in training mode."""
+    """The stock layer's bounds, with parameter bounds of at most the radius in training mode."""
     output, inner = bounds(module, x)
-    radius = _radius(module.radius)  # it may have been set since
+    radius = _radius(module.radius)  # checked again, since the attribute may have been set
 
     def pullback(v: Norms) -> Any:
         below, named = inner(v)
         if module.training:
             positions = output.size // module.weight.shape[0]
-            # Each row was scaled to the radius before the sum over its positions, which rounds.
+            # Each example was scaled to the radius before the sum over its positions, which rounds.
             named = {k: n & Norms(n.shape, l2=radius).summed(positions) for k, n in named.items()}
         return below, named
 
@@ -260,7 +260,7 @@ def bounded_convolution(module: BoundedConv2d, x: Norms) -> tuple[Norms, Pullbac
 AFFINE.add(bounded_linear)
 ENFORCED.update({bounded_linear, bounded_convolution})
 SUMMATIONS[linear] = SUMMATIONS[bounded_linear] = lambda _, output: replace(by_position(_, output), blocked=True)
-# One example's positions are summed by themselves.
+# The positions of one example are summed before the examples.
 SUMMATIONS[convolution] = SUMMATIONS[bounded_convolution] = lambda _, output: Summation(blocked=True)
 
 
@@ -268,11 +268,11 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     """Replace every ``nn.Linear`` and ``nn.Conv2d`` of a model by its bounded counterpart, in place.
 
     Args:
-        model: any module; layers whose class changes what those two compute are left as they are.
-        radius: of every layer; set ``layer.radius`` afterwards to tell them apart.
+        model: any module; subclasses that change the forward pass of the two layers are left as they are.
+        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
 
     Returns:
-        The model (a new layer, if it is itself one of the two). Parameters and constraints are kept, the same objects.
+        The model (a new layer, if it is itself one of the two), with the same parameter and constraint objects.
     """
     made: dict[nn.Module, nn.Module] = {}
 

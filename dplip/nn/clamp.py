@@ -1,4 +1,4 @@
-"""Coordinatewise clamping: an l-infinity input bound that keeps features apart."""
+"""Coordinatewise clamping, which bounds an input in l-infinity and does not mix features."""
 
 from __future__ import annotations
 

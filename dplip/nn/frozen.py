@@ -1,4 +1,4 @@
-"""A public network inside a private model: its weights are frozen, and no bound of its output is claimed."""
+"""A frozen public network inside a private model, with no bound of its output."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from dplip.rules import Pullback, rule
 
 
 class Frozen(nn.Module):
-    """A module as it is, in evaluation mode for good and never trained, such as a network pre-trained on public data.
+    """A module that is never trained and always in evaluation mode, such as a network pre-trained on public data.
 
-    Its layers need no rule: batch normalisation, attention and whatever else the algebra refuses may be inside. Put a
-    :class:`BallProjection` behind it and train what follows; ``DPLipTrainer(precompute=True)`` then runs it once per
-    example.
+    Its layers need no rule, so it may hold batch normalisation or attention. Put a :class:`BallProjection` behind it
+    and train the layers after that; ``DPLipTrainer(precompute=True)`` then runs it once per example.
 
     Args:
-        module: one tensor of examples to one tensor, batch first. Its parameters are frozen in place.
+        module: a map from one tensor of examples to one tensor, batch first. Its parameters are frozen in place.
 
     Shape: the module's.
 
     Guarantee: a fixed function of one example, given that the module in evaluation mode computes each example's output
-    from that example and its weights alone (a probe refuses a module that is seen to mix the examples of a batch) and
-    that no private data went into the weights. Nothing bounds its output or its derivative: what is trained behind it
-    needs a bound of its own, nothing may be trained before it, and a certificate is infinitely wide.
+    from that example and its weights alone (a probe refuses a module that mixes the examples of a test batch) and that
+    the weights depend on no private data. Its output and its derivative have no bound: layers behind it need a bound
+    of their own, no layer before it can be trained, and a certificate is infinitely wide.
     Source: Tramer and Boneh, "Differentially private learning needs better features (or much more data)", 2021.
     """
 

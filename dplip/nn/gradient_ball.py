@@ -1,4 +1,4 @@
-"""The projection of one example's cotangent onto an l2 ball: the bound of a gradient as a part of the model."""
+"""The projection of one example's cotangent onto an l2 ball, which bounds gradients inside the model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dplip.rules import Pullback, rule
 from dplip.validate import positive
 
 ROW_SLACK = 4e-6
-"""How far inside its radius a row is scaled: more than the rounding of the factor and of its product."""
+"""Relative distance inside the radius to which a row is scaled: more than the rounding of the factor and product."""
 
 
 class GradientBall(nn.Module):
     """The identity, whose backward pass scales each example's cotangent down to the given l2 norm, in training mode.
 
-    Between layers, together with ``BallProjection``, it bounds every parameter's gradient whatever the weights are:
-    the sensitivity is then a constant, and no operator norm is needed for privacy.
+    Between layers, together with ``BallProjection``, it bounds every parameter's gradient for all weights. The
+    sensitivity is then a constant, and privacy needs no operator norm.
 
     Args:
-        radius: the largest l2 norm of the cotangent that one example sends back.
+        radius: the largest l2 norm of one example's cotangent after this layer.
 
     Shape: any shape with the batch first; the norm is over all other axes.
 
@@ -32,7 +32,7 @@ class GradientBall(nn.Module):
     so that certificates see the derivative of the model.
     """
 
-    surrogate = True  # in training mode the cotangent that it sends on is not its derivative's
+    surrogate = True  # in training mode the backward pass is not the derivative
 
     def __init__(self, radius: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class GradientBall(nn.Module):
 
 
 class _Scaled(torch.autograd.Function):
-    """The identity; backward, the projection onto the ball. ``vmap`` over examples works on both passes."""
+    """The identity, whose backward pass projects onto the ball. ``vmap`` over examples works on both passes."""
 
     generate_vmap_rule = True
 
@@ -64,10 +64,10 @@ class _Scaled(torch.autograd.Function):
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """The l2 norm of each example of a batch, from above, in float64; inf where its square overflows.
+    """An upper bound on the l2 norm of each example of a batch, in float64; inf where its square overflows.
 
-    A sum of n nonnegative terms is off by at most n roundings, the root by half of that; and squares below the smallest
-    normal number may vanish, together less than n of it.
+    Proof: a sum of n nonnegative terms is off by at most n roundings, its root by half of that. Squares below the
+    smallest normal number may underflow; n of them lose less than n times that number.
     """
     rows = x.flatten(1)
     n, info = rows.shape[1], torch.finfo(x.dtype)
@@ -75,10 +75,10 @@ def row_norms(x: Tensor) -> Tensor:
 
 
 def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:
-    """Per example, a factor that brings a value of that norm into the radius, shaped to multiply ``like``.
+    """Per example, a factor that scales a value of norm ``norms`` into the radius, shaped to multiply ``like``.
 
-    Rounded towards the inside. A norm that is not finite gives 0, and so does a factor below the normal numbers, whose
-    own rounding would be large.
+    The factor is rounded towards 0. It is 0 for a norm that is not finite, and where it would be below the normal
+    numbers, with a large rounding error.
     """
     inside = radius * (1 - ROW_SLACK)
     scale = inside / torch.nan_to_num(norms, nan=math.inf).clamp_min(inside)
@@ -87,7 +87,7 @@ def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:
 
 
 def project_rows(x: Tensor, radius: float) -> Tensor:
-    """Each example of a batch projected onto the l2 ball, with NaN and infinite entries taken for 0."""
+    """Each example of a batch projected onto the l2 ball, after NaN and infinite entries are set to 0."""
     x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     return x * scale_into(radius, row_norms(x), x)
 

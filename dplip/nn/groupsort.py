@@ -1,4 +1,4 @@
-"""Sorting activations: gradient-norm preserving, since every Jacobian is a permutation."""
+"""Sorting activations, which preserve gradient norms: every Jacobian is a permutation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _sort_pairs(x: Tensor, dim: int) -> Tensor:
     pairs = x.unflatten(dim, (-1, 2))
     axis = dim + 1 if dim >= 0 else dim
     a, b = pairs.select(axis, 0), pairs.select(axis, 1)
-    # At ties torch halves the gradient between the two: a mean of two permutations, still a contraction.
+    # At ties torch halves the gradient between the two, so the Jacobian is a mean of two permutations.
     both = torch.stack((torch.minimum(a, b), torch.maximum(a, b)), dim=axis)
     return both.flatten(axis - 1, axis)
 

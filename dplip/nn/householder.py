@@ -17,7 +17,7 @@ class Householder(nn.Module):
     """Reflect each pair (x_i, x_{i + n/2}) of channels that lies on the negative side of a learnable line.
 
     Args:
-        channels: size of axis 1, even. Each pair has an angle theta, at first pi / 2, where this is MaxMin.
+        channels: size of axis 1, even. Each pair has an angle theta, initially pi / 2, where the layer is MaxMin.
 
     Guarantee: 1-Lipschitz in l2 and norm preserving: on both sides the Jacobian is orthogonal, and the two agree on
     the line. The angle's gradient at one pair is at most the product of the pair's norm and its cotangent's.
@@ -54,5 +54,5 @@ def householder(module: Householder, x: Norms) -> tuple[Norms, Pullback]:
     return output, pullback
 
 
-# An angle turns a pair of entries at each position: four products, of together at most twice the bound's magnitude.
+# An angle's gradient sums four products at each position, whose magnitudes add up to at most twice the bound.
 SUMMATIONS[householder] = lambda parameter, output: Summation(8 * math.prod(output) // parameter[0])

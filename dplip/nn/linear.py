@@ -1,4 +1,4 @@
-"""Linear layers and convolutions with a constraint: the weight is projected after each step."""
+"""Linear layers and convolutions whose weight is projected onto a constraint after each step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dplip.constraints import Orthogonal, SpectralBall, constrain
 
 
 class OrthogonalLinear(nn.Linear):
-    """A linear layer whose weight has orthonormal rows (or columns, where it is tall): all singular values 1."""
+    """A linear layer whose weight has orthonormal rows (columns, if it is tall), so that all singular values are 1."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias=bias)

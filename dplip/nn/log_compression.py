@@ -1,4 +1,4 @@
-"""The logarithm of magnitudes, which brings features whose sizes span decades to one scale."""
+"""Logarithmic compression, which brings features of very different magnitudes to one scale."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class LogCompression(nn.Module):
         scale: the slope at 0.
 
     Guarantee: Lipschitz with constant ``scale`` in every lp norm, odd and monotone.
-    Source: Oyallon, Mallat, "Deep roto-translation scattering for object classification", 2015, for features of
-    scattering.
+    Source: Oyallon, Mallat, "Deep roto-translation scattering for object classification", 2015.
     """
 
     def __init__(self, scale: float) -> None:
@@ -41,6 +40,6 @@ def log_compression(module: LogCompression, x: Norms) -> tuple[Norms, Pullback]:
 
 
 def _compressed(size: Bound, scale: float) -> Bound:
-    """``log(1 + scale size)``: the map grows with the magnitude, so the largest entry's image is the largest."""
+    """``log(1 + scale size)``, the bound on the largest entry's image, since the map grows with the magnitude."""
     product = below(times(scale, size), 1e30)
     return (product.log1p() if isinstance(product, Tensor) else math.log1p(product)) * (1 + REDUCTION_SLACK)

@@ -1,4 +1,4 @@
-"""The low frequencies of an image: a fixed layer, behind which a learned one has fewer weights to add noise to."""
+"""Fixed layers that keep the low frequencies of an image, so that a learned layer behind them has fewer weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LowPass(nn.Module):
     """The ``keep`` x ``keep`` lowest frequencies of each channel, by the orthonormal discrete cosine transform.
 
     Args:
-        height, width: of the images.
+        height, width: size of the images.
         keep: frequencies kept along each axis, at most the smaller of the two sizes.
 
     Shape: (..., height, width) to (..., keep, keep).
@@ -27,7 +27,7 @@ class LowPass(nn.Module):
     Raises:
         ConfigurationError: a size below 1, or more frequencies than pixels.
 
-    Guarantee: 1-Lipschitz in l2, whatever the image: its rows are orthonormal. Nothing of it is learned.
+    Guarantee: 1-Lipschitz in l2, since its rows are orthonormal. It has no parameters.
     Source: Ahmed, Natarajan, Rao, "Discrete cosine transform", 1974 (type II).
     """
 
@@ -62,7 +62,7 @@ def _cosines(size: int, keep: int) -> Tensor:
 
 
 def _norms(module: LowPass) -> OperatorNorms:
-    """Of x -> a x b^T, the Kronecker product of the two: each of these norms is the product of theirs."""
+    """The norms of x -> a x b^T, the Kronecker product of a and b: each is the product of their norms."""
     a, b = (of_fixed(t, matrix_norms) for t in (module.rows, module.columns))
     return OperatorNorms(*(float(times(p, q)) for p, q in zip(astuple(a), astuple(b), strict=True)))
 
@@ -76,12 +76,12 @@ class ChannelLowPass(nn.Module):
     """:class:`LowPass` with a number of frequencies for each channel, such as fewer for colour than for light.
 
     Args:
-        height, width: of the images.
-        keep: for each channel, the frequencies kept along each axis.
+        height, width: size of the images.
+        keep: for each channel, the number of frequencies kept along each axis.
 
     Shape: (batch, channels, height, width) to (batch, sum of the squares of ``keep``).
 
-    Guarantee: 1-Lipschitz in l2: channels are apart, and each is transformed by a :class:`LowPass`.
+    Guarantee: 1-Lipschitz in l2: a :class:`LowPass` transforms each channel by itself.
     """
 
     def __init__(self, height: int, width: int, keep: Sequence[int]) -> None:

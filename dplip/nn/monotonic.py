@@ -1,4 +1,4 @@
-"""Networks that are monotone by construction: a branch of bounded slope plus a linear residual that is steeper."""
+"""Networks that are monotone by construction: a branch of bounded slope plus a steeper linear residual."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from dplip.norms import NormCache, Norms, largest
 from dplip.propagation import Walk
 
 RESERVE = 1e-4
-"""The residual is this much steeper than asked for: it covers the rounding slack of a certified slope."""
+"""Relative excess of the residual's slope over ``lipschitz``, which covers the slack of a certified slope."""
 
 Directions = Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 class Monotonic(nn.Module):
-    """``g(x) = f(x) + slope * x S``: monotone where S is +1 or -1, whatever the weights of f.
+    """``g(x) = f(x) + slope * x S``: monotone where S is +1 or -1, for all weights of f.
 
     Args:
-        module: f, from (batch, features) to (batch, outputs): any model that the algebra can walk. It is changed by
-            nothing but its own training.
+        module: f, from (batch, features) to (batch, outputs), a model whose operations have rules; it is not changed.
         directions: S, one of -1, 0, +1 for each feature (the same for every output), or a matrix (features, outputs);
             +1: the output does not fall when the feature rises.
-        lipschitz: the largest slope of f in one feature that the residual makes up for; None: read off f's pullback,
-            and again after every projection (``dplip.project``, which a private step does by itself).
+        lipschitz: the largest slope of f in one feature that the residual makes up for; None: computed from f's
+            pullback, and again after every projection (``dplip.project``, which a private step calls).
 
     Attributes:
         slope: a frozen parameter, ``lipschitz`` times ``1 + 1e-4``; not trained, saved with the weights.
 
     Raises:
-        ConfigurationError: f's certified slope exceeds ``lipschitz``: for its present weights or, where they are
-            constrained, for weights at the edge of their sets; both numbers are named. After every projection, and so
-            after every private step, the same is checked again. Also for directions that do not fit f.
+        ConfigurationError: f's certified slope exceeds ``lipschitz``, for its present weights or for constrained
+            weights at the edge of their sets; every projection, and so every private step, checks the present weights
+            again. Also for directions that do not fit f.
 
     Guarantee: in exact arithmetic, ``s_i dg_j/dx_i`` lies in [slope - L, slope + L] with L <= slope the certified bound
     on f's slopes: f's pullback sends one output's cotangent to an l-infinity norm of at most L, which bounds each
@@ -83,7 +82,7 @@ class Monotonic(nn.Module):
 
 
 class Residual(Constraint):
-    """The slope of a residual: at least that of the branch beside it."""
+    """The constraint on the slope of a residual: it is at least the certified slope of the branch."""
 
     axes = 0
 
@@ -93,8 +92,8 @@ class Residual(Constraint):
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         assert isinstance(layer, Monotonic)
-        project(layer.module)  # whichever of the two is projected first, the slope is that of the final weights
-        # Norms that are carried over steps are looser than the reserve: here they are exact.
+        project(layer.module)  # first, so that the slope is that of the projected weights
+        # The norms are computed exactly here, because cached norms are looser than the reserve.
         with NormCache(tolerance=0.0):
             bound = slope_bound(self._traced.walk(layer.module, layer.directions.shape[1]))
         if layer.lipschitz is None:
@@ -106,7 +105,7 @@ class Residual(Constraint):
 
 
 class _Traced:
-    """Keeps a module's trace between projections; not copied or saved with the module."""
+    """A cache of a module's trace between projections, which is not copied or saved with the module."""
 
     def __init__(self) -> None:
         self._walk: Walk | None = None
@@ -124,7 +123,7 @@ def slope_bound(walk: Walk) -> float:
     """A certified bound on every partial derivative of every output of a model, for its present weights."""
     walk.refuse_surrogates()
     output, pullback = walk()
-    # The cotangent of one output is one-hot: its l1 norm is 1, and so are the others.
+    # The cotangent of one output is one-hot, so all of its norms are 1.
     return largest(pullback(Norms(output.shape, l1=1.0))[0].linf)
 
 
@@ -141,7 +140,7 @@ def _outputs(module: nn.Module, features: int) -> int:
 def _at_the_edge(module: nn.Module) -> nn.Module:
     """A copy whose constrained weights lie at the edge of their sets, where training may take them.
 
-    So constants that do not compose are refused before training, and not at the step that first goes too far.
+    With it, constraints that allow too large a slope are refused before training.
     """
     edge = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(0)

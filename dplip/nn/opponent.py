@@ -1,4 +1,4 @@
-"""Opponent colours: red, green and blue turned into light and two differences of colour."""
+"""Opponent colours: a rotation of red, green and blue into light and two colour differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AXES = (
     (2**-0.5, -(2**-0.5), 0.0),
     (6**-0.5, 6**-0.5, -2 * 6**-0.5),
 )
-"""Light, red against green, yellow against blue: orthonormal."""
+"""Orthonormal axes: light, red against green, yellow against blue."""
 
 ROTATION_SLACK = 1e-6
 """Relative slack for the float32 rounding of the axes."""
@@ -25,7 +25,7 @@ class OpponentColors(nn.Module):
 
     Shape: (..., 3, height, width), unchanged.
 
-    Guarantee: 1-Lipschitz in l2 (up to rounding): it is orthogonal. Nothing of it is learned.
+    Guarantee: orthogonal, so 1-Lipschitz in l2 (up to rounding). It has no parameters.
     Source: van de Sande, Gevers, Snoek, "Evaluating color descriptors for object and scene recognition", 2010.
     """
 

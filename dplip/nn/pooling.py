@@ -36,16 +36,16 @@ class ScaledL2NormPool2d(nn.Module):
 
 
 class _WindowNorm(torch.autograd.Function):
-    """sqrt of the window's sum of squares, whose gradient at zero is 0 where autograd's own is NaN."""
+    """The root of each window's sum of squares, with gradient 0 at a zero window, where autograd gives NaN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
-        # Scaled by the largest entry of each window, so that squares neither overflow nor vanish.
+        # Each window is divided by its largest entry, so that squares neither overflow nor underflow.
         peak = F.max_pool2d(x.abs(), k)
         safe = torch.where(peak > 0, peak, torch.ones_like(peak))
         unit = x / safe.repeat_interleave(k, -1).repeat_interleave(k, -2)
         length = (F.avg_pool2d(unit.square(), k) * k * k).sqrt()
-        ctx.save_for_backward(unit, length)  # their quotient is the gradient: that of x and its norm may be denormal
+        ctx.save_for_backward(unit, length)  # unit / length is the gradient, where x over its norm may be denormal
         ctx.k = k
         return torch.where(peak > 0, safe * length, torch.zeros_like(length))
 

@@ -16,19 +16,19 @@ from dplip.validate import positive
 class PrivateMean(nn.Module):
     """Subtract the mean of the training inputs, which :class:`dplip.DPLipTrainer` releases before its first step.
 
-    Centred inputs are shorter, so the ball behind this layer, and with it the noise, may be smaller. Until the release,
-    and where no trainer makes one, nothing is subtracted. Put it into a ``Sequential`` after layers that
-    nothing is trained in, and a :class:`BallProjection` after it.
+    Centred inputs have smaller norms, so the ball behind this layer, and with it the noise, may be smaller. Before the
+    release, and without a trainer, the layer subtracts 0. Put it into a ``Sequential`` after layers without trainable
+    parameters, and a :class:`BallProjection` after it.
 
     Args:
-        shape: of one example's value here.
-        radius: of the l2 ball that each example's value is projected onto before it enters the mean.
-        noise_multiplier: std of the noise of the sum, in units of ``radius``. The release costs what one step on all
-            of the data with this noise would.
+        shape: shape of one example's value at this layer.
+        radius: radius of the l2 ball that each example's value is projected onto before it enters the mean.
+        noise_multiplier: std of the noise of the sum, in units of ``radius``. The release costs as much privacy as one
+            step on all of the data with this noise.
 
     Shape: (batch, *shape), unchanged.
 
-    Guarantee: 1-Lipschitz; nothing is claimed of the size of its output, whatever was released.
+    Guarantee: 1-Lipschitz, for every released mean; its output has no bound.
     """
 
     mean: Tensor

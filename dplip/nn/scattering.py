@@ -19,17 +19,17 @@ from dplip.rules import Pullback, refuse_module, rule, through
 Array = NDArray[Any]
 
 ANGLES = 8
-"""Orientations of the wavelets, over half a turn: for a real image the other half is the same."""
+"""Orientations of the wavelets over half a turn; for a real image the other half gives the same moduli."""
 
 TRANSFORM_SLACK = 1e-4
-"""Relative slack for the float32 rounding of a transform, some hundreds of additions deep."""
+"""Relative slack for the float32 rounding of a transform, of some hundreds of additions."""
 
 BORDER = 4
-"""Zeros around the image, in pixels; the filters wrap around an image that is larger by this on every side."""
+"""Width of the border of zeros around the image, in pixels; the filters wrap around the padded image."""
 
 
 class Scattering2d(nn.Module):
-    """Wavelet scattering of every channel: local means of the image, of its wavelet moduli, and of theirs.
+    """Wavelet scattering of every channel: local means of the image and of its wavelet moduli of orders 1 and 2.
 
     With ``g`` a Gaussian and ``w`` Morlet wavelets of 2 scales and 8 angles (``*``: circular convolution of the image
     with a border of 4 zeros), the 81 maps are ``x * g``, ``|x * w1| * g`` and ``||x * w1| * w2| * g`` with w2 coarser
@@ -40,8 +40,8 @@ class Scattering2d(nn.Module):
 
     Shape: (batch, channels, size, size) to (batch, 81 channels, size / 4, size / 4).
 
-    Guarantee: Lipschitz in l2 with the constant of :func:`scattering_lipschitz` (about 0.257), which is certified
-    from the filters; zero for the zero image, and so bounded by that constant times the image's norm.
+    Guarantee: Lipschitz in l2 with the constant of :func:`scattering_lipschitz` (about 0.257), certified from the
+    filters. The zero image maps to zero, so the output is bounded by that constant times the image's norm.
     Source: Bruna and Mallat, "Invariant scattering convolution networks", 2013; filters as in Kymatio (Andreux et al.,
     2020).
     """
@@ -70,23 +70,23 @@ class Scattering2d(nn.Module):
 
 @functools.cache
 def filters(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """What images of a size are filtered by, made in float64: wavelets, local means, of two scales each."""
+    """The filters for images of one size, computed in float64: wavelets and local means of two scales each."""
     full = size + 2 * BORDER
     window, at_half = _windows(full)
     made = (wavelets(full, 0), wavelets(full, 1), _means(window, 4, size), _means(at_half, 2, size))
-    with torch.inference_mode(False):  # they outlive the mode of the first use
+    with torch.inference_mode(False):  # cached filters are used outside of inference mode too
         return tuple(torch.from_numpy(f).to(device, dtype) for f in made)
 
 
 @functools.cache
 def scattering_lipschitz(size: int) -> float:
-    """The l2 Lipschitz constant of :class:`Scattering2d`, from above: computed from the filters, in float64.
+    """An upper bound on the l2 Lipschitz constant of :class:`Scattering2d`, computed from the filters in float64.
 
-    The modulus is 1-Lipschitz, so ``|S x - S y|^2`` is at most a quadratic form of d = x - y, built from the inside:
-    what follows the map of a wavelet is a quadratic form of that map's difference, at most its largest eigenvalue
-    times the square norm. Every form here is a sum of terms ``|(d * h)[::s, ::s]|^2``, which in Fourier space couple
-    only the frequencies that s merges; the average of a form over d(f) and conj(d(-f)) is the form on real signals.
-    Leaving the border of the means out only shrinks.
+    Proof: the modulus is 1-Lipschitz, so ``|S x - S y|^2`` is at most a quadratic form of d = x - y. The form is built
+    from the last layer: the form of the maps after a wavelet is at most its largest eigenvalue times the square norm
+    of the wavelet map's difference. Every form is a sum of terms ``|(d * h)[::s, ::s]|^2``, which in Fourier space
+    couple only the frequencies that s merges; the average of a form over d(f) and conj(d(-f)) is the form on real
+    signals. The means leave the border out, which can only lower the norm.
     """
     full = size + 2 * BORDER
     g, g_of_half = map(_spectrum, _windows(full))
@@ -109,7 +109,7 @@ def _local_means(maps: Tensor, mean: Tensor) -> Tensor:
 
 
 def _windows(n: int) -> tuple[Array, Array]:
-    """A Gaussian of sum 1 and deviation 1.6 on a circle of n points; and, of its band, what fits on n / 2 points."""
+    """A Gaussian of sum 1 and deviation 1.6 on a circle of n points, and its low band on n / 2 points."""
     x = np.arange(n)[:, None] + n * np.arange(-2, 2)
     values = np.exp(-0.5 * (x / 1.6) ** 2).sum(1)
     spectrum = np.fft.fft(values / values.sum())
@@ -118,30 +118,30 @@ def _windows(n: int) -> tuple[Array, Array]:
 
 
 def _means(window: Array, step: int, size: int) -> Array:
-    """Row k: the window around the first of the k-th four pixels of an image in the middle of the circle."""
-    n, scale = len(window), 4 // step  # pixels of the image to one here
+    """The matrix of local means: row k is the window centred at pixel 4 k of the image inside its border."""
+    n, scale = len(window), 4 // step  # image pixels per point of the window
     centres = BORDER // scale + step * np.arange(size // 4)
     return window[(np.arange(n)[None, :] - centres[:, None]) % n]
 
 
 def _spectrum(window: Array) -> Array:
-    """The Fourier transform, real, of an even window along both axes."""
+    """The real Fourier transform of an even window along both axes."""
     axis = np.fft.fft(window).real
     return axis[:, None] * axis[None, :]
 
 
 def wavelets(n: int, j: int) -> Array:
-    """The Fourier transforms, real, of the Morlet wavelets of scale j on a circle of n by n pixels: (8, n, n)."""
+    """The real Fourier transforms of the Morlet wavelets of scale j on a torus of n by n pixels, shape (8, n, n)."""
     made = []
     for k in range(ANGLES):
         theta = (ANGLES // 2 - 1 - k) * math.pi / ANGLES
         envelope, wave = (_gabor(n, theta, 0.8 * 2**j, xi) for xi in (0.0, 0.75 * math.pi / 2**j))
-        made.append(np.fft.fft2(wave - wave.sum() / envelope.sum() * envelope).real)  # of mean 0
+        made.append(np.fft.fft2(wave - wave.sum() / envelope.sum() * envelope).real)  # the wavelet has mean 0
     return np.stack(made)
 
 
 def _gabor(n: int, theta: float, sigma: float, xi: float) -> Array:
-    """A wave of frequency xi along theta under a Gaussian, longer across it by ANGLES / 4, wrapped around."""
+    """A periodic wave of frequency xi along theta under a Gaussian that is ANGLES / 4 times longer across theta."""
     slant = 4 / ANGLES
     rotation = np.array([[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]])
     curvature = rotation @ np.diag([1.0, slant**2]) @ rotation.T / (2 * sigma**2)
@@ -163,7 +163,7 @@ def _largest(terms: list[tuple[float, Array, int]], merged: int) -> float:
     for weight, h, s in terms:
         mirrored = np.conj(np.roll(h[::-1, ::-1], (1, 1), (0, 1)))
         k = np.arange(merged)
-        # In units of n / merged: under s, members meet that differ by a multiple of merged / s.
+        # In units of n / merged, a stride s merges members that differ by a multiple of merged / s.
         same = (k[:, None] - k[None, :]) % (merged // s) == 0
         meets = (same[:, None, :, None] & same[None, :, None, :]).reshape(merged**2, merged**2)
         for spectrum in (h, mirrored):
@@ -178,5 +178,5 @@ def scattering(module: Scattering2d, x: Norms) -> tuple[Norms, Pullback]:
     if len(x.shape) != 3 or x.shape[1:] != (module.size,) * 2:
         refuse_module(module, f"is given one example of shape {x.shape}.", "Give it (channels, size, size).")
     shape = (81 * x.shape[0], module.size // 4, module.size // 4)
-    # Channels are apart, so the constant is that of one of them.
+    # Channels are transformed separately, so the constant is that of one channel.
     return through(OperatorNorms(two_two=scattering_lipschitz(module.size)), x, shape)

@@ -1,8 +1,8 @@
-"""Sums over a batch in blocks, and of the blocks in a tree, so that neighbouring batches round nearly alike.
+"""Sums over a batch in blocks that are added up in a tree, so that neighbouring batches round nearly alike.
 
-One more example moves every later row of a batch, and so every rounding of a float32 sum over it. A sum of n terms, in
-any order, is off by at most n 2^-24 times the sum of their magnitudes: for n examples, by n^2 2^-24 times what one of
-them may add. In blocks of g rows that are added up in a tree it is about n g 2^-25, whatever the order within a block.
+One more example moves every later row of a batch, and so changes every rounding of a float32 sum over it. A sum of n
+terms, in any order, is off by at most n 2^-24 times the sum of their magnitudes: for n examples, by n^2 2^-24 times the
+bound of one. A tree of blocks of g rows is off by about n g 2^-25, for any order within a block.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 128
-"""Rows whose sum is left to the machine: more take less time, and leave more to rounding."""
+"""Rows in a block, whose order of summation is the machine's: larger blocks are faster and round more."""
 
 CHAIN = 8
-"""Blocks that are added one after the other, in memory that stays in the cache."""
+"""Blocks that are added one after the other, in memory that fits the cache."""
 
 HELD = 1 << 21
-"""Numbers that are held at once for the gradients of single examples."""
+"""The most numbers in memory for the gradients of single examples."""
 
 
 def of_products(v: Tensor, x: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ def of_rows(v: Tensor) -> Tensor:
 
 
 def of_convolution(x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """The gradient of a convolution's weight in two dimensions, the sum of those of single examples.
+    """The gradient of a two-dimensional convolution's weight, summed over examples.
 
-    Each example's is a product of matrices of its own. That its positions are summed alike wherever it stands in the
-    batch is assumed, as of every product of rows (docs/guarantees.md, "One example, one row").
+    Each example's gradient is a matrix product by itself. Its rounding is assumed not to depend on the example's place
+    in the batch, as for every product of rows (docs/guarantees.md, "One example, one row").
     """
     channels, positions = v.shape[1], math.prod(v.shape[2:])
     width = x.shape[1] // groups * math.prod(taps)
@@ -74,14 +74,14 @@ def of_convolution(x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, d
 
 
 def _patches(x: Tensor, taps: Any, stride: Any, dilation: Any, size: Any) -> Tensor:
-    """What each tap reads at each position, (examples, channels, *taps, *size), for an input that is padded."""
+    """The entry of a padded input that each tap reads at each position, (examples, channels, *taps, *size)."""
     each, channel, row, column = x.stride()
     steps = (row * dilation[0], column * dilation[1], row * stride[0], column * stride[1])
     return x.as_strided((len(x), x.shape[1], *taps, *size), (each, channel, *steps), x.storage_offset())
 
 
 def _tree(of: Callable[[int, int], Tensor], start: int, end: int, leaf: int) -> Tensor:
-    """The sum over a range, which is halved until a part is a leaf: so many additions deep as it can be halved."""
+    """The sum over a range by a tree: the range is halved until a part is a leaf."""
     leaves = -(-(end - start) // leaf)
     if leaves <= 1:
         return of(start, end)
@@ -90,40 +90,40 @@ def _tree(of: Callable[[int, int], Tensor], start: int, end: int, leaf: int) -> 
 
 
 def _writable(value: Tensor) -> bool:
-    """Whether results may go into given memory, as they may not while they are differentiated or mapped over."""
+    """Whether ``out=`` may be used, which autograd and vmap do not allow."""
     return not (torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def most_examples(expected: float) -> int:
-    """The most examples that a Poisson batch of this expected size has, but for a chance below 2^-80.
+    """The most examples in a Poisson batch of this expected size, except with a probability below 2^-80.
 
-    Bernstein: a sum of independent indicators of mean B exceeds B + t with a chance of at most exp(-t^2 / (2B + 2t/3)).
+    Proof (Bernstein): a sum of indicators of mean B exceeds B + t with probability at most exp(-t^2 / (2B + 2t/3)).
     """
     odds = 80 * math.log(2)
     return math.ceil(expected + odds / 3 + math.sqrt((odds / 3) ** 2 + 2 * odds * expected))
 
 
 def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> float:
-    """How far two neighbouring sums may round apart, in units of the most that one example adds.
+    """How far the roundings of two neighbouring sums may differ, in units of the bound of one example.
 
     Args:
-        examples: the most that are in a sum.
+        examples: the most examples in a sum.
         terms: the most terms that one example adds to an entry.
-        blocked: whether the sum is one of this module, or else one whose order is left to the machine.
-        dtype: of the sum.
+        blocked: the sum is in the blocks of this module; False: its order is left to the machine.
+        dtype: the type of the sum.
 
-    Proof, with u the rounding of one operation. The terms of one example have magnitudes that add up to at most one
-    unit, since the bounds of gradients are bounds in norms, which do not see signs. A sum of N terms, in any order, is
-    off by at most N u times all magnitudes, for n examples n units, products' roundings included (Jeannerod and Rump,
-    2013). With one term an example less is true. A term a_t of entry j is rounded d_j(t) times, once for each
-    partial sum that it is in, and whatever the order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2.
-    So along any direction c of length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2
-    d_j(t)^2)^(1/2) <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In
-    blocks the same holds with the size of a block for that of the batch, and each addition of a chain or level of
-    the tree adds u times n. Computed partial sums exceed the exact ones by what has been rounded: the factor at the
-    end. Both of two neighbours may be off by as much.
+    Proof, with u the rounding of one operation. The magnitudes of one example's terms add up to at most one unit,
+    since bounds in norms do not depend on signs. A sum of N terms, in any order, is off by at most N u times all
+    magnitudes, for n examples n units, products' roundings included (Jeannerod and Rump, 2013). With one term an
+    example the error is smaller. A term a_t of entry j is rounded d_j(t) times, once for each partial sum that it is
+    in, and in any order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2. So along any direction c of
+    length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2)
+    <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In blocks the same
+    holds with the size of a block in place of the batch, and each addition of a chain or level of the tree adds u
+    times n. Computed partial sums exceed the exact ones by their roundings, which the last factor covers. Each of the
+    two neighbours may be off by as much.
     """
-    u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more
+    u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more example
     rows = min(BLOCK, n * terms) if blocked else n * terms
     depth = rows / math.sqrt(3) + 1.5 if terms == 1 else rows
     if blocked:
@@ -132,10 +132,10 @@ def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> flo
 
 
 def lost(examples: float, terms: int, entries: int, dtype: torch.dtype) -> float:
-    """How far apart two sums of products may be for what is below the smallest normal number: it may count as zero."""
+    """How far two sums of products may differ by underflow: a number below the smallest normal one may become 0."""
     return 4 * (examples + 1) * terms * math.sqrt(entries) * torch.finfo(dtype).tiny
 
 
 def added(examples: float, times: int, dtype: torch.dtype) -> float:
-    """The same for sums that are added or rounded so many times more: each time by at most u of what is in them."""
+    """How far two sums may differ after ``times`` more additions or roundings, each of relative error at most u."""
     return (examples + 1) * times * torch.finfo(dtype).eps

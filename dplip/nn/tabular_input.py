@@ -1,4 +1,4 @@
-"""The public ranges of a table's columns as the first layer of a model: clamped and scaled, feature by feature."""
+"""The first layer for tables: it clamps and scales each column by its public range."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dplip.norms import Norms, OperatorNorms
 from dplip.rules import Pullback, refuse_module, rule
 
 ENCODING_SLACK = 2e-6
-"""Relative slack for the float32 rounding of an encoded row; sums of a block up to 1 + 1e-6 count as 1."""
+"""Relative slack for the float32 rounding of an encoded row, and for block sums up to 1 + 1e-6, which count as 1."""
 
 
 class TabularInput(nn.Module):
-    """Numeric columns into [-1/2, 1/2] by their public ranges, blocks of one-hot columns into the capped simplex.
+    """Map numeric columns into [-1/2, 1/2] by their public ranges, and one-hot blocks into the capped simplex.
 
     Args:
         low, high: public ends of the range of each numeric column; these columns come first.
@@ -27,8 +27,8 @@ class TabularInput(nn.Module):
     Shape: (batch, len(low) + sum(groups)) to the same.
 
     Guarantee: for inputs without NaN, numeric outputs lie in [-1/2, 1/2] and each block has l1 norm at most 1, so the
-    whole has ``l2^2 <= len(low) / 4 + len(groups)``; one-hot rows pass unchanged. A numeric column reaches its own
-    output alone, and never lets it fall as it rises: monotonicity in the raw columns is kept.
+    output has ``l2^2 <= len(low) / 4 + len(groups)``; one-hot rows are unchanged. Each numeric output depends on its
+    own column alone and does not decrease in it, so that monotonicity in the raw columns is kept.
     """
 
     low: Tensor
@@ -63,7 +63,7 @@ class TabularInput(nn.Module):
             raise ConfigurationError(f"shape={tuple(x.shape)}: the table has {n + sum(self.groups)} features a row.")
         low, high = self.low.to(x.dtype), self.high.to(x.dtype)
         above, width = torch.minimum(torch.maximum(x[:, :n], low), high) - low, high - low
-        # The logarithm sees the columns that are scaled by it alone: elsewhere its gradient is not asked for.
+        # The logarithm is computed of the log columns only, so that the others have no gradient through it.
         logged = torch.log1p(torch.where(self.is_log, above, 0.0)) / torch.log1p(width)
         parts = [torch.where(self.is_log, logged, above / width) - 0.5]
         if self.groups:
@@ -75,7 +75,7 @@ class TabularInput(nn.Module):
 
 
 def capped_simplex(rows: Tensor) -> Tensor:
-    """The Euclidean projection of nonnegative rows onto those with a sum of at most 1."""
+    """The Euclidean projection of nonnegative rows onto the rows with a sum of at most 1."""
     over = rows.detach().sum(1, keepdim=True) > 1 + 1e-6
     if not bool(over.any()):
         return rows
@@ -100,8 +100,8 @@ def tabular_input(module: TabularInput, x: Norms) -> tuple[Norms, Pullback]:
         (1.0 if blocks else 0.5) * (1 + ENCODING_SLACK),
     )
     slope = float(module.slopes()[1].max()) * (1 + ENCODING_SLACK) if numeric else 0.0
-    # A block's Jacobian is a diagonal of zeros and ones, or I_A - 1 1^T / |A| on the entries A that stay positive (a
-    # Euclidean projection, so of l2 norm 1; absolute sums of rows and columns are 2 (1 - 1 / |A|)), times the clamp's.
+    # A block's Jacobian is the clamp's (a diagonal of zeros and ones), times I_A - 1 1^T / |A| on the positive entries
+    # A where the block is projected: its l2 norm is at most 1, its absolute row and column sums 2 (1 - 1 / |A|).
     spread = 2.0 if blocks else 0.0
     flat = 1.0 if blocks else 0.0
     jacobian = OperatorNorms(one_one=max(slope, spread), two_two=max(slope, flat), inf_inf=max(slope, spread))

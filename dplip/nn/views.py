@@ -13,7 +13,7 @@ from dplip.rules.shape import example_axis, moved
 
 
 class Mirror(nn.Module):
-    """The mirror image: the last axis, an image's width, reversed.
+    """Reverse the last axis, an image's width.
 
     Shape: any; unchanged.
 
@@ -26,24 +26,23 @@ class Mirror(nn.Module):
 
 @rule(Mirror)
 def mirror(module: Mirror, x: Norms) -> tuple[Norms, Pullback]:
-    example_axis(-1, x)  # refuses an example without an axis: the last would be the batch's
+    example_axis(-1, x)  # refuses an example without an axis, where the last axis is the batch
     return moved(x, x.shape)
 
 
 class MeanOverViews(nn.Module):
     """The mean of a model's outputs over fixed views of the example: augmentation that costs no privacy.
 
-    All views of an example are within its one contribution to the sum of gradients. The weights are shared, so the
-    bounds of the views' gradients, each of a cotangent divided by the number of views, add up to no more than the bound
-    of one view alone would be. (A bounded layer inside, such as ``BoundedLinear``, bounds each view's gradient, so
-    its radius counts once a view.) The function itself does not change under a view that is its own inverse, and is
-    the same in training and in use, so a certificate holds for it.
+    All views of an example are part of its one contribution to the sum of gradients. The weights are shared, and the
+    cotangent of each view is divided by the number of views, so the views' gradient bounds add up to the bound of one
+    view. (A bounded layer inside, such as ``BoundedLinear``, bounds each view's gradient: its radius counts once a
+    view.) The function is the same in training and in use, and invariant under a view that is its own inverse.
 
     Args:
-        model: what is applied to every view; its layers treat each example by itself.
-        views: fixed maps of one example, without chance, such as ``nn.Identity()`` and :class:`Mirror`.
+        model: the model that is applied to every view; its layers treat each example by itself.
+        views: fixed maps of one example, without randomness, such as ``nn.Identity()`` and :class:`Mirror`.
 
-    Guarantee: for views that are 1-Lipschitz in a norm, the Lipschitz constant in it is at most the model's.
+    Guarantee: for views that are 1-Lipschitz in a norm, the Lipschitz constant in that norm is at most the model's.
     Source: augmentation multiplicity, De et al., 2022, arXiv 2204.13650; here outputs are averaged, not losses.
     """
 

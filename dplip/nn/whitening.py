@@ -1,4 +1,4 @@
-"""Whitening by public samples: channels decorrelated at every place, by a fixed matrix each."""
+"""Whitening by public samples: a fixed matrix at each place of a map decorrelates the channels."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from dplip.rules import Pullback, rule, through
 class Whitening(nn.Module):
     """At each place of a map, the channels times ``(C + floor)^-power``, C their covariance over public samples there.
 
-    Of features that are much alike, such as neighbouring orientations, a few directions hold most of the norm, and
-    the noise that a private layer gets is that of the norm. Evened out, the same norm holds more that tells classes
-    apart, and gradient descent gets to it in fewer steps.
+    In correlated features, such as neighbouring orientations, a few directions hold most of the norm, and a private
+    layer's noise is proportional to the norm. Whitening spreads the norm over more directions that tell classes apart,
+    and gradient descent needs fewer steps.
 
     Args:
-        samples: public features, (count, channels, height, width): those of synthetic images
-            (:func:`dplip.data.dead_leaves.dead_leaves`), or of a public data set. C is in units of their mean variance.
-        power: 0 changes nothing; 1/2 whitens in full.
-        floor: added to every variance, > 0; a direction of less is left small.
+        samples: public features, (count, channels, height, width), of synthetic images
+            (:func:`dplip.data.dead_leaves.dead_leaves`) or of a public data set. C is in units of their mean variance.
+        power: 0 is the identity; 1/2 whitens in full.
+        floor: added to every variance, > 0; a direction of smaller variance stays small.
 
-    Shape: (batch, channels, height, width), unchanged. The matrices are not in the ``state_dict``: they are made anew
-    from the samples wherever the layer is built.
+    Shape: (batch, channels, height, width), unchanged. The matrices are not in the ``state_dict``: each construction
+    of the layer computes them from the samples.
 
     Raises:
         ConfigurationError: samples of another shape, fewer than two, all alike or not finite; power < 0; floor <= 0.
 
-    Guarantee: linear, with norms certified from the matrices; at most floor ** -power in l2, up to rounding. Private as
-    long as the samples are public: nothing here looks at the training data.
+    Guarantee: linear, with norms certified from the matrices; the l2 norm is at most floor ** -power, up to rounding.
+    It costs no privacy as long as the samples are public, since it does not depend on the training data.
     Source: Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", 2018 (ZCA).
     """
 

@@ -1,4 +1,4 @@
-"""Upper bounds on norms, of values (``Norms``) and of maps (``OperatorNorms``), certified from above."""
+"""Certified upper bounds on the norms of values (``Norms``) and of maps (``OperatorNorms``)."""
 
 from dplip.norms.cache import NormCache
 from dplip.norms.convolution import convolution_norms

@@ -1,4 +1,4 @@
-"""Norms of weights that are kept over the steps of a run, and widened by how far the weights have moved."""
+"""A cache of the norms of weights over the steps of a run; each norm is widened by how far its weight has moved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _active: ContextVar[NormCache | None] = ContextVar("norm_cache", default=None)
 
 
 class NormCache:
-    """Certified norms carried over the steps of a run, so that an exact norm is rarely computed.
+    """Certified norms that are kept over the steps of a run, so that an exact norm is rarely computed.
 
     Guarantee: for any W and W0 of one shape, ``||W|| <= ||W0|| + gain ||W - W0||_F`` (triangle inequality), where
-    gain bounds the operator norm of a weight by its Frobenius norm (1 for a matrix). An entry is used while the
-    drift stays within ``tolerance`` of the bound, so a bound is never looser than by about that factor. No
-    assumption is made on how the weight changed. Active inside ``with cache:``.
+    gain bounds the operator norm of a weight by its Frobenius norm (1 for a matrix), however the weight changed. An
+    entry is used while the drift is at most ``tolerance`` times the bound. The cache is active inside ``with cache:``.
     """
 
     def __init__(self, tolerance: float = 0.01) -> None:
@@ -35,7 +34,7 @@ class NormCache:
         _active.reset(self._tokens.pop())
 
     def norm(self, key: Hashable, weight: Tensor, exact: Callable[[], float], gain: float) -> float:
-        """A certified norm of ``weight``: carried from the last exact one, or ``exact()``."""
+        """A certified norm of ``weight``: the last exact one plus the drift since, or ``exact()``."""
         entry = self._entries.get(key)
         if entry is not None and entry.fits(weight):
             drift = gain * distance(weight, entry.reference)
@@ -51,7 +50,7 @@ class NormCache:
         return distance(weight, entry.reference) <= self.tolerance * entry.bound
 
     def certify(self, key: Hashable, weight: Tensor, bound: float, projected: bool = False) -> float:
-        """Record that ``bound`` is certified for the present value of ``weight`` (which a constraint has just set)."""
+        """Record ``bound`` as certified for the present value of ``weight``."""
         entry = self._entries.get(key)
         if entry is not None and entry.fits(weight):
             reference = entry.reference.copy_(weight.detach())
@@ -83,13 +82,13 @@ def distance(a: Tensor, b: Tensor) -> float:
     """The Frobenius norm of ``a - b``, from above."""
     difference = a.detach() - b.detach()
     n = difference.numel()
-    # Squares below the smallest normal number may vanish: together they are less than n of it.
+    # Squares below the smallest normal number may underflow: n of them lose less than n times that number.
     lost = math.sqrt(n * torch.finfo(difference.dtype).tiny)
     return float(torch.linalg.vector_norm(difference)) * sum_slack(difference, n) + lost
 
 
 def sum_slack(w: Tensor, terms: int) -> float:
-    """One plus the largest relative rounding of a sum of that many nonnegative terms in the dtype of ``w``."""
+    """One plus the largest relative rounding of a sum of ``terms`` nonnegative terms in the dtype of ``w``."""
     return 1 + (terms + 4) * torch.finfo(w.dtype).eps
 
 

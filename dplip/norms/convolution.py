@@ -19,7 +19,7 @@ GRID = 32
 
 
 def _dilate(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
-    """The kernel with its zeros written out: taps at multiples of the dilation."""
+    """The dilated kernel as a dense one, with zeros between its taps."""
     for axis, d in enumerate(dilation, start=3):
         if d > 1:
             size = list(kernel.shape)
@@ -31,7 +31,7 @@ def _dilate(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
 
 
 def _polyphase(kernel: Tensor, stride: Sequence[int]) -> Tensor:
-    """The stride-1 kernel on ``prod(stride)`` times as many channels that acts as the strided one.
+    """The kernel of stride 1, on ``prod(stride)`` times as many channels, that acts as the strided one.
 
     With tap t = s a + b, ``y[o] = sum_{a,b} K[s a + b] x[s (o + a) + b]``; the phases ``x_b[j] = x[s j + b]`` are
     disjoint, so the regrouped input has the norms of x.
@@ -79,11 +79,11 @@ def convolution_norms(
         padding: zeros, or wrapped entries if ``circular``, before and after each axis.
 
     Guarantee: upper bounds. Every zero-padded, cropped or strided convolution is a compression of the one on Z^d,
-    whose l2 norm is the supremum of the norm of the Fourier symbol. Two certified ways, the finer one is taken:
-    on the torus of N >= n + padding points the operator is an exact submatrix of the circular one (no wrap meets a
-    counted output); and for every size ``sup <= max over the N-grid / prod cos(pi (k - 1) / 2N)``, since for unit
-    u, v the function Re(e^{i phi} u* K v) is, after a shift, a real trigonometric polynomial of degree (k - 1) / 2,
-    which by Riesz's lemma stays above ``||T|| cos(d x)`` at distance x from a maximum.
+    whose l2 norm is the supremum of the norm of the Fourier symbol. Small axes use the torus of N >= n + padding
+    points: there the operator is an exact submatrix of the circular one (no wrap meets a counted output). Other axes
+    use ``sup <= max over the N-grid / prod cos(pi (k - 1) / 2N)``, which holds at every size: for unit u, v the
+    function Re(e^{i phi} u* K v) is, after a shift, a real trigonometric polynomial of degree (k - 1) / 2, which by
+    Riesz's lemma stays above ``||T|| cos(d x)`` at distance x from a maximum.
     """
     require_real(weight)
     w = weight.detach()
@@ -93,7 +93,7 @@ def convolution_norms(
     taps = kernel.shape[3:]
     dense = w.unflatten(0, (groups, -1)).flatten(2)
     key = (id(weight), tuple(input_size or ()), tuple(stride), tuple(padding), tuple(dilation), groups, circular)
-    gain = math.sqrt(math.prod(taps))  # a pixel meets one tap of each polyphase kernel per output it reaches
+    gain = math.sqrt(math.prod(taps))  # a pixel meets one tap of the polyphase kernel for each output it reaches
 
     def spectral() -> float:
         if math.prod(w.shape[2:]) == 1 and groups == 1:
@@ -103,7 +103,7 @@ def convolution_norms(
         for axis, k in enumerate(taps):
             before, after = padding[axis]
             n = None if input_size is None else input_size[axis]
-            if circular and n is not None:  # the stride divides n: the rule refuses the rest
+            if circular and n is not None:  # the rule refuses a stride that does not divide n
                 grid.append(n // stride[axis])
                 continue
             if not circular and n is not None:

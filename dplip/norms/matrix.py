@@ -15,14 +15,14 @@ from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
 EIGENVALUE_SLACK = 4e-6
-"""Relative slack on a float64 eigenvalue: its own rounding, and that of a weight stored in float32 afterwards."""
+"""Relative slack for the rounding of a float64 eigenvalue, and of a weight that is stored in float32 afterwards."""
 
 
 def spectral_norm(weight: Tensor) -> float:
-    """The largest singular value of a matrix, from above: exact in float64, times ``1 + 4e-6``.
+    """An upper bound on the largest singular value of a matrix: its float64 value times ``1 + 4e-6``.
 
-    Proof: the largest eigenvalue of the Gram matrix of the smaller side is the square of the norm; the
-    eigenvalue's backward error is a small multiple of ``n 2^-53`` relative, far below the slack.
+    Proof: the largest eigenvalue of the Gram matrix of the smaller side is the square of the norm. Its relative
+    backward error is a small multiple of ``n 2^-53``, far below the slack.
 
     Raises:
         ConfigurationError: the weight holds NaN or infinity.
@@ -49,18 +49,18 @@ def greatest_root(squares: Tensor, dim: int) -> float:
     return math.sqrt(greatest(squares, dim) + tiny)
 
 
-_FIXED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # to a copy of the values, and their norms
+_FIXED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> (a copy of its values, their norms)
 
 
 def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> OperatorNorms:
-    """The norms that a function finds for a fixed matrix or stack of matrices, found again only if it has changed.
+    """The norms of a fixed matrix or stack of matrices, computed by ``norms`` and again only if the values change.
 
-    A tensor without values (on the meta device) has the norms of which nothing is known.
+    The norms of a tensor on the meta device, which has no values, are infinite.
     """
     if tensor.is_meta:
         return OperatorNorms()
     values, found = _FIXED.get(tensor, (None, None))
-    if found is None or not torch.equal(values, tensor):  # not every edit is counted by torch: one through .data is not
+    if found is None or not torch.equal(values, tensor):  # torch's version counter misses edits through .data
         found = norms(tensor)
         _FIXED[tensor] = tensor.detach().clone(), found
     return found
@@ -69,14 +69,13 @@ def of_fixed(tensor: Tensor, norms: Callable[[Tensor], OperatorNorms]) -> Operat
 def matrix_norms(weight: Tensor) -> OperatorNorms:
     """The induced norms of ``x -> weight @ x`` for a weight of shape (out, in).
 
-    Sums of rows and columns are exact: ``||W||_{1->p}`` is the largest lp norm of a column and ``||W||_{p->inf}``
-    the largest dual norm of a row.
+    Proof: ``||W||_{1->p}`` is the largest lp norm of a column, ``||W||_{p->inf}`` the largest dual norm of a row.
     """
     require_real(weight)
     w = weight.detach()
     if not w.numel():
         return OperatorNorms.diagonal(0.0)
-    if w.is_meta:  # a weight without values: nothing is known
+    if w.is_meta:  # a weight without values has no known norm
         return OperatorNorms()
     two_two = carried(id(weight), w, lambda: spectral_norm(w))
     magnitudes, squares = w.abs(), w.square()

@@ -13,8 +13,8 @@ from dplip.norms.value_norms import Norms, least, root, times
 class OperatorNorms:
     """Upper bounds on the induced norms of a linear operator, or of every Jacobian of a map.
 
-    ``two_inf`` bounds the largest l-infinity norm of an output for an input of l2 norm 1, and so on. The
-    adjoint exchanges p -> q with q* -> p*. Construction tightens by monotonicity of the norms and by
+    ``two_inf`` bounds the l-infinity norm of the output for an input of l2 norm 1; the other names read alike. The
+    adjoint exchanges p -> q with q* -> p*. Construction tightens the bounds by monotonicity of the norms and by
     Riesz-Thorin, ``two_two <= sqrt(one_one inf_inf)``.
     """
 
@@ -35,12 +35,12 @@ class OperatorNorms:
 
     @classmethod
     def diagonal(cls, bound: float) -> OperatorNorms:
-        """Of a diagonal operator (an elementwise map), or a permutation, with entries of at most ``bound``."""
+        """The norms of a diagonal operator (an elementwise map) or a permutation with entries of at most ``bound``."""
         return cls(one_one=bound, inf_inf=bound)
 
     @classmethod
     def block_diagonal(cls, blocks: Iterable[OperatorNorms]) -> OperatorNorms:
-        """Of operators that each act on a part of the input of its own: norms p -> q with p <= q are the largest."""
+        """The norms of a block-diagonal operator: for p <= q the largest p -> q norm of a block."""
         return cls(*(max(each) for each in zip(*map(astuple, blocks), strict=True)))
 
     @property
@@ -49,7 +49,7 @@ class OperatorNorms:
         return OperatorNorms(self.inf_inf, self.two_inf, self.one_inf, self.two_two, self.one_two, self.one_one)
 
     def __call__(self, x: Norms, shape: tuple[int, ...]) -> Norms:
-        """The norms of the image, a value of ``shape``, of a value with norms ``x``."""
+        """The norms of the image, of shape ``shape``, of a value with norms ``x``."""
         return Norms(
             shape,
             times(self.one_one, x.l1),

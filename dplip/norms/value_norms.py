@@ -21,12 +21,12 @@ _WHOLE = torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.in
 
 
 def is_real(tensor: Tensor) -> bool:
-    """Whether the bounds are for a tensor's arithmetic: dense, of whole numbers or of floats of four bytes or eight."""
+    """Whether the bounds cover a tensor's arithmetic: it is dense, and of integers, float32 or float64."""
     return tensor.dtype in (*FLOATS, *_WHOLE) and tensor.layout == torch.strided and not tensor.is_nested
 
 
 def require_real(tensor: Tensor) -> None:
-    """Refuse a constant whose norms would be those of something else, such as the real part of a complex one."""
+    """Refuse a constant whose type the norms do not cover, such as complex numbers."""
     if not is_real(tensor):
         raise UnboundedOperationError(
             f"A constant of the model is of type {tensor.dtype}, {tensor.layout}, and norms are those of dense real "
@@ -35,7 +35,7 @@ def require_real(tensor: Tensor) -> None:
 
 
 def least(first: Bound, *others: Bound) -> Bound:
-    """The smaller of several bounds, entry by entry: the minimum of valid bounds is valid."""
+    """The entrywise minimum of several bounds, which is valid because each of them is."""
     for other in others:
         if isinstance(first, Tensor) or isinstance(other, Tensor):
             # In float64: a Python number turned into torch's default float32 may be rounded down.
@@ -46,7 +46,7 @@ def least(first: Bound, *others: Bound) -> Bound:
 
 
 def times(a: Bound, b: Bound) -> Bound:
-    """The product of two bounds, where 0 times infinity is infinity: nothing is known, so nothing is claimed."""
+    """The product of two bounds; 0 times infinity is infinity, since an infinite bound means that none is known."""
     product = a * b
     if isinstance(product, Tensor):
         return torch.nan_to_num(product, nan=math.inf, posinf=math.inf)
@@ -54,7 +54,7 @@ def times(a: Bound, b: Bound) -> Bound:
 
 
 def below(a: Bound, limit: float) -> Bound:
-    """A bound where it is less than the limit; beyond, where numbers may overflow, nothing is known."""
+    """The bound where it is less than ``limit``, and infinity elsewhere, where numbers may overflow."""
     if isinstance(a, Tensor):
         return torch.where(a < limit, a, math.inf)
     return a if a < limit else math.inf
@@ -66,7 +66,7 @@ def root(a: Bound) -> Bound:
 
 
 def largest(a: Bound) -> float:
-    """The bound that holds for every example."""
+    """The largest bound over the examples, which holds for all of them."""
     return float(a.max()) if isinstance(a, Tensor) else a
 
 
@@ -91,7 +91,7 @@ class Norms:
 
     Args:
         shape: the shape of one example's value, without the batch dimension.
-        l1, l2, linf: floats, or tensors with one entry per example; inf where nothing is known.
+        l1, l2, linf: floats, or tensors with one entry per example; inf where no bound is known.
 
     Raises:
         ConfigurationError: a bound is negative or NaN.
@@ -122,7 +122,7 @@ class Norms:
 
     @classmethod
     def of(cls, value: Tensor) -> Norms:
-        """The norms of a constant (a weight, a buffer), with float slack; nothing is known of one without values."""
+        """The norms of a constant (a weight, a buffer), with slack for rounding; infinite on the meta device."""
         require_real(value)
         if value.is_meta:
             return cls(tuple(value.shape))
@@ -158,15 +158,15 @@ class Norms:
     __rmul__ = __mul__
 
     def __and__(self, other: Norms) -> Norms:
-        """Both bounds hold: the smaller of each."""
+        """The smaller of each bound, for a value that both hold for."""
         return Norms(self.shape, least(self.l1, other.l1), least(self.l2, other.l2), least(self.linf, other.linf))
 
     def reshape(self, shape: tuple[int, ...]) -> Norms:
-        """The same entries in another shape; or bounds of some of the entries, or of all with zeros between."""
+        """The norms of the same entries, of some of them, or of all with zeros between them, in another shape."""
         return Norms(shape, self.l1, self.l2, self.linf)
 
     def repeat(self, shape: tuple[int, ...]) -> Norms:
-        """The norms of this value broadcast to ``shape``: every entry stands there ``copies`` times."""
+        """The norms of this value broadcast to ``shape``, where every entry is repeated ``copies`` times."""
         copies = copies_of(shape, self.shape)
         return Norms(shape, times(copies, self.l1), times(math.sqrt(copies), self.l2), self.linf)
 
@@ -176,7 +176,7 @@ class Norms:
         return Norms(shape, self.l1, times(math.sqrt(copies), self.l2), times(copies, self.linf))
 
     def summed(self, terms: int) -> Norms:
-        """The norms of what a float32 sum of ``terms`` terms makes of this value: one rounding an addition."""
+        """The norms of this value as a float32 sum of ``terms`` terms computes it, with one rounding an addition."""
         return self * (1 + (terms - 1) * 2.0**-24)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The walk over a model: norms forward, then the pullback of cotangent norms."""
+"""The walk of norms forward through a model, and of cotangent norms back."""
 
 from dplip.propagation.walk import Walk, propagate
 

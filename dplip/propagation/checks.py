@@ -1,4 +1,4 @@
-"""Refusals of models: with hooks, with replaced code, with operations that have no rule."""
+"""Checks that refuse models with hooks, with replaced code, or with operations that have no rule."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOLDABLE = {
     *(T.view, torch.reshape, T.reshape, torch.unsqueeze, T.unsqueeze, torch.flatten, T.flatten, torch.t, T.t),
     *(T.transpose, T.permute, T.expand),
 }
-"""Pure functions of constants alone, which are simply evaluated."""
+"""Pure functions that are evaluated where all of their arguments are constants."""
 
 
 def check_modules(model: nn.Module) -> None:
@@ -75,13 +75,13 @@ def check_modules(model: nn.Module) -> None:
 
 
 BESIDE = "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"
-"""What a call of a module runs besides ``forward``: the code that ``module.compile()`` made, which fx cannot trace, and
-hooks, of which :func:`check_modules` allows observers alone."""
+"""Attributes that a call of a module runs besides ``forward``: the code of ``module.compile()``, which fx cannot trace,
+and hooks, of which :func:`check_modules` allows observers only."""
 
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """Within it a call of a module runs its ``forward`` and nothing else."""
+    """A context in which a call of a module runs its ``forward`` and nothing else."""
     dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
     dressed = [(held, beside) for held, beside in dressed if beside]
     for held, beside in dressed:
@@ -94,15 +94,15 @@ def bare(model: nn.Module) -> Iterator[None]:
 
 
 class Observer:
-    """Base class of hooks of the library's own, which look and change nothing."""
+    """Base class of the library's own hooks, which change nothing."""
 
 
 class PublicHook(Observer):
-    """A hook of the library's own on a step: what it adds after the noise is a function of public weights."""
+    """Base class of the library's own hooks on a step, which add a function of public weights after the noise."""
 
 
 def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Refuse by name what has no rule, before anything is run."""
+    """Refuse operations without a rule, by name and before the model is run."""
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
@@ -131,7 +131,7 @@ def check_rules(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _takes_statistics(module: nn.Module) -> bool:
-    """Whether a module normalises by what its batch holds; refused before it is run, since it would keep count."""
+    """Whether a module normalises by statistics of its batch; a run would change its running statistics."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
 
 

@@ -1,4 +1,4 @@
-"""Reading a traced graph: what a node calls, and where it stands in the model."""
+"""Readers of a traced graph: the function that a node calls, and the node's place in the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 
 class Root(nn.Module):
-    """Holds the model as a child, so that a model that is a single layer is walked like any other."""
+    """A module that holds the model as a child, so that a model of a single layer can be traced."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Running a traced graph on batches of two sizes: its shapes, its numbers, and whether it is the model."""
+"""The probe of a traced graph: its shapes, numbers and agreement with the model, on batches of two sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dplip.runtime.random_state import random_states, undisturbed
 
 
 class _BatchDependent:
-    """Stands for a number that depends on the size of the batch: good for a shape, and for nothing else."""
+    """A placeholder for a number that depends on the batch size, which only shapes may use."""
 
     def __repr__(self) -> str:
         return "a number that depends on the batch size"
@@ -36,9 +36,9 @@ class Operation:
     """One node of the traced graph, ready to run.
 
     Attributes:
-        node: in the graph.
-        path, name: where it stands and what it calls, for messages.
-        shape: of one example's output; None where that does not depend on the input.
+        node: the node in the graph.
+        path, name: its place in the model and the function it calls, for messages.
+        shape: the shape of one example's output; None where the output does not depend on the input.
     """
 
     node: fx.Node
@@ -52,12 +52,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Probe:
-    """What running a graph on batches of two sizes has shown.
+    """The result of running a graph on batches of two sizes.
 
     Attributes:
-        values: the nodes' values that are numbers.
+        values: the values of nodes that are numbers.
         operations: the nodes, with the shape of one example's value.
-        fault: what else the model was seen to do that no rule tells: mix examples, or differ from its trace elsewhere.
+        fault: (operation, reason, remedy) where the model mixes examples, or differs from its trace on other inputs.
         draws: whether random numbers were drawn.
     """
 
@@ -68,7 +68,7 @@ class Probe:
 
 
 def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
-    """Run the traced graph on several batches, and compare with the model itself: shapes, numbers, and agreement."""
+    """Run the traced graph and the model on several batches, compare them, and record shapes and numbers."""
     module = fx.GraphModule(root, graph)
     records = []
     draws = False
@@ -122,7 +122,7 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
 
 
 def _operations(module: fx.GraphModule, twos: Mapping[fx.Node, Any], threes: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
-    """The nodes with their shapes, and the values that are numbers, from what two and three examples gave."""
+    """The nodes with their shapes, and the values that are numbers, from runs on two and three examples."""
     values: dict[fx.Node, Any] = {}
     operations: dict[fx.Node, Operation] = {}
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -133,7 +133,7 @@ def _operations(module: fx.GraphModule, twos: Mapping[fx.Node, Any], threes: Map
         two, three = twos[node], threes[node]
         shape = None
         if not isinstance(two, (Tensor, tuple, list)) or isinstance(two, torch.Size):
-            # A number made of the batch size is one whatever it came to here; an entry of a shape need not be.
+            # A number computed from the batch size is BATCH even if both runs agree; an entry of a shape need not be.
             made = node.target is not operator.getitem and any(values.get(n) is BATCH for n in node.all_input_nodes)
             values[node] = BATCH if made or two != three else two
         elif node in fed or any(n in fed for n in node.all_input_nodes):
@@ -153,7 +153,7 @@ _MIXING = "its forward", "makes one example's output or gradient depend on anoth
 
 
 def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]) -> bool:
-    """Whether graph and model also agree without gradients, on other sizes, and with other weights and buffers."""
+    """Whether graph and model agree without gradients, on other batch sizes, and with other weights and buffers."""
 
     def same(count: int, scale: float) -> bool:
         results = []
@@ -174,13 +174,13 @@ def _agree_elsewhere(module: nn.Module, root: Root, input_shape: tuple[int, ...]
 
 
 def _examples_mix(root: Root, input_shape: tuple[int, ...], alone: bool) -> bool:
-    small = math.prod(input_shape) <= 4096  # a larger batch shows more, and costs more
+    small = math.prod(input_shape) <= 4096  # a larger batch finds more mixing and costs more
     x = rows_of(root, 33 if small else ROWS, input_shape).detach()
     return mixes(root, [x], [p for p in root.parameters() if p.requires_grad], alone)
 
 
 def _own_functions(result: Tensor) -> Counter[str]:
-    """The custom autograd functions in the graph of a result: in a traced one, those inside layers alone."""
+    """The custom autograd functions in the graph of a result; a traced model's graph has only those inside layers."""
     seen, found, left = set(), Counter[str](), [result.grad_fn]
     while left:
         node = left.pop()
@@ -215,7 +215,7 @@ def _example_shape(node: fx.Node, two: Any, three: Any) -> Any:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph and keeps what each node gave."""
+    """An interpreter that keeps the value of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)

@@ -1,4 +1,4 @@
-"""Public rows: random examples on which a model and its trace are compared."""
+"""Public rows: random examples, on which a model and its trace are compared."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dplip.propagation.guards import has_foreign_code
 from dplip.runtime.mixing import close, seeded
 
 AGREED = 1e-3
-"""The relative difference of a model and its trace that rounding explains: they run the same operations."""
+"""The largest relative difference of a model and its trace that counts as rounding."""
 
 
 def rows_of(root: nn.Module, count: int, input_shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
-    """Random examples, the same at every call, of the type and on the device of the model."""
+    """Random examples, the same at every call, in the model's dtype and on its device."""
     like = next((t for t in (*root.parameters(), *root.buffers()) if t.dtype in FLOATS), torch.zeros(0))
     generator = torch.Generator().manual_seed(count)
     x = torch.randn((count, *input_shape), generator=generator, dtype=like.dtype) * scale
@@ -28,7 +28,7 @@ def rows_of(root: nn.Module, count: int, input_shape: tuple[int, ...], scale: fl
 
 
 def sent_back(result: Tensor, x: Tensor, root: nn.Module) -> list[Tensor]:
-    """The gradients of a fixed combination of the outputs, for the input and all parameters."""
+    """The gradients of a fixed combination of the outputs in the input and all trainable parameters."""
     wanted = [x, *(p for p in root.parameters() if p.requires_grad)]
     if not result.requires_grad:
         return []
@@ -38,13 +38,13 @@ def sent_back(result: Tensor, x: Tensor, root: nn.Module) -> list[Tensor]:
 
 
 def agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether a model and its trace, or two passes of the one, made the same of the same rows."""
+    """Whether the outputs and gradients of two runs on the same rows agree."""
     return len(ours) == len(theirs) and all(close(a, b, AGREED) for a, b in zip(ours, theirs, strict=True))
 
 
 @contextmanager
 def other_values(root: nn.Module) -> Iterator[None]:
-    """Put other numbers into all weights and buffers inside; the old ones are neither copied nor written to."""
+    """A context in which all weights and buffers hold other numbers; the old ones are neither copied nor written to."""
     held = {id(t): t for t in (*root.parameters(), *root.buffers()) if t.dtype in FLOATS and not t.is_inference()}
     kept = [(t, t.data) for t in held.values()]
     try:
@@ -57,25 +57,23 @@ def other_values(root: nn.Module) -> Iterator[None]:
 
 
 class PublicRows:
-    """Two random examples, fixed once, on which a model and its trace are compared at every step.
+    """Two fixed random examples, on which a model and its trace are compared at every step.
+
+    The comparison finds changes that guards miss, since a forward may read a global, a clock or the environment.
 
     Args:
         root, input_shape: as for :func:`probe`.
-
-    What a forward reads that is no attribute of its model (a global, a clock, the environment) cannot be listed. What
-    it makes of an example can be looked at, with the present weights, mode and surroundings.
     """
 
     def __init__(self, root: Root, input_shape: tuple[int, ...]) -> None:
         self._root, self._x = root, rows_of(root, 2, input_shape)
 
     def of_model(self, gradients: bool = True) -> list[Tensor] | None:
-        """The model's output for them, and the gradients that go back from there; None where no code may read more
-        than attributes, and there is nothing to look at."""
+        """The model's output and gradients; None where all classes are torch's or dplip's, so that guards suffice."""
         return self.of(self._root, gradients) if has_foreign_code(self._root) else None
 
     def of(self, run: Callable[[Tensor], Any], gradients: bool = True) -> list[Tensor]:
-        """The output of the model, or of its trace, and the gradients; nothing if the output is no tensor."""
+        """The output and gradients of a run of the model or of its trace; empty if the output is no tensor."""
         like = next((t for t in (*self._root.parameters(), *self._root.buffers()) if t.dtype in FLOATS), self._x)
         if (like.dtype, like.device) != (self._x.dtype, self._x.device):
             self._x = self._x.detach().to(like).requires_grad_()

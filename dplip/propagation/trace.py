@@ -1,4 +1,4 @@
-"""Tracing a model: its torch.fx graph, checked against the model itself, or a refusal that says why."""
+"""Tracing a model by torch.fx, with a refusal of models that cannot be traced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dplip.runtime.random_state import random_states, undisturbed
 
 
 class _Proxy(fx.Proxy):
-    """A proxy on which in-place operators raise: plain fx records ``x += y`` as if it made a new value."""
+    """A proxy on which in-place operators raise, since plain fx records ``x += y`` as ``x + y``."""
 
 
 def _in_place(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A traced model: its graph, checked against the model itself, and whether it still is what was traced."""
+"""A traced model: its graph, and the checks that the graph still computes what the model does."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ M = TypeVar("M", bound="TracedModel")
 
 
 class TracedModel:
-    """A model with its torch.fx graph, through which norms, boxes or roundings can be taken.
+    """A model with its torch.fx graph, which norms, boxes or roundings can be propagated through.
 
     Args:
-        model: in the mode (train or eval) that is meant; not run on data, not changed.
+        model: a module, in the mode (train or eval) that the bounds are for; it is not run on data and not changed.
         input_shape: shape of one example, without the batch.
 
     Attributes:
-        guards: what the trace depends on (:func:`dplip.propagation.guards.guards_of`).
+        guards: the state that the trace depends on (:func:`dplip.propagation.guards.guards_of`).
         graph_module: the graph, as a module that computes what the model does.
     """
 
@@ -64,11 +64,11 @@ class TracedModel:
         self._rows = PublicRows(self._root, self.input_shape)
 
     def without_weights(self: M) -> M:
-        """The same model, whose weights and buffers have shapes and no values.
+        """The same model with weights and buffers on the meta device, which have shapes and no values.
 
-        Operator norms and norms of constants are then infinite, and a rule that asks a tensor for a number raises
-        (torch refuses it on the meta device). So whatever is bounded here is bounded for all weights and buffers.
-        It is made once, since it depends on none: a loss whose attributes follow a schedule asks at every step.
+        Its operator norms and norms of constants are infinite, and a rule that reads a number off a tensor raises. So
+        its finite bounds hold for all weights and buffers. The model is made once and kept, since a loss whose
+        attributes follow a schedule needs it at every step.
         """
         if self._bare is None:
             held = [t for m in self._root.modules() for t in flat(list(vars(m).values())) if isinstance(t, Tensor)]
@@ -85,23 +85,23 @@ class TracedModel:
     # ------------------------------------------------------------------------------------------------ still the model
 
     def current(self, rows: list[Tensor] | None = None) -> bool:
-        """Whether the model still is what was traced, and made the public rows that are given; refuses new hooks."""
+        """Whether the guards, and the results on the public rows (``rows``, if given), are unchanged; refuses hooks."""
         check_modules(self.model)
         if guards_of(self.model) != self.guards:
             return False
         return self.explains(self._rows.of_model() if rows is None else rows)
 
     def explains(self, made: list[Tensor] | None) -> bool:
-        """Whether the trace makes of the public rows, with the present weights, what the model made of them."""
+        """Whether the trace gives the model's results ``made`` on the public rows, with the present weights."""
         return made is None or agree(made, self._rows.of(self.graph_module, gradients=len(made) > 1))
 
     @property
     def draws(self) -> bool:
-        """Whether the model may draw random numbers in training: a trace in evaluation mode need not tell."""
+        """Whether the model may draw random numbers in training, which a trace in evaluation mode cannot exclude."""
         return self._probe.draws or not self.model.training
 
     def refuse_surrogates(self) -> None:
-        """Refuse layers whose backward pass is not their derivative, for what rests on derivatives."""
+        """Refuse layers whose backward pass is not their derivative."""
         for name, module in self.model.named_modules():
             if getattr(module, "surrogate", False) and module.training:
                 refuse(
@@ -112,7 +112,7 @@ class TracedModel:
                 )
 
     def refuse_chance(self) -> None:
-        """Refuse a model that draws random numbers, for what is said of one prediction for each input."""
+        """Refuse a model that draws random numbers, so that an input has no single prediction."""
         if self._probe.draws:
             refuse(
                 "the model",
@@ -122,7 +122,7 @@ class TracedModel:
             )
 
     def refuse_fault(self) -> None:
-        """Refuse a model that was seen to mix examples, or to differ from its trace, whatever the rules say."""
+        """Refuse a model that mixed examples in the probe, or differed from its trace."""
         if self._probe.fault:
             refuse("the model", *self._probe.fault)
 
@@ -140,7 +140,7 @@ class TracedModel:
         return out
 
     def head(self) -> tuple[nn.Linear, fx.Node] | None:
-        """The linear layer that ends the model, and the value that it is given; None without one."""
+        """The linear layer that ends the model, and the node of its input; None without one."""
         node = self.output()
         while isinstance(self.module(node), nn.Identity):
             node = node.all_input_nodes[0]
@@ -154,7 +154,7 @@ class TracedModel:
         return self._probe.operations[node].shape
 
     def calls(self) -> list[Operation]:
-        """The operations that depend on the input, in order, but for the input itself."""
+        """The operations that depend on the input, in order, without the input itself."""
         return [o for n, o in self._probe.operations.items() if o.shape is not None and n.op.startswith("call_")]
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -166,7 +166,7 @@ class TracedModel:
         return self._names.get(id(parameter)) if isinstance(parameter, Tensor) and parameter.requires_grad else None
 
     def subject(self, operation: Operation) -> tuple[Any, Any]:
-        """What a rule is told beside the arguments (a module, or a :class:`Call`), and the function that runs.
+        """The first argument of an operation's rule (a module or a :class:`Call`), and the function that runs.
 
         The function is None where a subclass has changed what its inherited ``forward`` computes.
         """
@@ -177,10 +177,10 @@ class TracedModel:
         return Call(target, operation.shape, operation.path), target
 
     def run(self, x: Any, apply: Callable[[Operation, Any, Any], Any]) -> dict[fx.Node, Any]:
-        """The value of every node, from that of the input.
+        """The value of every node, for the value x of the input.
 
-        ``apply(operation, args, kwargs)`` answers for each call that is given a value which depends on the input (one
-        of the type of x, or a tuple of them); what is computed from constants alone is evaluated.
+        ``apply(operation, args, kwargs)`` gives the value of a call with an argument that depends on the input (one of
+        the type of x, or a tuple of them); a call with constants only is evaluated.
         """
         kind = type(x)
         values: dict[fx.Node, Any] = {}
@@ -225,7 +225,7 @@ class TracedModel:
                     known = None if rule is None else SUMMATIONS.get(rule)
                     use = plain if known is None else known(tuple(p.shape), shape)
                     summed = module is not None and type(module).forward in SUMMED
-                    if use.blocked and not summed:  # a class with the rule, and not the sums
+                    if use.blocked and not summed:  # a subclass with the rule but without the blocked sums
                         use = plain
                     found[name] = found[name] + use if name in found else use
         return found

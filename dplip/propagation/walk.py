@@ -1,4 +1,4 @@
-"""The walk over a model: norms forward, then the pullback of cotangent norms, over its torch.fx graph."""
+"""The walk of norms forward through a model's torch.fx graph, and of cotangent norms back."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from dplip.rules.registry import signature
 ModelPullback = Callable[[Norms], tuple[Norms, dict[str, Norms]]]
 
 Apply = Callable[[Operation, Any, Any], tuple[Any, Any]]
-"""How one operation is interpreted: ``(operation, args, kwargs) -> (output, pullback)``, with bounds in place of the
-values that depend on the input; ``pullback(cotangent)`` gives the nodes of these values, their cotangents, and those of
-parameters."""
+"""An interpreter of one operation: ``(operation, args, kwargs) -> (output, pullback)``, with bounds in place of the
+values that depend on the input; ``pullback(cotangent)`` returns the nodes of these values, their cotangents, and the
+cotangents of parameters."""
 
 
 def propagate(
     model: nn.Module, input_shape: tuple[int, ...], input_norms: Norms | None = None
 ) -> tuple[Norms, ModelPullback]:
-    """Bound what one example can become in a model, and how large its cotangents can grow on the way back.
+    """Bound the norms of one example's output, and of its cotangents on the way back.
 
     Args:
-        model: in the mode (train or eval) that is meant; not run on data, not changed.
+        model: a module, in the mode (train or eval) that the bounds are for; it is not run on data and not changed.
         input_shape: shape of one example, without the batch.
-        input_norms: bounds of one example's input; None: nothing is known.
+        input_norms: bounds of one example's input; None: no bound is known.
 
     Returns:
         ``(output, pullback)``: the norms of one example's output, and a function from the norms of the cotangent of
         that output to ``(norms of the input's cotangent, {parameter name: norms of its cotangent})``.
 
     Raises:
-        UnboundedOperationError: something in the model has no rule, or no rule can be trusted for it.
+        UnboundedOperationError: an operation of the model has no rule, or a rule that may not hold for it.
 
     Guarantee: for every input within ``input_norms`` and every cotangent within the given norms, for the present
     weights, in exact arithmetic; the operator norms carry slack for float64 rounding.
@@ -48,9 +48,9 @@ def propagate(
 
 
 class Walk(TracedModel):
-    """A traced model that can be walked again whenever its weights have changed.
+    """A traced model that can be walked again after its weights have changed.
 
-    Norms go through each operation by its rule, or as another interpreter's ``apply`` says.
+    Norms go through each operation by its rule, or by the ``apply`` of another interpreter.
 
     Args:
         model, input_shape: as for :func:`propagate`.
@@ -75,7 +75,7 @@ class Walk(TracedModel):
         return result, pullback
 
     def cotangents(self, seeds: Mapping[fx.Node, Norms]) -> dict[fx.Node, Any]:
-        """The norms of the cotangent of every value that the given ones depend on, whatever the input."""
+        """The cotangent norms, for every input, of all nodes that the nodes of ``seeds`` depend on."""
         return self.backward(self.forward()[1], seeds)[0]
 
     def forward(
@@ -94,13 +94,13 @@ class Walk(TracedModel):
             return output
 
         values = self.run(x, applied)
-        self.refuse_fault()  # last, since a rule that refuses knows the place
+        self.refuse_fault()  # last, since a rule's refusal names the operation
         return values, pullbacks
 
     def backward(
         self, pullbacks: Mapping[fx.Node, Any], seeds: Mapping[fx.Node, Any], of_parameters: bool = True
     ) -> tuple[dict[fx.Node, Any], dict[str, Norms]]:
-        """The cotangents of all nodes that the seeds depend on, and those of the parameters by name, if asked for."""
+        """The cotangents of all nodes that the seeds depend on, and of the parameters by name, if asked for."""
         cotangents = dict(seeds)
         parameters: dict[str, Norms] = {}
         for node in reversed(list(pullbacks)):
@@ -114,11 +114,11 @@ class Walk(TracedModel):
         return cotangents, parameters
 
     def apply(self, operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """One operation by its rule: the norms of its output, and its pullback."""
+        """The norms of an operation's output by its rule, and its pullback."""
         node = operation.node
         subject, function = self.subject(operation)
         rule = RULES.of(function)
-        if rule is None:  # a function that is known for constants alone
+        if rule is None:  # a function that is known for constants only
             operation.refuse("has no rule that bounds it.", "Use another operation, or write a rule: @dplip.rule(...).")
         if any(a is BATCH for a in flat((args, kwargs))) and rule not in (rules.shape.reshape, rules.shape.expand):
             operation.refuse("depends on the size of the batch.", "Use sizes of one example.")
@@ -128,7 +128,7 @@ class Walk(TracedModel):
             operation.refuse(f"is called in a way its rule does not know ({wrong}).", "Use the plain form of the call.")
         if bound.arguments.get("inplace") or getattr(subject, "inplace", False):
             operation.refuse("changes its input in place.", "Use inplace=False.")
-        # The rule answers for its arguments in the order of its own signature, whatever that of the call.
+        # The rule returns cotangents in the order of its own signature, which may differ from the call's order.
         read = flat(signature(rule).bind(subject, *node.args, **node.kwargs).arguments)
         sources = [n for n in read if isinstance(n, fx.Node) and self.shape(n) is not None]
         try:
@@ -151,7 +151,7 @@ class Walk(TracedModel):
         return output, pullback
 
     def _collect(self, parameters: dict[str, Norms], node: fx.Node, named: Mapping[str | Tensor, Norms]) -> None:
-        """Add one call's parameter cotangents to the model's: a shared parameter's add up."""
+        """Add one call's parameter cotangents to ``parameters``, where those of a shared parameter add up."""
         module = self.module(node)
         for key, norms in named.items():
             name = self.name_of(_parameter(module, key) if module is not None and isinstance(key, str) else key)

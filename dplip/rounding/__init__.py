@@ -1,4 +1,4 @@
-"""How far floating point takes each operation, and a model, from exact arithmetic."""
+"""Bounds on the rounding errors of each operation and of a model."""
 
 from dplip.rounding import rules
 from dplip.rounding.registry import Roundings, rounding

@@ -1,4 +1,4 @@
-"""The roundings of one operation, and the registry of rules that say how large they are."""
+"""The rounding errors of one operation, and the registry of rules that bound them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from dplip.rules.registry import Registered, Registry
 T = torch.Tensor
 
 HUGE = 1e37
-"""Beyond it products and sums may overflow, and nothing is known."""
+"""The largest magnitude with a bound: beyond it products and sums may overflow."""
 
 TINY = 2.0**-120
-"""More than what products and quotients lose below the smallest normal number, in each entry."""
+"""A bound on the underflow of products and quotients, in each entry."""
 
 
 @dataclass(frozen=True)
 class Roundings:
-    """How far one call f may be from the exact f of the same floating-point input, whatever the order of its sums.
+    """A bound on the distance of a call f from the exact f of the same floating-point input, for any order of its sums.
 
-    Entry by entry, in units of one rounding (2^-24 in float32):
-    ``terms (|J| |x| + |f(0)|) + output |f(x)| + more``, J being any Jacobian of f; and for a cotangent v that goes
-    back, ``back |J|^T |v|``.
+    The error of each entry, in units of one rounding (2^-24 in float32), is at most
+    ``terms (|J| |x| + |f(0)|) + output |f(x)| + more``, for any Jacobian J of f. The error of the pullback of a
+    cotangent v is at most ``back |J|^T |v|``.
 
     Attributes:
-        apart: an error that is no rounding, in each entry, such as a jump of f.
+        apart: an absolute error of each entry that is no rounding, such as a jump of f.
         diagonal: J is diagonal (or a permutation), so that |J| has the norms of J.
-        held: what the rule says of the output holds for the rounded output.
-        summed: the rule counts the roundings of its parameters' gradients.
-        one_hot: J has few entries in a row, so that norms in l1 say more than in l2.
+        held: the norms that f's rule gives the output hold for the rounded output.
+        summed: f's rule includes the roundings of its parameters' gradients.
+        one_hot: J has few entries in a row, so that norms in l1 are tighter than in l2.
     """
 
     terms: float = 0.0
@@ -63,23 +63,23 @@ ROUNDINGS: Registry[RoundingRule] = Registry()
 
 
 def rounding(*functions: Any) -> Callable[[Registered], Registered]:
-    """Register how functions, tensor methods or module classes (their ``forward``) round.
+    """Register a rounding rule for functions, tensor methods or module classes (their ``forward``).
 
-    The rule is called with the module (or a :class:`Call`) and the arguments, :class:`Norms` of the floating-point
+    The rule is called with the module (or a :class:`Call`) and the arguments, with :class:`Norms` of the floating-point
     values in place of each value that depends on the input, and returns :class:`Roundings`.
 
-    Guarantee: none of its own; what has no such rule has no certificate.
+    Guarantee: none of its own. A model with an operation without such a rule has no certificate.
     """
 
     return ROUNDINGS.add(*functions)
 
 
 def summing(n: float, back: float, summed: bool = False) -> Roundings:
-    """Sums of n products, in any order, and of so many on the way back.
+    """The roundings of sums of n products, in any order, and of ``back`` products on the way back.
 
-    Proof: a product is off by one unit of itself. Each of n - 1 additions is off by a unit of what it gives, and any
-    partial sum lies between that of the negative and that of the positive terms, so within half of ``sum |terms| +
-    |sum|``, but for the errors before it, which n units of that sum up to (1 / (1 - n unit)).
+    Proof: a product is off by one unit of itself. Each of n - 1 additions is off by one unit of its result, a partial
+    sum. Without earlier errors, a partial sum lies between the sum of the negative terms and that of the positive
+    terms, so within half of ``sum |terms| + |sum|``; the factor 1 / (1 - n unit) covers the earlier errors.
     """
     half = n / 2 / (1 - min(n * 2.0**-24, 0.5)) if n < 2.0**23 else math.inf
     back = back / (1 - back * 2.0**-24) if back < 2.0**23 else math.inf
@@ -87,7 +87,7 @@ def summing(n: float, back: float, summed: bool = False) -> Roundings:
 
 
 def unit_of(walk: Walk) -> float:
-    """The largest relative error of one operation of a model: 2^-53 where all of it is in float64, else 2^-24."""
+    """The largest relative error of one operation of a model: 2^-53 if all of it is in float64, else 2^-24."""
     tensors = [t for t in (*walk.model.parameters(), *walk.model.buffers()) if t.is_floating_point()]
     retyped = any(target_of(call.node) is T.float for call in walk.calls() if call.node.op != "call_module")
     return 2.0**-53 if tensors and all(t.dtype == torch.float64 for t in tensors) and not retyped else 2.0**-24

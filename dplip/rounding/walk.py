@@ -1,4 +1,4 @@
-"""How far floating point takes a model from exact arithmetic: the roundings of each operation, and those of a walk."""
+"""Bounds on the rounding errors of a model, for its certificates and for its sensitivities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _roundings(walk: Walk, operation: Operation, args: Any, kwargs: Any) -> Roun
 
 
 def _jacobians(pullback: Callable[[Norms], Any], shape: tuple[int, ...]) -> list[OperatorNorms]:
-    """The norms of the Jacobians of a call, one for each of its inputs, read off its pullback of unit cotangents."""
+    """The norms of the Jacobians of a call, one for each of its inputs, from its pullback of unit cotangents."""
     one, two, inf = (pullback(Norms(shape, **{p: 1.0}))[1] for p in ("l1", "l2", "linf"))
     return [
         OperatorNorms(*(largest(n) for n in (a.l1, a.l2, a.linf, b.l2, b.linf, c.linf))).T
@@ -38,12 +38,12 @@ def _jacobians(pullback: Callable[[Norms], Any], shape: tuple[int, ...]) -> list
 
 
 def _magnitude(jacobian: OperatorNorms, kind: Roundings, size: int) -> OperatorNorms:
-    """The norms of |J|: those of J but for the one in l2, which is at most sqrt(rank) times larger (Frobenius)."""
+    """The norms of |J|: those of J, except that the l2 norm is at most sqrt(rank) times larger (Frobenius)."""
     return jacobian if kind.diagonal else replace(jacobian, two_two=float(times(math.sqrt(size), jacobian.two_two)))
 
 
 def by_pair(bound: Bound, classes: int) -> Tensor:
-    """A bound for each pair of classes, from K^2 of them or one for all: shape (classes, classes), float64."""
+    """A bound for each pair of classes, from K^2 bounds or one for all pairs; float64 (classes, classes)."""
     return torch.as_tensor(bound, dtype=torch.float64).flatten().expand(classes**2).reshape(classes, classes)
 
 
@@ -62,21 +62,20 @@ class _Called:
 
 
 class Rounding:
-    """The rounding errors of a traced model's scores, at given inputs and around them.
+    """Bounds on the rounding errors of a traced model's scores, at given inputs and around them.
 
     Args:
         walk: the model, in evaluation mode.
-        seeds: where the cotangents of the differences of scores are known, with their norms (K^2 entries, or one).
+        seeds: node -> the cotangent norms there of the differences of scores (K^2 entries, or one).
         classes: K.
 
     Raises:
-        UnboundedOperationError: an operation is not known to round in any way.
+        UnboundedOperationError: an operation has no rounding rule.
 
     Proof: replace the floating-point operations of the model by exact ones, from the last to the first. Each
-    replacement changes z_y - z_j by at most the size of that operation's own rounding, at the floating-point value that
-    it is given, times the bound of the cotangent of z_y - z_j there, which holds for all values. Those values lie
-    within T of the exact ones at x: T is how far the input moves, taken forward by the norms of the Jacobians, with
-    each operation's own rounding added.
+    replacement changes z_y - z_j by at most the operation's own rounding, at its floating-point input, times the bound
+    of the cotangent of z_y - z_j at its output, which holds for all values. The floating-point values differ from the
+    exact ones at x by at most the input's move, taken forward by the Jacobians' norms, plus each operation's rounding.
     """
 
     def __init__(self, walk: Walk, seeds: Mapping[fx.Node, Norms], classes: int) -> None:
@@ -85,7 +84,7 @@ class Rounding:
         self._exact = self._copied()
         self._calls = [self._called(o, pullbacks[o.node]) for o in walk.calls() if o.node in pullbacks]
         end = walk.output()
-        # Scores behind a last linear layer, and that layer itself: e_y - e_j has l1 norm 2, whatever the pair.
+        # The seeds skip a last linear layer, so the scores are seeded too: e_y - e_j has l1 norm 2 for every pair.
         whole = Norms(walk.shape(end), 2.0, math.sqrt(2), 1.0) if classes > 1 else Norms(walk.shape(end), 1.0)
         cotangents = {**walk.cotangents({end: whole}), **(walk.cotangents(seeds) if classes > 1 else {})}
         self._slopes: dict[fx.Node, list[Tensor]] = {}
@@ -121,17 +120,17 @@ class Rounding:
         return _Called(operation, sources, kind, found.none, jacobians, magnitudes, zero)
 
     def _copied(self) -> nn.Module | None:
-        """The model in float64; None where that is out of reach of the compiled loops, or is its type already."""
+        """The model in float64; None if it already is, or if it has distances (the compiled loops are float32)."""
         if self.unit < 2.0**-24 or any(isinstance(m, Relaxed) for m in self.walk.model.modules()):
             return None
         return Root(copy.deepcopy(self.walk.model)).double()
 
     def at(self, x: Tensor) -> tuple[Tensor, dict[fx.Node, Norms]]:
-        """The scores of inputs in float64, (batch, ...), and the norms of every value on the way, for each example."""
+        """The scores of inputs, computed in float64, (batch, ...), and the norms of each example's values at nodes."""
         kept = {n for c in self._calls if not c.exact for n in (c.operation.node, *c.sources)}
         try:
             values = _Exact(self.walk, self._exact, kept).values(x)
-        except RuntimeError:  # a forward that makes tensors of a type of its own
+        except RuntimeError:  # the forward creates tensors of a fixed type
             if self._exact is None:
                 raise
             self._exact = None
@@ -140,7 +139,7 @@ class Rounding:
 
     @property
     def share(self) -> float:
-        """How often the error counts: at x', and at x as far as the scores there are not in float64."""
+        """The factor of the error: 1 for x', plus 1 for x (2^-53 / unit if the scores at x are in float64)."""
         return 2.0 if self._exact is None else 1 + 2.0**-53 / self.unit
 
     def errors(self, sizes: Mapping[fx.Node, Norms], moved: Norms) -> dict[fx.Node, Norms]:
@@ -149,7 +148,7 @@ class Rounding:
         found: dict[fx.Node, Norms] = {}
         for call in self._calls:
             node, shape = call.operation.node, call.operation.shape
-            if not call.jacobians:  # parts of a value, moved
+            if not call.jacobians:  # the call splits a value or selects a part
                 apart[node] = _parts(node, shape, apart[call.sources[0]])
                 continue
             change = Norms.zero(shape)
@@ -174,7 +173,7 @@ class Rounding:
         return found
 
     def of_scores(self, errors: Mapping[fx.Node, Norms], top: Tensor) -> Tensor:
-        """What the roundings make of z_y - z_j, with y in ``top``: shape (batch, K)."""
+        """A bound on the error of z_y - z_j from the roundings, for the class y in ``top``; shape (batch, K)."""
         total = torch.zeros(len(top), self._classes, dtype=torch.float64)
         for node, e in errors.items():
             if node in self._slopes:
@@ -189,7 +188,7 @@ def _dual(e: Norms) -> tuple[Bound, Bound, Bound]:
 
 
 def _finite(error: Norms, read: Norms) -> Norms:
-    """The error where nothing can overflow."""
+    """The error where no product or sum can overflow, and infinity elsewhere."""
     if isinstance(read.linf, Tensor):
         safe = torch.where(read.linf < HUGE, 0.0, math.inf)
         return error + Norms(error.shape, linf=safe)
@@ -203,7 +202,7 @@ def _parts(node: fx.Node, shape: Any, value: Any) -> Any:
 
 
 def _norms_of(value: Tensor) -> Norms:
-    """The norms of each example's value, from above: sums in float32 of n terms, with what they may lose."""
+    """Upper bounds on the norms of each example's value, by float32 sums of n terms with slack for their rounding."""
     rows = value.detach().float().reshape(len(value), -1)
     n = rows.shape[1]
     slack, lost = 1 + (n + 8) * 2.0**-23, math.sqrt(n) * 2.0**-62
@@ -217,7 +216,7 @@ def rows_of(sizes: Mapping[fx.Node, Norms], rows: Tensor) -> dict[fx.Node, Norms
 
 
 class _Exact(fx.Interpreter):
-    """Runs a traced model on inputs in float64 throughout: constants are those of the model in its own type."""
+    """An interpreter of a traced model in float64, with the model's constants as they are in its own type."""
 
     def __init__(self, walk: Walk, double: nn.Module | None, kept: set[fx.Node]) -> None:
         super().__init__(walk.graph_module)
@@ -258,9 +257,9 @@ def _double(value: Any) -> Any:
 
 
 class Rounded:
-    """The walk of norms that hold for what floating point computes, forward and back.
+    """The walk of norms that hold for the floating-point values and cotangents.
 
-    What has no rounding rule (a rule of the user's own) is taken to keep within its norms.
+    An operation without a rounding rule (a user's own rule) is assumed to keep within its norms.
     """
 
     def __init__(self, walk: Walk) -> None:
@@ -272,7 +271,7 @@ class Rounded:
     def _apply(self, operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
         exact, inner = self._walk.apply(operation, args, kwargs)
         kind, unit = _roundings(self._walk, operation, args, kwargs) or EXACT, self.unit
-        if not isinstance(exact, Norms):  # parts of a value, moved
+        if not isinstance(exact, Norms):  # the call splits a value
             return exact, inner
         output, magnitudes = exact, self._magnitudes(operation, args, kwargs, kind, exact, inner)
         if not kind.none and not kind.held:
@@ -291,7 +290,7 @@ class Rounded:
                     for v, (size, _) in zip(inputs, magnitudes, strict=True)
                 ]
             if named and not kind.summed:
-                # An entry of a parameter collects one term for each entry of the output that it is used for.
+                # The gradient of a parameter's entry sums one term for each entry of the output that uses it.
                 named = {k: n * (1 + (2 * exact.size / _rows_of(n) + 16) * unit) for k, n in named.items()}
             return sources, inputs, named
 
@@ -300,12 +299,12 @@ class Rounded:
     def _magnitudes(
         self, operation: Operation, args: Any, kwargs: Any, kind: Roundings, output: Norms, inner: Any
     ) -> list[tuple[OperatorNorms, Norms]]:
-        """The norms of |J| in each input, and those of the input; in l2 alone, where that says enough."""
+        """The norms of |J| in each input (only those into l2, unless J is one-hot), and the norms of the input."""
         if not kind.back and (kind.held or not kind.terms):
             return []
         subject, function = self._walk.subject(operation)
         bound = signature(RULES.of(function)).bind(subject, *args, **kwargs)
-        values = [a for a in flat(bound.arguments) if isinstance(a, Norms)]  # in the order of the rule's answer
+        values = [a for a in flat(bound.arguments) if isinstance(a, Norms)]  # in the order of the rule's cotangents
         if kind.one_hot:
             jacobians = _jacobians(inner, output.shape)
         else:

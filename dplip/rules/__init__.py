@@ -1,4 +1,4 @@
-"""One file per family of rules; importing this package registers them all."""
+"""The rules by which norms go through operations, one file per family; importing the package registers them."""
 
 from dplip.rules import activation, arithmetic, convolution, linear, normalization, pooling, shape
 from dplip.rules.registry import (

@@ -1,4 +1,4 @@
-"""Elementwise functions with a bounded slope, dropout and softmax."""
+"""Rules of elementwise functions with a bounded slope, of dropout and of softmax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dplip.rules.shape import example_axis
 
 
 def elementwise(x: Norms, slope: float, at_zero: float = 0.0, bound: float = math.inf) -> tuple[Norms, Pullback]:
-    """A scalar function of given largest ``|slope|``, value at zero and largest ``|value|``, on every entry."""
+    """The rule of a scalar function applied to every entry: ``slope`` and ``bound`` bound |f'| and |f|."""
     offset = Norms(x.shape, linf=abs(at_zero)) if at_zero else None
     output, pullback = through(OperatorNorms.diagonal(slope), x, x.shape, offset)
     return output & Norms(x.shape, linf=bound), pullback
@@ -36,7 +36,7 @@ def _register(slope: float, at_zero: float, bound: float, *functions: Any) -> No
         return elementwise(input, slope, at_zero, bound)
 
 
-# Largest slopes: GELU 1.1290 at sqrt 2, SiLU 1.0999, Mish 1.0885, SELU scale * alpha = 1.7581 at 0-.
+# The largest slopes are GELU 1.1290 at sqrt 2, SiLU 1.0999, Mish 1.0885, and SELU scale * alpha = 1.7581 at 0-.
 _register(1.0, 0.0, math.inf, nn.ReLU, F.relu, torch.relu, torch.Tensor.relu)
 _register(1.0, 0.0, math.inf, torch.abs, torch.Tensor.abs, operator.abs)
 _register(1.0, 0.0, math.inf, nn.Tanhshrink, F.tanhshrink, nn.Softshrink)
@@ -75,7 +75,7 @@ def prelu(module: nn.PReLU, x: Norms) -> tuple[Norms, Pullback]:
     output, inner = elementwise(x, max(1.0, float(slope.linf)))
 
     def pullback(v: Norms) -> Any:
-        # Each slope collects v x over its entries: l1 at most |v|_2 |x|_2 (Cauchy-Schwarz), l2 at most l1.
+        # Each slope's gradient sums v x over its entries: its l1 norm is at most |v|_2 |x|_2 (Cauchy-Schwarz).
         gradient = Norms(slope.shape, times(v.l2, x.l2))
         return inner(v)[0], {"weight": gradient}
 
@@ -115,7 +115,7 @@ def softplus(module: nn.Softplus, x: Norms) -> tuple[Norms, Pullback]:
 
 
 def _softplus(x: Norms, beta: float, threshold: float) -> tuple[Norms, Pullback]:
-    if beta == 0 or threshold < 15:  # where it turns linear it jumps by log(1 + exp(-threshold)) / beta
+    if beta == 0 or threshold < 15:  # at the threshold softplus jumps by log(1 + exp(-threshold)) / beta
         raise UnboundedOperationError(f"Softplus jumps at threshold={threshold}, beta={beta}: use 15 or more.")
     return elementwise(x, 1.0, math.log(2.0) / abs(beta))
 
@@ -126,7 +126,7 @@ def functional_softplus(call: Call, input: Norms, beta: float = 1.0, threshold: 
 
 
 def clamped(x: Norms, low: float, high: float) -> tuple[Norms, Pullback]:
-    """Clamping to [low, high]: slope at most 1, and every entry within the interval."""
+    """The rule of clamping to [low, high]: the slope is at most 1, and every entry lies in the interval."""
     bound = max(abs(low), abs(high))
     return elementwise(x, 1.0, min(max(0.0, low), high), bound)
 
@@ -163,7 +163,7 @@ def functional_dropout(
 
 
 def _dropout(x: Norms, p: float, training: bool) -> tuple[Norms, Pullback]:
-    # An entry survives multiplied by 1 / (1 - p): that scale is part of the slope.
+    # Dropout multiplies the entries it keeps by 1 / (1 - p), which is the slope.
     slope = 1.0 if not training else (0.0 if p == 1.0 else 1.0 / (1.0 - p))
     return through(OperatorNorms.diagonal(slope), x, x.shape)
 

@@ -1,4 +1,4 @@
-"""Sums, multiples and reductions; a parameter that is added or multiplied is bounded like any other."""
+"""Rules of sums, multiples and reductions; a parameter that is added or multiplied is bounded too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dplip.rules.shape import example_axis
 
 
 def hadamard(a: Norms, b: Norms) -> Norms:
-    """The entrywise product, by Hoelder's inequality."""
+    """The norms of the entrywise product, by Hoelder's inequality."""
     return Norms(
         a.shape,
         least(times(a.l2, b.l2), times(a.l1, b.linf), times(a.linf, b.l1)),
@@ -25,7 +25,7 @@ def hadamard(a: Norms, b: Norms) -> Norms:
 
 
 def _constant(call: Call, value: Tensor, shape: tuple[int, ...]) -> Norms:
-    """The norms of a tensor without examples, as one example of ``shape`` meets it."""
+    """The norms of a tensor without a batch axis, aligned with one example's value of ``shape``."""
     rank = len(shape) + 1
     if value.ndim > rank or (value.ndim == rank and value.shape[0] != 1):
         call.refuse(
@@ -60,7 +60,7 @@ def _add(call: Call, a: Any, b: Any, factor: float) -> tuple[Norms, Pullback]:
 
     def pullback(v: Norms) -> Any:
         inputs = tuple((v * s).sum_to(n.shape) for value, n, s in terms if isinstance(value, Norms))
-        # |.|.reshape: a parameter's cotangent has the parameter's own shape, however it was broadcast.
+        # A parameter's cotangent has the parameter's own shape, however the parameter was broadcast.
         named = {t: (v * s).sum_to(n.shape).reshape(tuple(t.shape)) for t, n, s in terms if isinstance(t, Tensor)}
         return inputs, named
 
@@ -111,7 +111,7 @@ def mul(call: Call, input: Any, other: Any) -> tuple[Norms, Pullback]:
 
 
 def by_copies(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
-    """One term for each place that an entry is broadcast to."""
+    """The summation of a broadcast parameter: one term for each position that an entry is broadcast to."""
     return Summation(max(1, math.prod(output) // max(1, math.prod(parameter))))
 
 
@@ -157,7 +157,7 @@ def mean(call: Call, input: Norms, dim: Any = None, keepdim: bool = False) -> tu
 @rule(torch.amax, torch.Tensor.amax, torch.amin, torch.Tensor.amin)
 def extreme(call: Call, input: Norms, dim: Any = None, keepdim: bool = False) -> tuple[Norms, Pullback]:
     _reduced(call, input, dim)
-    # Each output is one input entry (or, at ties, a mean of equal ones), and no entry serves two outputs.
+    # Each output is one input entry (at ties, a mean of equal ones), and no input entry goes to two outputs.
     return through(OperatorNorms.diagonal(1.0), input, call.shape)
 
 
@@ -166,5 +166,5 @@ def maximum(call: Call, input: Any, other: Any) -> tuple[Norms, Pullback]:
     if not (isinstance(input, Norms) and isinstance(other, Norms) and input.shape == other.shape):
         call.refuse("compares with a constant or a value of another shape.", "Use torch.clamp, or equal shapes.")
     both = Norms.concatenate([input, other], (2, *call.shape))
-    # Every output is an entry of one or the other: the two cotangents are parts of v, or halves at ties.
+    # Every output is an entry of one of the two inputs, so their cotangents are parts of v, or halves at ties.
     return both.reshape(call.shape), lambda v: ((v, v), {})

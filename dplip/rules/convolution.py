@@ -1,4 +1,4 @@
-"""Convolutions in one and two dimensions, with zero or circular padding, stride, dilation and groups."""
+"""Rules of convolutions in one and two dimensions, with zero or circular padding, stride, dilation and groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, refuse_m
 
 
 def output_size(n: int, k: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
-    """Number of positions of a kernel of k taps along an axis of n entries."""
+    """The number of positions of a kernel of k taps along an axis of n entries."""
     return (n + sum(padding) - dilation * (k - 1) - 1) // stride + 1
 
 
@@ -59,7 +59,7 @@ def _convolution(
     axes = list(zip(size, taps, stride, padding, dilation, strict=True))
     shape = (weight.shape[0], *(output_size(*axis) for axis in axes))
     jacobian = convolution_norms(weight, size, stride, padding, dilation, groups, circular)
-    # d/dK sums over positions: tap by tap |v x_t^T|_F <= |v| |x_t|, and sum_t |x_t|^2 <= reads |x|^2.
+    # The kernel's gradient sums over positions: |v x_t^T|_F <= |v| |x_t| for tap t, and sum_t |x_t|^2 <= reads |x|^2.
     reuse = math.sqrt(most_reads(*map(tuple, (size, taps, stride, padding, dilation)), circular))
     output = jacobian(x, shape)
     if bias is not None:

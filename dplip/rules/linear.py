@@ -1,4 +1,4 @@
-"""Linear layers: ``y = W x + b``, applied to the last axis."""
+"""Rules of linear layers, ``y = W x + b`` on the last axis, and of products with a matrix."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dplip.rules.registry import SUMMATIONS, Call, Pullback, Summation, rule
 def outer(x: Norms, v: Norms, shape: tuple[int, ...], reuse: float = 1.0) -> Norms:
     """The norms of ``sum_p v_p x_p^T``, where each entry of x is read for at most ``reuse**2`` positions p.
 
-    l1: each pair of entries meets at most once. l2: by Cauchy-Schwarz over the reads, ``reuse |v|_2 |x|_2``; and by
-    Young's inequality ``|v|_1 |x|_2`` and ``|v|_2 |x|_1``. linf: Hoelder.
+    Proof: in l1 each pair of entries meets at most once. In l2 the bound is ``reuse |v|_2 |x|_2`` by Cauchy-Schwarz
+    over the reads, and ``|v|_1 |x|_2`` and ``|v|_2 |x|_1`` by Young's inequality. In linf it is Hoelder's inequality.
     """
     return Norms(
         shape,
@@ -35,14 +35,14 @@ def _linear(x: Norms, weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullb
 def _mapped(
     x: Norms, jacobian: OperatorNorms, width: int, weight: Tensor, bias: Tensor | None
 ) -> tuple[Norms, Pullback]:
-    """The weight, or its transpose, with the given norms and so many rows, applied to the last axis."""
+    """The rule of a weight or its transpose, with norms ``jacobian`` and ``width`` rows, on the last axis."""
     shape = (*x.shape[:-1], width)
     output = jacobian(x, shape)
     if bias is not None:
         output = output + Norms.of(bias).repeat(shape)
 
     def pullback(v: Norms) -> Any:
-        # Tokens share the weight: |sum_t v_t x_t^T|_F <= |V|_F |X|_op <= |v|_2 |x|_2, whatever their number.
+        # Tokens share the weight: |sum_t v_t x_t^T|_F <= |V|_F |X|_op <= |v|_2 |x|_2 for any number of tokens.
         tokens = math.prod(x.shape[:-1])
         gradients = {"weight": outer(x, v, tuple(weight.shape)).summed(tokens)}
         if bias is not None:
@@ -58,7 +58,7 @@ def linear(module: nn.Linear, x: Norms) -> tuple[Norms, Pullback]:
 
 
 AFFINE: set[Any] = {linear}
-"""The rules of modules that compute what ``nn.Linear`` does, so that the weight's rows are those of the map."""
+"""The rules of modules that compute ``nn.Linear``'s map: their weight has a row for each output."""
 
 
 @rule(F.linear)
@@ -69,7 +69,7 @@ def functional_linear(call: Call, input: Norms, weight: Tensor, bias: Tensor | N
 
 
 def by_position(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
-    """One term for each of an example's positions, of which each has all outputs."""
+    """The summation of a weight over positions: one term for each position of an example."""
     return Summation(math.prod(output[:-1]))
 
 
@@ -92,7 +92,7 @@ SUMMATIONS[product] = by_position
 
 
 def by_tensor(bounded: tuple[Norms, Pullback], weight: Tensor, bias: Tensor | None) -> tuple[Norms, Pullback]:
-    """A layer's output and pullback, with the parameters named by their tensors, as a function's rule names them."""
+    """A layer's output and pullback, with the parameters keyed by their tensors, as in a function's rule."""
     output, inner = bounded
 
     def pullback(v: Norms) -> Any:

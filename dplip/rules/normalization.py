@@ -1,4 +1,4 @@
-"""Normalisation of one example by its own statistics: an output bounded whatever the shift and scale of the input."""
+"""Rules of normalisation of one example by its own statistics, which bounds the output for every input."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dplip.norms import REDUCTION_SLACK, Norms, OperatorNorms, below, largest, r
 from dplip.rules.registry import Pullback, refuse_module, rule, through
 
 CANCELLATION = 2.0**-18
-"""Error of a float32 variance relative to the square of the largest entry: some 64 roundings; observed 8."""
+"""The error of a float32 variance relative to the square of the largest entry: 64 roundings; observed 8."""
 
 
 def _normalised(x: Norms, group: int, eps: float) -> tuple[Norms, Pullback]:
-    """Groups of ``group`` entries, each shifted to mean 0 and divided by sqrt(variance + eps).
+    """The rule of groups of ``group`` entries that are shifted to mean 0 and divided by sqrt(variance + eps).
 
-    z has ``|z|_2^2 = n var / (var + eps) <= n`` a group; with mean 0, ``|z_i| <= sqrt(n - 1)``. The Jacobian is
-    ``(I - 11^T/n - zz^T/n) / s`` with ``s >= sqrt(eps)`` and a contraction in the brackets: rarely useful, but true.
+    Proof: a group z has ``|z|_2^2 = n var / (var + eps) <= n`` and, since its mean is 0, ``|z_i| <= sqrt(n - 1)``. The
+    Jacobian is ``(I - 11^T/n - zz^T/n) / s`` with ``s >= sqrt(eps)`` and a contraction in the brackets.
 
-    That is in exact arithmetic. In float32 the variance of a large, nearly constant group cancels: it is off by up to
-    about ``2^-18 |x|_inf^2``, so the output's square grows by that over eps, and without a bound on x it has none.
+    In float32 the variance of a large, nearly constant group cancels: it is off by up to about ``2^-18 |x|_inf^2``, so
+    the output's square grows by that over eps. The float32 output has no bound without a bound on x.
     """
-    # Squares beyond 1e30 overflow, and then nothing is known either.
+    # Squares beyond 1e30 overflow, so larger entries have no bound.
     known = below(x.linf, 1e15)
     cancelled = root(1.0 + times(times(known, known), CANCELLATION / eps if eps > 0 else math.inf))
     output = Norms(x.shape, l2=times(cancelled, math.sqrt(x.size)), linf=times(cancelled, math.sqrt(group - 1)))
@@ -61,13 +61,13 @@ def instance_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm(module: Any, x: Norms) -> tuple[Norms, Pullback]:
-    """In evaluation mode (the trace refuses any other): each channel times a constant, plus a constant."""
+    """The rule in evaluation mode: each channel is multiplied by a constant and shifted. The trace refuses training."""
     scale = (module.running_var.double() + module.eps).rsqrt()
     offset = torch.zeros_like(scale)
     if module.affine:
         scale, offset = scale * module.weight.detach(), module.bias.detach()
     shift = offset - module.running_mean * scale
-    rounded = REDUCTION_SLACK * (offset.abs() + (module.running_mean * scale).abs())  # they may cancel
+    rounded = REDUCTION_SLACK * (offset.abs() + (module.running_mean * scale).abs())  # the two terms may cancel
     channels = (-1, *[1] * (len(x.shape) - 1))
     jacobian = OperatorNorms.diagonal(largest(Norms.of(scale).linf) * (1 + REDUCTION_SLACK))
     return through(jacobian, x, x.shape, Norms.of((shift.abs() + rounded).reshape(channels)).repeat(x.shape))

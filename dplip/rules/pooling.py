@@ -1,4 +1,4 @@
-"""Average and maximum pooling in one and two dimensions."""
+"""Rules of average and maximum pooling in one and two dimensions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _avg_pool(
 
 
 def _averages(n: int, held: int) -> OperatorNorms:
-    """Means over windows of n entries, each entry in at most ``held`` windows (exact where they do not overlap)."""
+    """The norms of means over windows of n entries, each in at most ``held`` windows; exact for disjoint windows."""
     return OperatorNorms(
         one_one=held / n, one_two=math.sqrt(held) / n, one_inf=1 / n, two_inf=1 / math.sqrt(n), inf_inf=1.0
     )

@@ -1,4 +1,4 @@
-"""The registry of rules: for each function that may run in a model, how norms go through it, forward and back."""
+"""The registry of rules, which take norms forward and back through each function that a model may call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dplip.errors import UnboundedOperationError
 from dplip.norms import Norms, OperatorNorms
 
 Parameters = Mapping[str | Tensor, Norms]
-"""Cotangent norms of parameters, by the name that they have in the module, or by the tensor itself."""
+"""Cotangent norms of parameters, by a parameter's name in the module or by its tensor."""
 
 Pullback = Callable[[Any], tuple[Any, Parameters]]
-"""Cotangent norms of the output -> (those of each input, those of the parameters)."""
+"""The cotangent norms of the output -> (the cotangent norms of each input, those of the parameters)."""
 
 Rule = Callable[..., tuple[Any, Pullback]]
 
@@ -29,15 +29,15 @@ HARMLESS = {
     *("extra_repr", "reset_parameters", "__parameters__", "__orig_bases__", "__annotate__", "__annotate_func__"),
     *("__annotations_cache__", "__static_attributes__", "__firstlineno__"),
 }
-"""What a subclass may define without changing what its inherited ``forward`` computes."""
+"""Attributes that a subclass may define without changing what its inherited ``forward`` computes."""
 
 
 class Registry(Generic[R]):
-    """Rules by the code that runs: a function, a tensor method, or the ``forward`` of a module class."""
+    """Rules keyed by the code that runs: a function, a tensor method, or the ``forward`` of a module class."""
 
     def __init__(self) -> None:
         self.rules: dict[Any, R] = {}
-        self.classes: set[type] = set()  # registered by name, so that what they define themselves is known
+        self.classes: set[type] = set()  # module classes with a rule of their own, whose attributes the rule knows
 
     def add(self, *functions: Any) -> Callable[[Registered], Registered]:
         """A decorator that registers a rule for functions, tensor methods or module classes."""
@@ -57,7 +57,7 @@ class Registry(Generic[R]):
         return self.rules.get(function)
 
     def of_module(self, module: nn.Module) -> R | None:
-        """The rule of a module, by the ``forward`` that runs; None where a subclass changes what that would compute."""
+        """The rule of a module, by its ``forward``; None where a subclass changes what ``forward`` computes."""
         cls = type(module)
         found = self.of(cls.forward)
         if found is None:
@@ -77,19 +77,19 @@ RULES: Registry[Rule] = Registry()
 signature = functools.cache(inspect.signature)
 
 ENFORCED: set[Rule] = set()
-"""Rules of layers that hold each example's gradient of their own parameters to a bound by themselves, computed in the
-parameters' type from whatever input and cotangent they are given: see :mod:`dplip.sensitivities.enforced`."""
+"""Rules of layers that bound each example's gradient of their own parameters, in the parameters' type and for every
+input and cotangent: see :mod:`dplip.sensitivities.enforced`."""
 
 
 @dataclass(frozen=True)
 class Summation:
-    """How the gradient of a parameter is summed over examples, and over the positions of one.
+    """How the gradient of a parameter is summed over examples and over the positions of an example.
 
     Attributes:
         terms: the most terms that one example adds to an entry.
-        blocked: whether in blocks (:mod:`dplip.nn.sums`), or else in an order that is left to the machine.
-        exact: whether in float64.
-        uses: of the parameter, whose sums are added up.
+        blocked: the sum is in blocks (:mod:`dplip.nn.sums`); False: its order is left to the machine.
+        exact: the sum is in float64.
+        uses: the number of uses of the parameter, each of which has a sum.
     """
 
     terms: int = 1
@@ -98,14 +98,14 @@ class Summation:
     uses: int = 1
 
     def __add__(self, other: Summation) -> Summation:
-        """Of two uses: neither is off by more of its own magnitude than the worse."""
+        """The summation of two uses of a parameter: the relative error of each is at most the larger one."""
         both = self.blocked and other.blocked, self.exact and other.exact
         return Summation(max(self.terms, other.terms), *both, self.uses + other.uses)
 
 
 SUMMATIONS: dict[Rule, Callable[[tuple[int, ...], tuple[int, ...]], Summation]] = {}
-"""For a rule, how a parameter's gradient is summed, from the shapes of the parameter and of one example's output. Where
-nothing is said, each entry of the output adds a term to each entry of the parameter."""
+"""Rule -> (parameter shape, shape of one example's output) -> :class:`Summation`. A rule without an entry counts one
+term for each entry of the output."""
 
 SUMMED: set[Any] = set()
 """The ``forward`` of the layers whose backward pass sums over a batch in blocks: :func:`dplip.nn.bounded.summed`."""
@@ -113,12 +113,12 @@ SUMMED: set[Any] = set()
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a function in a model: what a function's rule is told beside the arguments.
+    """One call of a function in a model, which the function's rule is given beside the arguments.
 
     Attributes:
-        function: what is called.
-        shape: the shape of one example's output (a tuple of shapes where the function gives several values).
-        path: where it stands, for messages.
+        function: the function that is called.
+        shape: the shape of one example's output (a tuple of shapes where the function returns several values).
+        path: the place of the call in the model, for messages.
     """
 
     function: Any
@@ -130,12 +130,12 @@ class Call:
 
 
 def refuse(path: str, operation: str, reason: str, remedy: str) -> NoReturn:
-    """Raise :class:`UnboundedOperationError` with the module path, the operation, why, and what to do."""
+    """Raise :class:`UnboundedOperationError` with the module path, the operation, the reason and the remedy."""
     raise UnboundedOperationError(f"{path or 'the model'}: {operation} {reason} {remedy}")
 
 
 def refuse_module(module: nn.Module, reason: str, remedy: str) -> NoReturn:
-    """Refuse from inside a module's rule; the walk adds the module's path."""
+    """Raise :class:`UnboundedOperationError` from a module's rule; the walk adds the module's path."""
     raise UnboundedOperationError(f"{type(module).__name__}({module.extra_repr()}) {reason} {remedy}")
 
 
@@ -146,22 +146,21 @@ def rule(*functions: Any) -> Callable[[Registered], Registered]:
     :class:`Norms` in place of each value that depends on an example, and returns ``(output, pullback)``, where
     ``pullback(cotangent)`` returns ``(input cotangents, {parameter name: cotangent})``.
 
-    Guarantee: none of its own. A rule is a claim: for all inputs within the given norms the output obeys the
-    returned ones, and for all cotangents within the given norms the input and parameter cotangents do.
+    Guarantee: none of its own. A rule claims that for all inputs and cotangents within the given norms, the output and
+    the input and parameter cotangents are within the returned ones.
     """
     return RULES.add(*functions)
 
 
 def registered() -> dict[Any, Rule]:
-    """A copy of the registry, for the tests that run over all of it."""
+    """A copy of the registry, for tests that run over all rules."""
     return dict(RULES.rules)
 
 
 def through(jacobian: OperatorNorms, x: Norms, shape: tuple[int, ...], at_zero: Norms | None = None) -> Any:
-    """Output and pullback of a map f whose Jacobians are all bounded by ``jacobian``.
+    """The output and pullback of a map f whose Jacobians are all bounded by ``jacobian``.
 
-    ``f(x) = f(0) + (integral of the Jacobian along the segment) x``, hence the forward bound; the cotangent goes
-    through the adjoint.
+    Proof: ``f(x) = f(0) + (integral of the Jacobian along the segment) x``; the cotangent goes through the adjoint.
     """
     output = jacobian(x, shape)
     if at_zero is not None:

@@ -1,4 +1,4 @@
-"""Operations that move, select or join entries: every entry of the output is one of the input, used once."""
+"""Rules of operations that move, select or join entries: each output entry is one input entry, used once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dplip.rules.registry import Call, Pullback, refuse_module, rule
 
 
 def example_axis(dim: Any, x: Norms) -> int:
-    """The axis of one example that ``dim`` means in the batch; the batch axis itself is refused."""
+    """The axis of one example that ``dim`` names in the batch; the batch axis is refused."""
     batched = len(x.shape) + 1
     if isinstance(dim, bool) or not isinstance(dim, int) or not -batched <= dim < batched or dim % batched == 0:
         raise UnboundedOperationError(
@@ -25,7 +25,7 @@ def example_axis(dim: Any, x: Norms) -> int:
 
 
 def moved(x: Norms, shape: tuple[int, ...]) -> tuple[Norms, Pullback]:
-    """The entries of x, or some of them, or all with zeros between, in another shape."""
+    """The rule of entries of x, or some of them, or all with zeros between them, in another shape."""
     return x.reshape(shape), lambda v: ((v.reshape(x.shape),), {})
 
 
@@ -34,7 +34,7 @@ def identity(module: nn.Identity, x: Norms) -> tuple[Norms, Pullback]:
     return moved(x, x.shape)
 
 
-# The walk has checked that the batch axis stays first, so a reshape regroups the entries of each example alone.
+# The walk has checked that the batch axis stays first, so a reshape regroups entries within each example.
 @rule(torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.flatten, torch.Tensor.flatten)
 @rule(torch.Tensor.unflatten, torch.unflatten, torch.Tensor.unsqueeze, torch.unsqueeze)
 @rule(torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, torch.Tensor.float, torch.Tensor.double)

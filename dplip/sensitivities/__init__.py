@@ -1,4 +1,4 @@
-"""Per-parameter l2 bounds of one example's gradient: by propagated norms, or enforced by the layers."""
+"""Per-parameter l2 bounds of one example's gradient, from propagated norms or enforced by layers."""
 
 from dplip.sensitivities.enforced import enforced_sensitivity
 from dplip.sensitivities.propagated import Sensitivities, parameter_bounds, sensitivity

@@ -1,19 +1,19 @@
-"""Sensitivity under ``torch.autocast``, from the bounds alone that layers enforce on their own gradients.
+"""Sensitivity under ``torch.autocast``, from the bounds that layers enforce on their own gradients.
 
-bfloat16 rounds every value by up to 2^-8 of it, float16 by 2^-11 and to infinity beyond 65504. An operator norm, a ball
-or a loss says nothing exact of values that are rounded after it, so nothing propagated is used here: to every rule the
-norms of all inputs and cotangents are infinite, and what stays finite is what the layer enforces by itself.
+bfloat16 rounds every value by up to 2^-8 of it, float16 by 2^-11 and to infinity beyond 65504, so propagated norms do
+not hold. Here every rule is given infinite norms of all inputs and cotangents; the finite bounds of parameters that
+remain are those that the layers enforce.
 
 Proof, for a layer whose rule is in ``ENFORCED`` (``BoundedLinear``, ``BoundedConv2d``). Its parameters' gradients are
-made of the two tensors that meet in it, its input x and its cotangent v, whatever these were rounded to on their way:
+functions of its input x and its cotangent v, as autocast has rounded them:
 
-1. bfloat16 and float16 numbers are float32 numbers, so x and v are turned into the parameters' type exactly.
-2. From there on (norms, scaling, product, sum; autocast is off inside) it is the float32 computation whose bound holds
-   for every x and v whatsoever. How they were computed plays no part in it: no slack is needed for that.
-3. Parameters are float32, so is ``.grad``, and no other use of a parameter adds to it: its bound would be infinite, and
-   the model is refused. The optimizer's slack for the float32 sum over a batch is for the sum that is taken.
+1. bfloat16 and float16 numbers are float32 numbers, so x and v are converted to the parameters' type exactly.
+2. From there on (norms, scaling, product, sum; autocast is off inside) the computation is in float32, and its bound
+   holds for every x and v. So the rounding of x and v needs no slack.
+3. Parameters and ``.grad`` are float32. Any other use of a parameter has an infinite bound, and the model is refused.
+   The optimizer's slack for the float32 sum over a batch covers the sum.
 
-That a row of x and of v depends on no other example is assumed, as it is in float32 (docs/guarantees.md).
+A row of x and of v is assumed to depend on no other example, as in float32 (docs/guarantees.md).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def enforced_sensitivity(walk: Walk) -> Sensitivities:
     """Per parameter, the bound of one example's gradient that its layers enforce, for all weights and any loss.
 
     Raises:
-        UnboundedOperationError: a trainable parameter is used where nothing but propagated norms bounds its gradient.
+        UnboundedOperationError: the layers enforce no bound on the gradient of some trainable parameter.
 
     Guarantee: that of :func:`dplip.sensitivity`, also for gradients computed under ``torch.autocast``.
     """
 
     def apply(operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The layer's rule, told no norm of any value, and believed of its parameters where it is in ``ENFORCED``."""
+        """The layer's rule with infinite norms of values; its parameter bounds count only if it is in ``ENFORCED``."""
         output, inner = walk.apply(operation, _unknown(args), _unknown(kwargs))
         module = walk.module(operation.node)
         believed = module is not None and RULES.of_module(module) in ENFORCED
@@ -67,5 +67,5 @@ def enforced_sensitivity(walk: Walk) -> Sensitivities:
 
 
 def _unknown(value: Any) -> Any:
-    """The same with nothing known of any norm in it."""
+    """The value with every norm in it made infinite."""
     return map_aggregate(value, lambda a: Norms(a.shape) if isinstance(a, Norms) else a)

@@ -1,4 +1,4 @@
-"""How large one example's gradient of each parameter can be, read off the pullback of the loss's gradient norms."""
+"""Sensitivity: per parameter, an l2 bound of one example's gradient, from the pullback of the loss's gradient norms."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dplip.propagation import Walk
 from dplip.rounding import Rounded
 
 GRADIENT_SLACK = 1e-5
-"""Relative slack, 168 units of float32, for what :class:`dplip.rounding.Rounded` leaves out: the few roundings of a
-gradient's products, and one for each further use of a value, whose cotangents add up."""
+"""Relative slack, 168 units of float32, for roundings that :class:`dplip.rounding.Rounded` omits: a few of a gradient's
+products, and one for each further use of a value, whose cotangents add up."""
 
 
 class Sensitivities(Mapping[str, float]):
-    """Per parameter, an l2 bound of one example's gradient of the loss; ``str`` gives a table."""
+    """Parameter name -> an l2 bound of one example's gradient of the loss; ``str`` gives a table."""
 
     def __init__(self, bounds: Mapping[str, float]) -> None:
         self._bounds = dict(bounds)
@@ -57,19 +57,19 @@ def sensitivity(
     """Bound one example's gradient of the loss, parameter by parameter, for the present weights and mode.
 
     Args:
-        model: a module that the algebra can walk; its first layer usually bounds the input (``BallProjection``).
+        model: a module whose operations have rules; its first layer usually bounds the input (``BallProjection``).
         loss: a :class:`dplip.losses.Loss`.
         input_shape: shape of one example, without the batch.
-        input_norms: bounds of the input that hold outside the model; None: nothing is known.
+        input_norms: bounds of the input; None: no bound is known.
 
     Raises:
-        ConfigurationError: the loss was seen to mix the examples of a batch.
-        UnboundedOperationError: something in the model has no rule.
-        UnboundedInputError: a parameter's gradient grows with an input that nothing bounds.
+        ConfigurationError: the loss mixed the examples of a test batch.
+        UnboundedOperationError: an operation of the model has no rule.
+        UnboundedInputError: a parameter's gradient grows with an unbounded input.
 
-    Guarantee: for every example whatsoever (within ``input_norms``) and every target, the l2 norm of the gradient of
-    ``loss(model(x), y)`` with respect to each trainable parameter, as it is computed in floating point, is at most its
-    entry. Each value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
+    Guarantee: for every example (within ``input_norms``) and every target, the l2 norm of the gradient of
+    ``loss(model(x), y)`` in each trainable parameter, as it is computed in floating point, is at most its entry. Each
+    value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
     """
     require_loss(loss)
     walk = Walk(model, input_shape)
@@ -81,28 +81,28 @@ def sensitivity(
 def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:
     """The sensitivity that holds for all weights and buffers, if every parameter has a finite one; else None.
 
-    It needs layers that bound activations and cotangents by themselves, such as ``BallProjection`` and
-    ``GradientBall``; then no operator norm is ever computed.
+    It is finite if layers such as ``BallProjection`` and ``GradientBall`` bound the activations and cotangents; no
+    operator norm is then computed.
     """
     try:
         return sensitivity_of(walk.without_weights(), loss)
-    except (DPLipError, RuntimeError):  # RuntimeError: a rule asks for the value of a weight, and there is none
+    except (DPLipError, RuntimeError):  # RuntimeError: a rule reads the value of a weight on the meta device
         return None
 
 
 def sensitivity_of(walk: Walk, loss: Loss, input_norms: Norms | None = None) -> Sensitivities:
-    """:func:`sensitivity` of a model that has been traced before."""
+    """:func:`sensitivity` of a traced model."""
     require_loss(loss)
     rounded = Rounded(walk)
     output, pullback = rounded(input_norms)
-    # The loss's own sums are over the scores of one example.
+    # The loss sums over the scores of one example, which rounds.
     sent = loss.gradient_norms(output.shape) * (1 + (output.size + 16) * rounded.unit)
     _, bounds = pullback(sent)
     return Sensitivities({k: b * (1 + GRADIENT_SLACK) for k, b in _finite(walk.model, bounds).items()})
 
 
 def require_loss(loss: object) -> None:
-    """Refuse what is not a loss that declares the norms of its gradient."""
+    """Refuse an object that is no :class:`Loss`, which declares the norms of its gradient."""
     if not isinstance(loss, Loss):
         raise ConfigurationError(
             f"loss={type(loss).__name__}: it declares no bound on its gradient. Use one of dplip.losses, or derive "
@@ -124,7 +124,7 @@ def parameter_bounds(module: nn.Module, input_shape: tuple[int, ...], input_norm
 
 
 def _finite(model: nn.Module, bounds: Mapping[str, Norms]) -> dict[str, float]:
-    """The l2 bounds in the model's order; every trainable parameter must have a finite one."""
+    """The l2 bounds in the model's order; raises unless every trainable parameter has a finite one."""
     found: dict[str, float] = {}
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     for name in reversed(list(bounds)):  # in the order of the forward pass

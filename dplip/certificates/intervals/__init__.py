@@ -1,4 +1,4 @@
-"""Boxes of values through a model; importing this package registers their rules."""
+"""Interval bounds: boxes of values through a model; importing the package registers their rules."""
 
 from dplip.certificates.intervals import rules
 from dplip.certificates.intervals.box import Box, interval

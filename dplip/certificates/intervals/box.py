@@ -1,4 +1,4 @@
-"""A box of values, and the registry of rules by which boxes go through operations."""
+"""Boxes of values, and the registry of the rules by which boxes go through operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT = 2.0**-23
 
 @dataclass(frozen=True)
 class Box:
-    """The lower and upper ends of every entry, of shape (batch, ...), in float64."""
+    """Lower and upper bounds of every entry, shape (batch, ...), float64."""
 
     lower: Tensor
     upper: Tensor
@@ -29,15 +29,15 @@ class Box:
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
     def widened(self, error: Tensor) -> Box:
-        """The box of what the model computes in float32, off by at most ``error`` from the exact value."""
+        """The box of values that are off by at most ``error`` from a value in this box."""
         return Box(self.lower - error, self.upper + error)
 
     def rounded(self, operations: int = 1) -> Box:
-        """The box after a few float32 roundings of its value."""
+        """The box of the values after ``operations`` float32 roundings."""
         return self.widened(self.magnitude * (UNIT * operations) + 1e-37)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Box:
-        """The box of a function that is not decreasing in any entry."""
+        """The box of a function that does not decrease in any entry."""
         return Box(function(self.lower), function(self.upper))
 
 
@@ -49,11 +49,11 @@ INTERVALS: Registry[IntervalRule] = Registry()
 def interval(*functions: Any) -> Callable[[Registered], Registered]:
     """Register how boxes go through functions, tensor methods or module classes (their ``forward``).
 
-    The rule is called with the module (or a :class:`Call`) and the arguments, :class:`Box` in place of each value that
-    depends on the input, and returns the box of the result.
+    The rule is called with the module (or a :class:`Call`) and the arguments, with a :class:`Box` in place of each
+    value that depends on the input, and returns the box of the result.
 
-    Guarantee: none of its own. A rule claims that whatever the model computes in float32 for a value in the boxes lies
-    in the box it returns; and that smaller boxes give smaller ones.
+    Guarantee: none of its own. A rule claims that the float32 result for values in the boxes lies in the returned box,
+    and that smaller boxes give smaller ones.
     """
 
     return INTERVALS.add(*functions)
@@ -63,10 +63,10 @@ REMEDY = "Its certificates rest on the margin alone."
 
 
 def linear_box(weight: Tensor, bias: Tensor | None, x: Box, apply: Callable[[Tensor, Tensor], Tensor]) -> Box:
-    """The box of a linear map, ``apply(input, weight)`` without the bias: the weight's signs choose the ends.
+    """The box of a linear map, ``apply(input, weight) + bias``; the weight's signs select the ends.
 
-    The model sums in float32: of n terms the error is at most ``(n + 1) 2^-24 sum |w| |x|`` whatever the order, and
-    twice that is allowed for.
+    The error of a float32 sum of n terms is at most ``(n + 1) 2^-24 sum |w| |x|`` in any order; the box allows twice
+    that.
     """
     w = weight.detach().double()
     positive, negative = w.clamp_min(0), w.clamp_max(0)

@@ -1,4 +1,4 @@
-"""How boxes go through each operation: the interval rules."""
+"""The interval rules, by which boxes go through each operation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def convolution(module: nn.Conv1d | nn.Conv2d, x: Box) -> Box:
 
 @interval(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 def average(module: nn.Module, x: Box) -> Box:
-    terms = x.lower[0].numel()  # at least as many as in a window
+    terms = x.lower[0].numel()  # at least the number of terms in a window
     return x.map(module).widened(module(x.magnitude) * (UNIT * (terms + 2)) + 1e-37)
 
 
@@ -49,7 +49,7 @@ def total(call: Call, input: Box, dim: Any, keepdim: bool = False) -> Box:
 
 @interval(dn.Center)
 def center(module: dn.Center, x: Box) -> Box:
-    # y_i = (1 - 1/n) x_i - (sum of the others) / n: it rises in x_i and falls in each of the others.
+    # y_i = (1 - 1/n) x_i - (sum of the others) / n increases in x_i and decreases in each of the others.
     axes, n = tuple(range(1, x.lower.ndim)), x.lower[0].numel()
 
     def end(own: Tensor, others: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _distance(module: Any, x: Box, omega: list[float], points: Tensor) -> Box:
     if module.p != float("inf"):
         refuse_module(module, f"is relaxed (p={module.p:g}), which has no interval rule.", REMEDY)
     points = points.detach()
-    # Ends are rounded outwards to the type of the weight, in which the model computes.
+    # Ends are rounded outwards to the weight's type, since the model computes in it.
     ends = [t.reshape(-1, t.shape[-1]) for t in (x.lower, x.upper)]
     low, high = (
         finite(torch.nextafter(t.to(points.dtype), torch.full_like(t, side, dtype=points.dtype)))
@@ -115,7 +115,7 @@ def _exact(module: nn.Module, x: Box) -> Box:
 
 interval(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, dn.Mirror)(_exact)
 interval(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)(_exact)
-# Each output is an order statistic, which falls with no input.
+# Each output is an order statistic, which does not decrease in any input.
 interval(dn.GroupSort, dn.FullSort)(_exact)
 interval(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)(_exact)
 
@@ -127,7 +127,7 @@ def clamped(module: nn.Module, x: Box) -> Box:
 
 @interval(nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid, nn.SELU, nn.Tanhshrink, nn.Softshrink)
 def rising(module: nn.Module, x: Box) -> Box:
-    """A smooth rising function, which float32 gives with a few units' error of the value or of one."""
+    """The box of a smooth increasing function, with a few units of float32 error of the value, the argument or 1."""
     return x.map(module).widened((x.map(module).magnitude + x.magnitude + 1) * (4 * UNIT))
 
 
@@ -171,13 +171,13 @@ def l2_pool(module: dn.ScaledL2NormPool2d, x: Box) -> Box:
 
 @interval(dn.BallProjection)
 def ball_projection(module: dn.BallProjection, x: Box) -> Box:
-    # y = s x with s = min(1, R / |x|), which lies between its values for the largest and the least norm in the box.
+    # y = s x, where s = min(1, R / |x|) lies between its values for the largest and the least norm in the box.
     n = x.lower[0].numel()
     norms = [t.flatten(1).square().sum(1).sqrt() for t in (x.magnitude, nearest(x))]
     least, most = ((module.radius / t.clamp_min(module.radius)).reshape(-1, *[1] * (x.lower.ndim - 1)) for t in norms)
     products = [end * s for end in (x.lower, x.upper) for s in (least, most)]
     box = Box(torch.stack(products).amin(0), torch.stack(products).amax(0))
-    return box.rounded(n + 32)  # the norm's own rounding, and the projection's inward slack
+    return box.rounded(n + 32)  # covers the norm's rounding and the projection's inward slack
 
 
 # ------------------------------------------------------------------------------------------------ arithmetic

@@ -1,4 +1,4 @@
-"""Interval bounds through a model: the boxes that its values stay in while the input moves in an l-infinity ball."""
+"""Interval bounds through a model: boxes that contain its values for all inputs in an l-infinity ball."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST = 2.0**-8
 """The first radius that is tried."""
 
 PART = 256
-"""Inputs whose boxes are held at once."""
+"""Inputs whose boxes are in memory at once."""
 
 
 class Boxes:
@@ -37,7 +37,7 @@ class Boxes:
         for operation in model.calls():
             self._rule(operation)
         origin = torch.zeros((1, *model.input_shape), dtype=torch.float64)
-        self(origin, origin)  # rules refuse what they do not know before anything is certified
+        self(origin, origin)  # so that a rule that refuses does so here
 
     def __call__(self, lower: Tensor, upper: Tensor) -> Box:
         """The box of the output, for inputs between ``lower`` and ``upper`` (batch, ...)."""
@@ -47,24 +47,24 @@ class Boxes:
         return box
 
     def values(self, lower: Tensor, upper: Tensor) -> dict[fx.Node, Any]:
-        """The box of every value on the way."""
+        """The box of every node's value, for inputs between ``lower`` and ``upper``."""
         return self._model.run(Box(lower.double(), upper.double()), self._apply)
 
     def around(self, x: Tensor, radius: Tensor) -> dict[fx.Node, Any]:
-        """The box of every value for inputs within each l-infinity radius of x, radii of shape (batch,)."""
+        """The box of every node's value, for inputs within each l-infinity radius of x; radii of shape (batch,)."""
         r = radius.reshape(-1, *[1] * (x.ndim - 1)).double()
         return self.values(x.double() - r, x.double() + r)
 
     def verified(self, x: Tensor, radius: Tensor) -> Tensor:
-        """Whether the prediction at x provably stays as it is within each l-infinity radius, shape (batch,)."""
+        """Whether the prediction at x is proved constant within each l-infinity radius, shape (batch,)."""
         return self.settled(self.around(x, radius))
 
     def settled(self, values: Mapping[fx.Node, Any]) -> Tensor:
-        """Whether the prediction is the same on the whole box, shape (batch,).
+        """Whether the prediction is proved the same on the whole box, shape (batch,).
 
         Proof: every score of every input in the box lies in its interval, so a class whose lower end lies above the
-        upper ends of all others is predicted on the whole box; with one score, its sign is fixed. Behind a last linear
-        layer the differences of scores are bounded through the differences of its rows instead, which is never looser.
+        upper ends of all others is predicted on the whole box; with one score, the sign is fixed. With a last linear
+        layer, the differences of its rows bound the differences of scores, which is never looser.
         """
         if self._head is not None and self._head[0].out_features > 1:
             return _gaps(self._head[0], values[self._head[1]])
@@ -98,14 +98,14 @@ def enlarged(
     doublings: int = 12,
     halvings: int = 10,
 ) -> Tensor:
-    """Radii at least as large as those given: the largest that are found to be verified, by bisection.
+    """The largest verified radii that bisection finds, at least as large as those given.
 
     Args:
-        verified: (numbers of examples, a radius for each) -> whether each is proved; smaller radii are no harder.
-        active: which examples to try, shape (batch,).
-        certified: the radii that are known.
+        verified: (indices of examples, a radius for each) -> whether each is proved.
+        active: the examples to try, a mask of shape (batch,).
+        certified: the known radii.
 
-    Every radius that is returned has been verified itself (or was given), so the search needs no monotonicity.
+    Every returned radius was verified itself or was given, so the result is valid without monotonicity.
     """
     low, high = certified.clone(), torch.full_like(certified, torch.inf)
     trial = (2 * certified).clamp_min(FIRST)
@@ -119,15 +119,15 @@ def enlarged(
         high = torch.where(active & ~proved, trial, high)
         trial = torch.where(high.isfinite(), (low + high) / 2, 2 * low.clamp_min(FIRST))
         if step >= doublings - 1:
-            active = active & high.isfinite()  # verified however far it was tried
+            active = active & high.isfinite()  # stops where every radius tried was verified
     return low
 
 
 def _gaps(head: nn.Linear, box: Box) -> Tensor:
-    """Whether one score of a last linear layer exceeds all others on the whole box of its input."""
+    """Whether one score of a last linear layer exceeds all others on the whole box of the layer's input."""
     w = head.weight.detach().double()
     b = w.new_zeros(len(w)) if head.bias is None else head.bias.detach().double()
-    # The candidate is the class predicted at the middle: if any class wins on the whole box, it wins there.
+    # The candidate is the class predicted at the middle, since a class that wins on the whole box wins there.
     top = F.linear((box.lower + box.upper) / 2, w, b).argmax(1)
     rows = w[top][:, None] - w
     low = torch.einsum("bkn,bn->bk", rows.clamp_min(0), box.lower)

@@ -1,4 +1,4 @@
-"""Intervals of slopes through a model; importing this package registers their rules."""
+"""Intervals of the slopes of a model; importing the package registers their rules."""
 
 from dplip.certificates.slopes import rules
 from dplip.certificates.slopes.registry import slope_rule

@@ -1,4 +1,4 @@
-"""Intervals of slopes, and the registry of rules by which they go back through operations."""
+"""Intervals of slopes, and the registry of the rules by which they go back through operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL_SLACK = 1e-12
 
 @dataclass(frozen=True)
 class Slopes:
-    """What is known of the gradients of every output in one value: an interval for each entry, and norms of the whole.
+    """Bounds on the gradients of every output in one value: an interval for each entry, and norms.
 
     Attributes:
         lower, upper: float64, of shape (outputs, \\*shape).
@@ -32,7 +32,7 @@ class Slopes:
 
     @classmethod
     def meet(cls, lower: Tensor, upper: Tensor, norms: Norms) -> Slopes:
-        """Both hold, so each tightens the other: entries lie within the l-infinity norm, norms within the entries'."""
+        """Both bounds, each tightened by the other: the l-infinity norm bounds entries, and entries bound the norms."""
         rows = len(lower), *[1] * (lower.ndim - 1)
         peak = torch.as_tensor(norms.linf, dtype=torch.float64).expand(len(lower)).reshape(rows)
         lower, upper = torch.maximum(lower, -peak), torch.minimum(upper, peak)
@@ -42,7 +42,7 @@ class Slopes:
 
     @classmethod
     def within(cls, norms: Norms, outputs: int) -> Slopes:
-        """All that norms alone say."""
+        """The intervals that norms imply."""
         wide = torch.full((outputs, *norms.shape), math.inf, dtype=torch.float64)
         return cls.meet(-wide, wide, norms)
 
@@ -55,13 +55,13 @@ Interval = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Slope:
-    """What a slope rule is told beside the cotangent.
+    """The first argument of a slope rule.
 
     Attributes:
         subject: the module, or the :class:`Call`.
-        shapes: of one example of each input that depends on it.
-        inside: slopes are asked for inside the ranges of clamps alone.
-        steepest: the largest slope of an elementwise function, from its own rule.
+        shapes: the shapes of one example's value of each input that depends on the example.
+        inside: the slopes are those inside the ranges of clamps.
+        steepest: the largest slope of an elementwise function, from its norm rule.
     """
 
     subject: Any
@@ -79,9 +79,9 @@ def slope_rule(*functions: Any) -> Callable[[Registered], Registered]:
     """Register how intervals of cotangent entries go back through functions or module classes (their ``forward``).
 
     The rule is called as ``rule(slope, (lower, upper), *arguments)`` and returns one interval for each input that
-    depends on the example, or None where it knows nothing. What has no rule goes through by norms alone.
+    depends on the example, or None where it has no bound. Operations without a rule use norms only.
 
-    Guarantee: none of its own; a rule claims that every cotangent within the interval comes back within its answer.
+    Guarantee: none of its own; a rule claims that the pullback of every cotangent in the interval lies in its result.
     """
 
     return SLOPE_RULES.add(*functions)

@@ -1,4 +1,4 @@
-"""How intervals of cotangent entries go back through each operation: the slope rules."""
+"""The slope rules, by which intervals of cotangent entries go back through each operation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _scaled(v: Interval, factor: Any) -> Interval:
 
 
 def _same(slope: Slope, v: Interval) -> bool:
-    """Whether nothing was broadcast."""
+    """Whether no input was broadcast."""
     return all(shape == tuple(v[0].shape[1:]) for shape in slope.shapes)
 
 
@@ -76,7 +76,7 @@ def div(slope: Slope, v: Interval, input: Any, other: Any) -> list[Interval] | N
 
 
 def _flatter(v: Interval, least: Any, most: Any) -> Interval:
-    """Times a slope between two nonnegative numbers."""
+    """The interval times a slope between two nonnegative numbers."""
     lower, upper = v
     return torch.minimum(lower * least, lower * most), torch.maximum(upper * least, upper * most)
 
@@ -85,7 +85,7 @@ def _flatter(v: Interval, least: Any, most: Any) -> Interval:
 @slope_rule(nn.Tanhshrink, nn.Softshrink, F.relu, torch.relu, T.relu, F.relu6, torch.tanh, T.tanh, F.tanh)
 @slope_rule(torch.sigmoid, T.sigmoid, F.sigmoid, F.hardsigmoid, F.softsign, F.logsigmoid)
 def rising(slope: Slope, v: Interval, input: Norms) -> list[Interval]:
-    """A function of each entry that never falls: its slope lies between 0 and the largest that its rule knows."""
+    """The rule of nondecreasing elementwise functions: the slope lies between 0 and the largest of the norm rule."""
     return [_flatter(v, 0.0, slope.steepest())]
 
 
@@ -113,7 +113,7 @@ def shift(slope: Slope, v: Interval, x: Norms) -> list[Interval]:
 
 @slope_rule(dn.GroupSort)
 def group_sort(slope: Slope, v: Interval, x: Norms) -> list[Interval]:
-    # An entry of the input becomes some entry of its group (or, at ties, a mean of them).
+    # An entry of the input goes to some entry of its group (at ties, to a mean of them).
     m = slope.subject
     axis = m.dim if m.dim >= 0 else v[0].ndim + m.dim
     return [(_spread(v[0], axis, m.group_size, torch.amin), _spread(v[1], axis, m.group_size, torch.amax))]
@@ -146,8 +146,8 @@ def tabular_input(slope: Slope, v: Interval, x: Norms) -> list[Interval]:
     ends = [(lower, upper)]
     if module.groups:
         for low, high in zip(v[0][:, n:].split(module.groups, 1), v[1][:, n:].split(module.groups, 1), strict=True):
-            # Entry j of a block comes back as v_j, as 0, or as v_j less a mean over entries with j among them:
-            # a share in [0, 1) of v_j less a mean of the others.
+            # The cotangent of entry j of a block is v_j, 0, or v_j minus a mean over entries that include j, which is
+            # a share in [0, 1) of v_j minus a mean of the others.
             down = torch.minimum(low, low - high.amax(1, keepdim=True)).clamp_max(0)
             up = torch.maximum(high, high - low.amin(1, keepdim=True)).clamp_min(0)
             ends.append((down, up))

@@ -1,4 +1,4 @@
-"""The slopes of a model: intervals of cotangents, walked back through its graph."""
+"""The walk of slopes: intervals of cotangents back through a model's graph."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def slopes(model: nn.Module, features: int, inside: bool = False) -> tuple[Tenso
 
     Args:
         model: from (batch, features) to (batch, outputs), in evaluation mode.
-        inside: leave out the inputs at which a clamp is flat: slopes inside the public ranges.
+        inside: leave out the inputs at which a clamp is constant, for slopes inside the public ranges.
 
     Returns:
         (lower, upper), each float64 of shape (outputs, features).
 
     Guarantee: certified from above and below. Cotangents are one-hot at the output and go back through the model's
-    graph twice at once, as norms (by the rules of :mod:`dplip.rules`) and as intervals (by those of this module); the
-    norms bound what the intervals lose, and the intervals keep the sign of a linear residual.
+    graph both as norms (by :mod:`dplip.rules`) and as intervals (by :mod:`dplip.certificates.slopes.rules`). Norms are
+    tight where intervals are loose, and intervals keep the sign of a linear residual.
     """
     with evaluation(model):
         found = pull(Walk(model, (features,)), inside)
@@ -37,7 +37,7 @@ def slopes(model: nn.Module, features: int, inside: bool = False) -> tuple[Tenso
 
 
 def pull(walk: Walk, inside: bool = False) -> Slopes:
-    """:func:`slopes` of a model that has been traced before, with the norms of each output's gradient."""
+    """:func:`slopes` of a traced model, with the norms of each output's gradient."""
     walk.refuse_chance()
     output = walk.output()
     shape = walk.shape(output) or ()
@@ -56,7 +56,7 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
                 shapes = [walk.shape(node) for node in sources]
                 slope = Slope(subject, shapes, inside, lambda: largest(inner(ones)[1][0].linf))
                 intervals = _intervals(rule, slope, v, args, kwargs)
-            if intervals is None:  # by norms alone, as tuples of values are
+            if intervals is None:  # norms only, as for tuples of values
                 return sources, [Slopes.within(n, outputs) if isinstance(n, Norms) else n for n in inputs], named
             return sources, [Slopes.meet(*ends, norms) for ends, norms in zip(intervals, inputs, strict=True)], named
 
@@ -73,12 +73,12 @@ def pull(walk: Walk, inside: bool = False) -> Slopes:
 
 
 def _intervals(rule: SlopeRule, slope: Slope, v: Slopes, args: Any, kwargs: Any) -> list[Interval] | None:
-    """The intervals of an operation's inputs, by its slope rule; None where that says nothing."""
+    """The intervals of an operation's inputs by its slope rule; None where the rule has no bound."""
     if not bool((v.lower.isfinite() & v.upper.isfinite()).all()):
         return None
     try:
         bound = signature(rule).bind(slope, (v.lower, v.upper), *args, **kwargs)
     except TypeError:
         return None
-    # Sources are in the order of the bounding rule's signature, which is that of the arguments written out.
+    # Sources are in the order of the norm rule's signature, which is the order of the bound arguments.
     return rule(*bound.args, **bound.kwargs)

@@ -1,1 +1,1 @@
-"""l-infinity distances and their order statistics."""
+"""Layers of l-infinity distances to learnable points and of their order statistics."""

@@ -1,4 +1,4 @@
-"""Distances of many rows to many points, in blocks: no tensor of rows x points x features, forward or backward."""
+"""Distances of many rows to many points, computed in blocks without a tensor of rows x points x features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dplip.nn.linf import kernel
 from dplip.nn.linf.pruning import candidates, pruned_winners, worth
 
 BLOCK_ENTRIES = 400_000
-"""Entries of a block of differences: small enough for a processor's second-level cache."""
+"""Entries of a block of differences, which fits a processor's second-level cache."""
 
 LARGEST = 1e30
-"""Entries beyond it count as it, so that a difference never overflows."""
+"""The largest entry: larger ones are cut to it, so that a difference never overflows."""
 
 
 def finite(x: Tensor) -> Tensor:
-    """x with NaN as 0 and every entry cut at 1e30: a map that is 1-Lipschitz wherever it is one at all."""
+    """x with NaN replaced by 0 and every entry cut at 1e30; 1-Lipschitz on inputs without NaN."""
     top = min(LARGEST, torch.finfo(x.dtype).max / 4)
     return torch.nan_to_num(x, nan=0.0, posinf=top, neginf=-top).clamp(-top, top)
 
@@ -28,15 +28,15 @@ def max_distance(x: Tensor, points: Tensor, keep: Tensor | None = None) -> Tenso
     """``max_i keep_i |x_i - w_ji|`` for rows x (n, d) and points w (m, d), shape (n, m).
 
     Args:
-        keep: zeros and ones of the shape of x, in its dtype: which entries of each row count.
+        keep: a mask of zeros and ones, of the shape and dtype of x.
 
-    Guarantee: the gradient of each entry is one-hot, at ties too: one winner, of gradient -1, 0 or 1.
+    Guarantee: the gradient of each distance is one-hot, at ties too: it is -1, 0 or 1 at one winner.
     """
     return _MaxDistance.apply(x, points, keep)[0]
 
 
 def ranked_distance(x: Tensor, points: Tensor, omega: Tensor) -> Tensor:
-    """``sum_k omega_k z_(k)``, z_(k) the k-th largest of |x_i - w_ji|, for the K weights given, shape (n, m)."""
+    """``sum_k omega_k z_(k)``, z_(k) the k-th largest of |x_i - w_ji|, for K weights omega; shape (n, m)."""
     graded = torch.is_grad_enabled() and (x.requires_grad or points.requires_grad)
     if not graded and len(omega) <= kernel.MOST and kernel.usable(x, points):
         return kernel.ranked(x, x, points, omega)
@@ -48,8 +48,8 @@ def distance_bounds(lower: Tensor, upper: Tensor, points: Tensor, omega: Tensor)
     """The least and greatest ``sum_k omega_k z_(k)`` for x between ``lower`` and ``upper``, each of shape (n, m).
 
     Proof: order statistics do not decrease in any z_i = |x_i - w_ji|, whose least value on the interval is
-    ``max(l_i - w, w - u_i, 0)`` and greatest ``max(u_i - w, w - l_i)``. Subtraction rounds monotonically, so this holds
-    for the rounded differences too.
+    ``max(l_i - w, w - u_i, 0)`` and greatest ``max(u_i - w, w - l_i)``. Subtraction rounds monotonically, so the proof
+    holds for the rounded differences too.
     """
     if len(omega) <= kernel.MOST and kernel.usable(lower, points):
         return kernel.ranked(lower, upper, points, omega), kernel.ranked(upper, lower, points, omega)
@@ -65,14 +65,14 @@ def distance_bounds(lower: Tensor, upper: Tensor, points: Tensor, omega: Tensor)
 
 
 def blocks(n: int, m: int, d: int) -> tuple[int, int]:
-    """Rows and points in a block: as many rows as make long vectors, then as many points as fit."""
+    """The numbers of rows and of points in a block: first rows, for long vectors, then as many points as fit."""
     most = max(16, min(512, BLOCK_ENTRIES // max(d, 1)))
-    rows = max(1, -(-n // max(1, -(-n // most))))  # equal parts
+    rows = max(1, -(-n // max(1, -(-n // most))))  # blocks of nearly equal size
     return rows, max(1, min(m, BLOCK_ENTRIES // (rows * max(d, 1))))
 
 
 class _MaxDistance(torch.autograd.Function):
-    """Saves the winner's position with its sign, as one integer; the backward pass is a scatter."""
+    """The largest difference; it saves the winner's signed position as one integer for a backward pass by scatter."""
 
     @staticmethod
     def forward(x: Tensor, points: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,11 +83,11 @@ class _MaxDistance(torch.autograd.Function):
             alive = candidates(x, points)
             if worth(alive):
                 return pruned_winners(x, points, alive, BLOCK_ENTRIES)
-        # Features stand in `groups` of `taps`: the maximum of each group is one fast reduction along rows, and only
-        # the winning group is searched for the position.
+        # Features are split into `groups` of `taps`: the maximum of each group is one fast reduction along rows, and
+        # only the winning group is searched for the position.
         taps = max(1, math.isqrt(d))
         groups = -(-d // taps)
-        spare = (0, groups * taps - d)  # differences of 0, which win only where all are 0, and then have no sign
+        spare = (0, groups * taps - d)  # padded differences are 0: they win only where all are 0, with sign 0
         x, points = (torch.nn.functional.pad(t, spare) for t in (x, points))
         keep = None if keep is None else torch.nn.functional.pad(keep, spare)
         values = x.new_empty(m, n)
@@ -130,7 +130,7 @@ class _MaxDistance(torch.autograd.Function):
 
 
 def _positions(x: Tensor, points: Tensor, keep: Tensor | None, group: Tensor, values: Tensor, taps: int) -> Tensor:
-    """``sign * (position + 1)`` of one largest difference in each winning group, 0 where it is 0; shape (m, n)."""
+    """``sign * (position + 1)`` of one largest difference in each winning group; 0 for a difference of 0."""
     m, n = group.shape
     code = torch.empty(m, n, dtype=torch.int32, device=x.device)
     wide, deep = x.reshape(-1, taps), points.reshape(-1, taps)
@@ -146,7 +146,7 @@ def _positions(x: Tensor, points: Tensor, keep: Tensor | None, group: Tensor, va
         z = wide.index_select(0, read).sub_(deep.index_select(0, rows.reshape(-1)))
         if kept is not None:
             z.mul_(kept.index_select(0, read))
-        wins = (z == best).float().sub_((z == -best).float())  # the very same difference: equal to the last bit
+        wins = (z == best).float().sub_((z == -best).float())  # z repeats the same subtraction, so == is exact
         place = wins @ ranks
         tied = (wins.abs().sum(1) > 1).nonzero()[:, 0]
         if len(tied):
@@ -157,13 +157,13 @@ def _positions(x: Tensor, points: Tensor, keep: Tensor | None, group: Tensor, va
 
 
 def _first(wins: Tensor, ranks: Tensor) -> Tensor:
-    """One of several winners, with its sign."""
+    """The signed rank of the first of several winners."""
     at = wins.abs().argmax(1, keepdim=True)
     return ranks[at[:, 0]] * wins.gather(1, at)[:, 0]
 
 
 class _RankedDistance(torch.autograd.Function):
-    """Saves the K winners' positions with their signs."""
+    """The sum of order statistics; it saves the signed positions of the K winners for the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, points: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ class _RankedDistance(torch.autograd.Function):
 
 
 def mapped(function: Any, size: int, in_dims: Any, arguments: tuple[Any, ...]) -> Any:
-    """Under vmap: one call for each of the mapped examples."""
+    """The vmap of an autograd function: one call for each mapped example."""
     parts = [
         t if not isinstance(t, Tensor) else t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(arguments, in_dims, strict=True)

@@ -1,4 +1,4 @@
-"""The compiled form of the distances, built once a process by the machine's own C compiler, where there is one."""
+"""Compiled loops for the distances, built once a process if the machine has a C compiler."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 LANES = 32
-"""Rows that the compiled loops take at once."""
+"""Rows that the compiled loops process at once."""
 
 MOST = 32
-"""Order statistics that the compiled loops can keep."""
+"""The most order statistics that the compiled loops can keep."""
 
 WORTH = 2_000_000
-"""Differences from which on a call of the compiled loops is worth the second that building them takes."""
+"""The least number of differences for which the compiled loops are used, since building them takes a second."""
 
 
 @cache
@@ -46,13 +46,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(x: Tensor, points: Tensor) -> bool:
-    """Whether the compiled loops take these tensors, and are worth it."""
+    """Whether the compiled loops support these tensors and are worthwhile for their size."""
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, points))
     return plain and x.shape[0] * points.numel() >= WORTH and library() is not None
 
 
 def columns(x: Tensor) -> Tensor:
-    """Rows as columns, with rows of zeros up to a multiple of the lanes."""
+    """The transpose of x, padded with zero columns to a multiple of ``LANES``."""
     n, d = x.shape
     wide = x.new_zeros(d, -(-n // LANES) * LANES)
     wide[:, :n] = x.detach().T
@@ -60,7 +60,7 @@ def columns(x: Tensor) -> Tensor:
 
 
 def winners(x: Tensor, points: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values (n, m) and codes (n, m) of the largest ``keep_i |x_i - w_ji|``."""
+    """The values and the codes ``sign * (position + 1)`` of the largest ``keep_i |x_i - w_ji|``, each (n, m)."""
     wide, kept = columns(x), None if keep is None else columns(keep)
     n, m = wide.shape[1], points.shape[0]
     points = points.detach().contiguous()
@@ -82,13 +82,13 @@ def ranked(above: Tensor, below: Tensor, points: Tensor, omega: Tensor) -> Tenso
 
 
 def squarings(p: float) -> int | None:
-    """k where p = 2^k with k from 1 to 12, which the compiled power mean takes; else None."""
+    """k if p = 2^k with k from 1 to 12, which the compiled power mean supports; else None."""
     k = int(math.log2(p)) if 2 <= p <= 2**12 else 0
     return k if k and 2.0**k == p else None
 
 
 def means(x: Tensor, points: Tensor, keep: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The power means of exponent 2^k, shape (n, m), with what the backward pass needs of them, shape (m, n)."""
+    """The power means of exponent 2^k, shape (n, m), and two tensors (m, n) for the backward pass."""
     wide, kept = columns(x), None if keep is None else columns(keep)
     n, m = wide.shape[1], points.shape[0]
     values, top, total = (x.new_empty(m, n) for _ in range(3))
@@ -103,7 +103,7 @@ def means_backward(
     wide, kept = columns(x), None if keep is None else columns(keep)
     n, (m, d) = wide.shape[1], points.shape
     in_x = torch.zeros_like(wide)
-    in_w = [x.new_zeros(m, d) for _ in range(_workers(n))]  # one for each thread: they would meet in it
+    in_w = [x.new_zeros(m, d) for _ in range(_workers(n))]  # one for each thread, to avoid races
     tensors = (wide, kept, points.detach().contiguous(), columns(g), top, total, in_x, in_w)
     _run("means_backward", n, tensors, (n, m, d, k))
     return in_x[:, : len(x)].T, torch.stack(in_w).sum(0)
@@ -118,7 +118,7 @@ def _pointer(t: Tensor | None) -> ctypes.c_void_p:
 
 
 def _run(name: str, n: int, tensors: tuple[Tensor | list[Tensor] | None, ...], sizes: tuple[int, ...]) -> None:
-    """One loop over all rows, shared out among torch's threads (ctypes lets go of the interpreter's lock)."""
+    """Run a compiled loop over all rows, split among as many threads as torch has (ctypes releases the GIL)."""
     function: Callable[..., Any] = getattr(library(), name)
     workers = _workers(n)
     edges = [n // LANES * k // workers * LANES for k in range(workers + 1)]

@@ -1,4 +1,4 @@
-"""The l-infinity distance to learnable points: layers whose gradient needs no bound on their input."""
+"""Layers of l-infinity distances to learnable points, whose gradient bound needs no bound on the input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dplip.rules.convolution import output_size, reads
 
 
 class Relaxed(nn.Module):
-    """Base class of the layers whose distance has an exponent, which :func:`relax` sets."""
+    """Base class of the layers whose distance has an exponent p, which :func:`relax` sets."""
 
     p: float
 
@@ -28,15 +28,15 @@ class LInfDistance(Relaxed):
 
     Args:
         in_features, out_features: sizes; weight of shape (out_features, in_features), drawn from N(0, 1).
-        bias: add a learnable b, in place of a shift by the mean of the batch (which would leak it).
-        negate: give ``b_j - ||x - w_j||_inf``: the nearest point scores highest.
+        bias: add a learnable b, in place of a shift by the mean of the batch (which would leak the batch).
+        negate: return ``b_j - ||x - w_j||_inf``, so that the nearest point scores highest.
         p: ``(mean_i |x_i - w_ji|^p)^(1/p)``, p >= 2, or inf; :func:`relax` sets it for a whole model.
 
     Shape: (batch, ..., in_features) to (batch, ..., out_features).
 
-    Guarantee: at every p, for every input whatsoever (NaN counts as 0, entries are cut at 1e30): 1-Lipschitz in
-    l-infinity; for one example, the gradient in x has at most the l1 norm of the output's gradient v, and the one in
-    the weight at most its l1 and l2 norms, whatever the input, the fan-in and the width.
+    Guarantee: at every p, for every input (NaN counts as 0, entries are cut at 1e30): 1-Lipschitz in l-infinity; for
+    one example with output gradient v, the gradient in x has l1 norm at most ``|v|_1``, and the gradient in the weight
+    has l1 and l2 norms at most those of v, for every input, fan-in and width.
     Source: Zhang, Cai, Lu, He and Wang, 2021 (arXiv 2102.05363, 2110.06850); the power mean is ours.
     """
 
@@ -63,15 +63,15 @@ class LInfDistance(Relaxed):
 
 
 class LInfDistance2d(Relaxed):
-    """:class:`LInfDistance` of every patch of an image: its convolutional form, with zeros as padding.
+    """:class:`LInfDistance` of every patch of an image, the convolutional form, with zero padding.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as for a convolution; weight of shape
             (out_channels, in_channels, kernel_size, kernel_size).
         bias, negate, p: as for :class:`LInfDistance`.
 
-    Guarantee: as for :class:`LInfDistance`, but the weight collects the gradients of all positions: its l1 norm is at
-    most that of v, and its l2 norm at most ``min(|v|_1, sqrt(positions) |v|_2)``.
+    Guarantee: as for :class:`LInfDistance`, but the weight's gradient sums over positions: its l1 norm is at most
+    ``|v|_1``, and its l2 norm at most ``min(|v|_1, sqrt(positions) |v|_2)``.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class LInfDistance2d(Relaxed):
 
 
 def exponent(p: float) -> float:
-    """p itself, if it is one that the bounds hold for."""
+    """p as a float; raises unless p >= 2, where the bounds hold."""
     if not p >= 2:
         raise ConfigurationError(f"p={p}: the relaxation takes p >= 2, or inf for the l-infinity distance itself.")
     return float(p)
 
 
 def relax(model: nn.Module, p: float) -> None:
-    """Set the exponent of every distance layer of a model; the bounds hold at every p, so it is free to change."""
+    """Set the exponent of every distance layer of a model; the bounds hold at every p."""
     for module in model.modules():
         if isinstance(module, Relaxed):
             module.p = exponent(p)
@@ -140,15 +140,15 @@ def bound_distance(
     axis: int = -1,
     reuse: int = 1,
 ) -> tuple[Norms, Pullback]:
-    """Output and pullback of distances, whose gradient in its difference x - w_j has l1 norm at most 1.
+    """The output and pullback of distances whose gradients in the differences x - w_j have l1 norm at most 1.
 
     Args:
-        omega: bounds of that gradient's l2 and l-infinity norms.
-        axis: of one example's output along which the points w_j lie.
+        omega: bounds of the l2 and l-infinity norms of these gradients.
+        axis: the axis of one example's output along which the points w_j lie.
         reuse: the largest number of positions that read one entry of x.
     """
     m, (two, one) = weight.shape[0], omega
-    # Rows of the Jacobian have l1 norm <= 1, l2 norm <= two, entries <= one; a column meets m points at each of
+    # Rows of the Jacobian have l1 norm <= 1, l2 norm <= two, entries <= one; a column has entries for m points at
     # `reuse` positions. |J x|_2^2 = sum over positions and points of <u, x_patch>^2 <= m two^2 reuse |x|_2^2.
     jacobian = OperatorNorms(
         one_one=m * reuse * one,
@@ -160,14 +160,14 @@ def bound_distance(
     )
     sizes = [1] * len(shape)
     sizes[axis] = m
-    # At x = 0 a distance is at most the largest |w_ji|: every form of it is a mean of |x - w| or its maximum.
+    # At x = 0 a distance is at most the largest |w_ji|, since every form is a mean or the maximum of |x - w|.
     zero = weight.detach().flatten(1).abs().amax(1) + (0.0 if bias is None else bias.detach().abs())
     output, inner = through(jacobian, x, shape, Norms.of(zero.reshape(sizes)).repeat(shape))
 
     def pullback(v: Norms) -> Any:
         # Row j of the weight's gradient is -sum over positions of v_j u_j, with |u_j|_1 <= 1: its l2 norm is at most
-        # two sum |v_j|, its entries at most one sum |v_j|, and all rows together have l1 norm at most |v|_1. The
-        # input is not in it.
+        # two sum |v_j|, its entries at most one sum |v_j|, and all rows together have l1 norm at most |v|_1. None of
+        # these depends on the input.
         sums = v.sum_to((m,))
         row = Norms(tuple(weight.shape), v.l1, times(two, sums.l2), times(one, sums.linf))
         return inner(v)[0], {"weight": row} if bias is None else {"weight": row, "bias": sums}
@@ -178,9 +178,9 @@ def bound_distance(
 def peaks(p: float, features: int) -> tuple[float, float]:
     """Bounds of the l2 and l-infinity norms of the gradient of one distance.
 
-    At p = inf it is one-hot. The power mean y of d entries has the gradient ``u_i = (|z_i| / y)^(p-1) / d`` in |z_i|;
-    with ``n = d^(1/p) y`` the lp norm of z, ``u = d^(-1/p) (|z| / n)^(p-1)``, and (|z| / n)^(p-1) has lq norm 1 for the
-    dual q <= 2, so l2 norm and entries at most 1. Its l1 norm is at most 1 by Hoelder: d^(1/p) d^(-1/p).
+    Proof: at p = inf it is one-hot. The power mean y of d entries has the gradient ``u_i = (|z_i| / y)^(p-1) / d`` in
+    |z_i|. With ``n = d^(1/p) y`` the lp norm of z, ``u = d^(-1/p) (|z| / n)^(p-1)``, and (|z| / n)^(p-1) has lq norm 1
+    for the dual q <= 2, so l2 norm and entries at most 1. By Hoelder, ``|u|_1 <= d^(-1/p) d^(1/p) = 1``.
     """
     peak = 1.0 if math.isinf(p) else features ** (-1.0 / p)
     return peak, peak
@@ -206,7 +206,7 @@ def linf_distance_2d(module: LInfDistance2d, x: Norms) -> tuple[Norms, Pullback]
 
 
 def by_points(parameter: tuple[int, ...], output: tuple[int, ...]) -> Summation:
-    """One term for each of an example's positions, of which each has all points."""
+    """The summation of a weight of points: one term for each position of an example."""
     return Summation(math.prod(output) // parameter[0])
 
 

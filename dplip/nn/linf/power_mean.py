@@ -1,4 +1,4 @@
-"""The power mean of differences: the smooth relaxation of the l-infinity distance, with one bound at every exponent."""
+"""The power mean of differences, a relaxation of the l-infinity distance with the same bound at every exponent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mean_distance(x: Tensor, points: Tensor, p: float, keep: Tensor | None = Non
 
 
 class _MeanDistance(torch.autograd.Function):
-    """The power mean, divided through by the largest difference so that no power overflows."""
+    """The power mean, computed of differences divided by the largest one, so that no power overflows."""
 
     @staticmethod
     def forward(x: Tensor, points: Tensor, p: float, keep: Tensor | None) -> Tensor:
@@ -94,7 +94,7 @@ def _differences(columns: Tensor, points: Tensor, kept: Tensor | None) -> Tensor
 
 
 def _scaled(z: Tensor) -> tuple[Tensor, Tensor]:
-    """|z| over its largest entry along the features, and that entry (1 where it is 0)."""
+    """|z| divided by its largest entry along the features, and that entry (1 in place of 0)."""
     z = z.abs()
     top = z.amax(1, keepdim=True)
     top = torch.where(top > 0, top, torch.ones_like(top))
@@ -109,7 +109,7 @@ def _power_mean(z: Tensor, p: float) -> Tensor:
 def _power_mean_gradient(z: Tensor, p: float) -> Tensor:
     """``u = sign(z) a^(p-1) / d / mean(a^p)^((p-1)/p)`` with a = |z| / max |z|.
 
-    Both powers are of the same rounded a, so that rounding costs a few units of the last place at every p, where
+    Both powers use the same rounded a, so the rounding error is a few units of the last place at every p. The form
     ``(|z| / y)^(p-1)`` would multiply the rounding of y by p.
     """
     a, _ = _scaled(z)
@@ -120,7 +120,7 @@ def _power_mean_gradient(z: Tensor, p: float) -> Tensor:
 
 
 def _power(a: Tensor, p: float) -> Tensor:
-    """``a^p`` for a >= 0: by squarings for whole p, several times faster than a general power."""
+    """``a^p`` for a >= 0; repeated squaring for an integer p is several times faster than a general power."""
     if p != int(p) or p > 2**12:
         return a.pow(p)
     result, left = None, int(p)

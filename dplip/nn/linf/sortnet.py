@@ -1,4 +1,4 @@
-"""SortNet's neuron: order statistics of the distances to learnable points, in geometric proportions."""
+"""SortNet's layer: order statistics of the distances to learnable points, with geometric weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OMEGA_SLACK = 1e-6
 class SortNetLinear(Relaxed):
     """``y_j = sum_k omega_k z_(k) + b_j``, z_(k) the k-th largest of |x_i - w_ji| and omega_k ~ rho^(k-1).
 
-    In training, ``max_i s_i |x_i - w_ji|`` with s_i = 1 with probability 1 - rho, drawn for each example on its own:
-    without truncation its mean is the same sum. In evaluation the largest ``min(in_features, top)`` are summed, with
+    In training the layer is ``max_i s_i |x_i - w_ji|`` with s_i = 1 with probability 1 - rho, drawn separately for each
+    example; its mean is the sum without truncation. In evaluation it sums the largest ``min(in_features, top)``, with
     weights of l1 norm exactly one.
 
     Args:
@@ -33,9 +33,9 @@ class SortNetLinear(Relaxed):
 
     Shape: (batch, ..., in_features) to (batch, ..., out_features).
 
-    Guarantee: that of :class:`LInfDistance` in both modes; in evaluation the weight's gradient has l2 norm at most
-    ``|omega|_2 |v|_2``. A mask depends on neither data nor place in the batch, so the sum over the batch changes by one
-    bounded term when one example is added or removed.
+    Guarantee: as for :class:`LInfDistance` in both modes; in evaluation the weight's gradient has l2 norm at most
+    ``|omega|_2 |v|_2``. A mask depends on neither data nor place in the batch, so adding or removing one example
+    changes the sum over the batch by one bounded term.
     Source: Zhang, Jiang, He and Wang, 2022 (arXiv 2210.01787), theorem 4.2 for the estimator.
     """
 
@@ -90,8 +90,8 @@ class SortNetLinear(Relaxed):
 def sortnet_linear(module: SortNetLinear, x: Norms) -> tuple[Norms, Pullback]:
     if x.shape[-1] != module.in_features:
         refuse_module(module, f"is given one example of shape {x.shape}.", "Give it in_features entries a row.")
-    # Evaluation: a row of the Jacobian is omega, permuted and with signs. Training: for each mask one-hot, or the power
-    # mean of the kept differences with zeros for the dropped ones, of which the bounds of `peaks` hold as well.
+    # In evaluation a row of the Jacobian is omega, permuted and with signs. In training, for each mask, it is one-hot,
+    # or that of the power mean with zeros for the dropped differences, for which the bounds of `peaks` hold too.
     omega = module.omega()
     ranked = (math.sqrt(sum(w * w for w in omega)) * (1 + OMEGA_SLACK), omega[0] * (1 + OMEGA_SLACK))
     bounds = peaks(module.p, module.in_features) if module.training else ranked

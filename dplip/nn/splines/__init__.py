@@ -1,1 +1,1 @@
-"""Learnable piecewise linear activations."""
+"""Learnable piecewise linear activations, their constraints and their regularity."""

@@ -1,4 +1,4 @@
-"""The sets in which splines are kept after a step: slopes in a public interval, in either set of coordinates."""
+"""Constraints that keep the slopes of splines in a public interval, for both kinds of coordinates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dplip.errors import ConfigurationError
 
 
 class EntryRange(Constraint):
-    """Weights whose every entry lies in [low, high]."""
+    """Weights with all entries in [low, high]."""
 
     axes = 0
 
@@ -28,14 +28,14 @@ class EntryRange(Constraint):
 
 
 class SplineProj(Constraint):
-    """Values at knots whose slopes lie in [low, high]: each slope is clipped, and the mean of the values is kept.
+    """Values at knots with slopes in [low, high]; the projection clips each slope and keeps the mean of the values.
 
     Args:
         low, high: the public interval of slopes.
         step: distance of neighbouring knots.
 
-    Guarantee: idempotent, and slopes within the interval, up to rounding. It is not the nearest point of the set. In
-    the coordinates (mean, slopes) it is :class:`EntryRange` on the slopes.
+    Guarantee: idempotent, with slopes within the interval, up to rounding; not the Euclidean projection. In the
+    coordinates (mean, slopes) it is :class:`EntryRange` on the slopes.
     Source: Ducotterd, Goujon, Bohra, Perdios, Neumayer and Unser, 2024 (arXiv 2210.16222), section 3.2.
     """
 

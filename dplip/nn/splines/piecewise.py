@@ -1,4 +1,4 @@
-"""Piecewise linear functions, one for each feature, on one uniform grid: a gather forward, a segmented sum backward."""
+"""Piecewise linear functions on a uniform grid, one for each feature: a gather forward, a segmented sum backward."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def piecewise_linear(
     Args:
         x: any shape; NaN counts as 0, and entries are cut at 1e30.
         values: sigma_f at the knots, shape (features, knots), float64.
-        tails: slopes of sigma_f left and right of all knots, shape (features, 2); constants.
-        log_scale: of shape (), or None.
-        step: distance of neighbouring knots, which lie symmetric about 0.
-        dim: axis of x along which features lie.
+        tails: constant slopes of sigma_f left and right of all knots, shape (features, 2).
+        log_scale: shape (), or None.
+        step: distance of neighbouring knots, which lie symmetrically about 0.
+        dim: the axis of features of x.
 
-    Guarantee: whatever x is, the gradient of one entry in ``values`` is ``(1 - t, t) / a`` at two neighbouring knots,
-    with t in [0, 1], and ``1 / a`` at an end knot where x lies beyond it. Sums over entries are carried in float64.
+    Guarantee: for every x, the gradient of one output entry in ``values`` is ``(1 - t, t) / a`` at two neighbouring
+    knots, with t in [0, 1], and ``1 / a`` at an end knot where x lies beyond it. Sums over entries are in float64.
     """
     return _PiecewiseLinear.apply(x, values, tails, log_scale, step, dim)
 
 
 def pieces(values: Tensor, tails: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Intercept and slope of every piece, left to right: on it ``sigma(u) = intercept + slope u``.
+    """The intercept and the slope of every piece, left to right: ``sigma(u) = intercept + slope u`` on it.
 
-    Two tensors (features, knots + 1), differentiable in ``values``; the first and the last piece are the tails.
+    Both are (features, knots + 1) and differentiable in ``values``; the first and the last piece are the tails.
     """
     slope = torch.cat((tails[:, :1], values.diff(dim=1) / step, tails[:, 1:]), 1)
     n = values.shape[1]
@@ -42,7 +42,7 @@ def pieces(values: Tensor, tails: Tensor, step: float) -> tuple[Tensor, Tensor]:
 
 
 class _PiecewiseLinear(torch.autograd.Function):
-    """Saves its inputs alone. The backward pass is made of torch operations, so it can be differentiated again."""
+    """The splines; only the inputs are saved. The backward pass can be differentiated again."""
 
     generate_vmap_rule = True
 
@@ -52,7 +52,7 @@ class _PiecewiseLinear(torch.autograd.Function):
         scale = _scale(log_scale, values)
         index, _ = _locate(x, values, scale, step, dim)
         intercept, slope = pieces(values, tails.to(values), step)
-        # One gather: intercept and slope are the two parts of a complex number.
+        # Intercept and slope are stored as one complex number, so that one gather reads both.
         table = torch.complex(intercept / scale, slope).to(torch.complex64 if x.dtype == torch.float32 else None)
         found = torch.view_as_real(table.flatten().index_select(0, index)).reshape(*x.shape, 2)
         return torch.addcmul(found[..., 0], found[..., 1], x)
@@ -79,8 +79,8 @@ class _PiecewiseLinear(torch.autograd.Function):
             right = _segments(g * place, index, intercept)
             in_values = ((total - right)[:, 1:] + right[:, :-1]) / scale
         if for_scale:
-            # d/da [sigma(e^a x) / e^a] = x sigma'(u) - sigma(u) / e^a = -intercept / e^a: x is not in it, and so it is
-            # not in the arithmetic either, where far out it would cancel.
+            # d/da [sigma(e^a x) / e^a] = x sigma'(u) - sigma(u) / e^a = -intercept / e^a. The last form has no x,
+            # whose two terms would cancel for large x.
             in_scale = (-(total * intercept).sum() / scale).to(log_scale.dtype)
         return in_x, in_values, None, in_scale, None, None
 
@@ -90,9 +90,9 @@ def _scale(log_scale: Tensor | None, values: Tensor) -> Any:
 
 
 def _locate(x: Tensor, values: Tensor, scale: Any, step: float, dim: int) -> tuple[Tensor, Tensor]:
-    """The number of each entry's piece in the flat table, and the share of its value that the right knot has.
+    """The index of each entry's piece in the flat table, and the weight of the right knot in the entry's value.
 
-    In the left tail that share is 1 and in the right tail it is 0: all of it goes to the end knot, from either side.
+    The weight is 1 in the left tail and 0 in the right tail, so that an end knot has weight 1 in its tail.
     """
     features, knots = values.shape
     position = x * (scale / step).to(x.dtype) if isinstance(scale, Tensor) else x * (1 / step)

@@ -1,6 +1,6 @@
-"""How simple splines are: their second-order total variation, its penalty, active linear regions, and pruning.
+"""The regularity of splines: second-order total variation, its penalty, linear regions, and pruning.
 
-All of it reads the weights alone, so that it costs no privacy where it comes after the noise.
+All of these are functions of the weights, so after the noise they cost no privacy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dplip.nn.splines.spline import Spline
 from dplip.propagation.checks import PublicHook
 
 SAME_SLOPE = 1e-5
-"""Changes of slope that the float32 rounding of coefficients may leave behind."""
+"""The largest change of slope that counts as float32 rounding of the coefficients."""
 
 
 def total_variation(model: nn.Module) -> Tensor:
     """The second-order total variation of all splines of a model: the sum of their absolute changes of slope.
 
-    It is that of the derivative, tails included, and does not depend on the scale. Differentiable.
+    The tails are included, and the scale has no effect. Differentiable.
     """
     parts = [spline.changes().abs().sum() for _, spline in _splines(model)]
     return torch.stack(parts).sum()
@@ -41,8 +41,8 @@ def penalize_variation(optimizer: Optimizer, model: nn.Module, weight: float) ->
     Returns:
         A handle that removes the penalty.
 
-    Guarantee: costs no privacy. A private step runs the wrapped optimizer, and this hook of it, after the noise: the
-    penalty is a function of weights that are public already.
+    Guarantee: costs no privacy. A private step runs the wrapped optimizer and this hook after the noise, and the
+    penalty is a function of weights that are already public.
     """
     if not weight >= 0:
         raise ConfigurationError(f"weight={weight}: a penalty has a weight >= 0.")
@@ -71,7 +71,7 @@ class _Penalty(PublicHook):
 
 @torch.no_grad()
 def linear_regions(model: nn.Module, tolerance: float = 1e-3) -> dict[str, Tensor]:
-    """For each layer of splines, the number of linear regions of each spline: one more than its active knots.
+    """For each spline layer, the number of linear regions of each spline: one more than its active knots.
 
     A knot is active where the slope changes by more than ``tolerance``.
     """
@@ -80,13 +80,13 @@ def linear_regions(model: nn.Module, tolerance: float = 1e-3) -> dict[str, Tenso
 
 @torch.no_grad()
 def prune(model: nn.Module, tolerance: float = 1e-2) -> int:
-    """Give one slope to neighbouring pieces whose slopes lie within ``tolerance``; returns how many knots that frees.
+    """Give one slope to neighbouring pieces whose slopes lie within ``tolerance``; returns the number of knots freed.
 
-    Guarantee: slopes stay within the interval that they were in, and no value of a spline of range R and scale a moves
-    by more than ``tolerance R / a``. Post-processing: it costs no privacy.
-    Proof: a run of slopes within ``tolerance`` that is replaced by its mean keeps its rise. Inside, where a share p of
-    it lies above, the function moves by at most ``p (1 - p) tolerance`` times its length, at most 2 R: half of the
-    bound. Keeping the mean over the knots shifts all of it by no more than that again.
+    Guarantee: slopes stay within their interval, and no value of a spline of range R and scale a moves by more than
+    ``tolerance R / a``. It costs no privacy (post-processing).
+    Proof: a run of slopes within ``tolerance`` that is replaced by its mean keeps its rise. If a share p of its slopes
+    lies above the mean, the function moves inside by at most ``p (1 - p) tolerance`` times the run's length, which is
+    at most 2 R: half of the bound. Keeping the mean over the knots adds a shift of at most the same size.
     """
     freed = 0
     for _, spline in _splines(model):
@@ -97,7 +97,7 @@ def prune(model: nn.Module, tolerance: float = 1e-2) -> int:
 
 
 def _merged(slope: Tensor, tolerance: float) -> Tensor:
-    """Left to right, each row cut into the longest runs within the tolerance, and each run replaced by its mean."""
+    """Each row cut, left to right, into the longest runs within the tolerance, with each run replaced by its mean."""
     rows, pieces = slope.shape
     run = torch.zeros(rows, pieces, dtype=torch.int64, device=slope.device)
     least, most = slope[:, 0].clone(), slope[:, 0].clone()

@@ -1,4 +1,4 @@
-"""Learnable 1-Lipschitz activations: piecewise linear splines, one for each feature, on public knots."""
+"""Learnable activations of bounded slope: piecewise linear splines on public knots, one for each feature."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dplip.rules.shape import example_axis
 
 
 def maxmin(t: Tensor) -> Tensor:
-    """|t| for the features 0, 2, ..., and t for the others: between two rotations of neighbouring pairs, MaxMin."""
+    """|t| for even features and t for odd ones, which is MaxMin between two rotations of neighbouring pairs."""
     even = torch.arange(len(t), device=t.device)[:, None] % 2 == 0
     return torch.where(even, t.abs(), t)
 
@@ -31,7 +31,7 @@ INITS: dict[str, Callable[[Tensor], Tensor]] = {
     "maxmin": maxmin,
     "zero": torch.zeros_like,
 }
-"""What splines may start as, by name."""
+"""The initial functions of splines, by name."""
 
 
 def _parameter(start: Tensor) -> nn.Parameter:
@@ -39,7 +39,7 @@ def _parameter(start: Tensor) -> nn.Parameter:
 
 
 class Spline(nn.Module):
-    """Base class of splines: the grid, the tails and the scale. A subclass has the coordinates that are learned."""
+    """Base class of splines with the grid, the tails and the scale; a subclass has the learned coordinates."""
 
     tails: Tensor
 
@@ -69,7 +69,7 @@ class Spline(nn.Module):
         self.num_features, self.knots, self.range, self.dim = num_features, knots, float(range), dim
         self.slopes, self.min_scale = (float(low), float(high)), min_scale
         self.step = 2 * self.range / (knots - 1)
-        # The start at the knots, and one step beyond them on each side for the tails.
+        # The initial values at the knots, and one step beyond them on each side for the tails.
         grid = (torch.arange(-1, knots + 1, dtype=torch.float64) - (knots - 1) / 2) * self.step
         start = (INITS[init] if isinstance(init, str) else init)(grid.expand(num_features, -1))
         rises = (start.diff(dim=1) / self.step).clamp(low, high)
@@ -80,7 +80,7 @@ class Spline(nn.Module):
             constrain(self, "log_scale", EntryRange(math.log(min_scale)))
 
     def start(self, mean: Tensor, slope: Tensor) -> None:
-        """Make the parameters of splines with these means over the knots and these slopes between them."""
+        """Create the parameters of splines with these means over the knots and these slopes between them."""
         raise NotImplementedError
 
     def values(self) -> Tensor:
@@ -97,20 +97,20 @@ class Spline(nn.Module):
         raise NotImplementedError
 
     def set_slopes(self, slope: Tensor) -> None:
-        """Give the splines other slopes, shape (num_features, knots - 1), and leave their means over the knots."""
+        """Set the slopes between the knots, shape (num_features, knots - 1), and keep the means over the knots."""
         raise NotImplementedError
 
     def reach(self) -> dict[str, tuple[float, float, float]]:
-        """Per parameter: bounds of the l1, l2 and l-infinity norm of its gradient of one value of one spline."""
+        """Per parameter, bounds of the l1, l2 and l-infinity norms of the gradient of one value of one spline."""
         raise NotImplementedError
 
     def pieces(self) -> tuple[Tensor, Tensor]:
-        """Intercept and slope of each piece, from tail to tail, shape (num_features, knots + 1), at scale 1."""
+        """The intercept and the slope of each piece, tails included, shape (num_features, knots + 1), at scale 1."""
         values = self.values()
         return pieces(values, self.tails.to(values), self.step)
 
     def scale(self) -> float:
-        """The scale a at present."""
+        """The present scale a."""
         return 1.0 if self.log_scale is None else float(self.log_scale.detach().double().exp())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,28 +128,28 @@ class Spline(nn.Module):
 class LinearSpline(Spline):
     """``y = sigma_f(a x) / a`` with a learnable piecewise linear sigma_f for each feature or channel f.
 
-    Learned are each spline's mean over its knots and its slopes between them; beyond the knots it goes on with public
-    slopes, those of its start (the gradient in a learned tail would grow with x).
+    The parameters are each spline's mean over its knots and its slopes between them. Beyond the knots the slopes are
+    the initial ones, which are public (the gradient in a learned tail would grow with x).
 
     Args:
-        num_features: size of the axis ``dim``: each of its entries has a spline of its own, shared by all positions.
+        num_features: size of the axis ``dim``; each feature has its own spline, shared by all positions.
         knots: number of knots, evenly spaced over [-range, range].
-        range: of the knots; roughly the size of the values that arrive.
-        init: ``"identity"``, ``"relu"``, ``"absolute"``, ``"maxmin"``, ``"zero"``, or a function of the knots' places,
-            which is given a tensor (num_features, knots + 2) and returns values of that shape.
+        range: the largest knot, of roughly the size of the inputs.
+        init: ``"identity"``, ``"relu"``, ``"absolute"``, ``"maxmin"``, ``"zero"``, or a function of the knots, which
+            maps a tensor (num_features, knots + 2) to values of the same shape.
         slopes: the public interval in which slopes are kept after each step; [0, 1] makes the splines monotone.
-        min_scale: learn the scale a, from 1, and keep it at or above this floor; None: a is 1.
+        min_scale: learn the scale a, initially 1, and keep it at or above this floor; None: a is 1.
         dim: the axis of features, after the batch.
 
     Shape: (batch, ..., num_features, ...) to the same.
 
-    Guarantee: with L the largest absolute slope that is there (at most that of ``slopes`` after a projection):
-    L-Lipschitz in every lp norm, for every input whatsoever (NaN counts as 0, entries are cut at 1e30). For one example
-    of P positions and an output gradient v, the gradients have l2 norm at most ``sqrt(P) |v|_2 / a`` (mean) and
-    ``R sqrt(2 (2n - 1) / (3 n (n - 1))) sqrt(P) |v|_2 / a`` (slope; about 1.15 R / sqrt(n)), for n knots of range R,
-    whatever the input.
+    Guarantee: with L the largest absolute slope (at most that of ``slopes`` after a projection), L-Lipschitz in every
+    lp norm, for every input (NaN counts as 0, entries are cut at 1e30). For one example of P positions and an output
+    gradient v, the gradients have l2 norm at most ``sqrt(P) |v|_2 / a`` (mean) and
+    ``R sqrt(2 (2n - 1) / (3 n (n - 1))) sqrt(P) |v|_2 / a`` (slope; about 1.15 R / sqrt(n)), for n knots of range R and
+    every input.
     Source: Ducotterd, Goujon, Bohra, Perdios, Neumayer and Unser, 2024 (arXiv 2210.16222), whose coordinates are the
-    values at the knots (:class:`CoefficientSpline`); these coordinates and the bounds are derived in docs/splines.md.
+    values at the knots (:class:`CoefficientSpline`); docs/splines.md derives these coordinates and the bounds.
     """
 
     mean: nn.Parameter
@@ -171,8 +171,8 @@ class LinearSpline(Spline):
 
     def reach(self) -> dict[str, tuple[float, float, float]]:
         # With n knots a step T apart, the value at knot k is mean + sum_j B_j(k) s_j, where B_j(k) is T j/n for j <= k,
-        # and -T (n - j)/n for j > k (j = 1, ..., n - 1). All norms of B are convex between knots, and at the knots they
-        # are convex in k: they are largest at an end, where B_j = T j/n. In the tails B stays as it is at the end.
+        # and -T (n - j)/n for j > k (j = 1, ..., n - 1). All norms of B are convex between knots, and convex in k at
+        # the knots, so they are largest at an end, where B_j = T j/n. In a tail B is constant.
         n = self.knots
         two = self.step * math.sqrt((n - 1) * (2 * n - 1) / (6 * n))
         return {"mean": (1.0, 1.0, 1.0), "slope": (self.range, two, self.step * (n - 1) / n)}
@@ -181,8 +181,8 @@ class LinearSpline(Spline):
 class CoefficientSpline(Spline):
     """:class:`LinearSpline` whose learned coordinates are the values at the knots, as in the source.
 
-    After a step :class:`dplip.nn.SplineProj` clips the slopes and keeps the mean of the values. Without noise it fits
-    fine detail faster; noise in the values is white, where noise in the slopes is smooth (docs/splines.md has both).
+    After a step :class:`dplip.nn.SplineProj` clips the slopes and keeps the mean of the values. Without noise these
+    coordinates fit fine detail faster; noise in them is white, where noise in the slopes is smooth (docs/splines.md).
 
     Guarantee: as for :class:`LinearSpline`, with a gradient in the coefficients of l2 norm at most
     ``sqrt(P) |v|_2 / a``.
@@ -206,7 +206,7 @@ class CoefficientSpline(Spline):
         self.coefficient.copy_(mean + centred_values(slope.double() * self.step))
 
     def reach(self) -> dict[str, tuple[float, float, float]]:
-        # The hat functions: (1 - t, t) at two neighbouring knots, or 1 at one.
+        # The gradient is that of the hat functions: (1 - t, t) at two neighbouring knots, or 1 at one.
         return {"coefficient": (1.0, 1.0, 1.0)}
 
 
@@ -222,11 +222,11 @@ def spline(module: Spline, x: Norms) -> tuple[Norms, Pullback]:
         refuse_module(module, f"has a scale of {a:g} or coefficients that are not finite.", "Restore finite values.")
     sizes = [1] * len(x.shape)
     sizes[axis] = module.num_features
-    # sigma(a x) / a has the slopes of sigma and the value sigma(0) / a at 0. The piece of 0 is found as in the layer.
+    # sigma(a x) / a has the slopes of sigma and the value sigma(0) / a at 0. The layer takes the same piece for 0.
     jacobian = OperatorNorms.diagonal(float(slope.abs().max()))
     zero = intercept[:, math.floor((module.knots - 1) / 2) + 1] / a
-    # At a knot, rounding may take the neighbouring piece: that moves the value by at most the change of slope times
-    # knots 2^-24 steps, and there |x| is at least half a step.
+    # At a knot, rounding may select the neighbouring piece. This moves the value by at most the change of slope times
+    # knots 2^-24 steps, where |x| is at least half a step.
     rounded = 1 + module.knots * 2.0**-21
     output = jacobian(x, x.shape) * rounded + Norms.of(zero.reshape(sizes)).repeat(x.shape)
     if not bool(module.tails.any()):
@@ -234,15 +234,15 @@ def spline(module: Spline, x: Norms) -> tuple[Norms, Pullback]:
         output = output & Norms(x.shape, linf=top)
 
     def pullback(v: Norms) -> Any:
-        # A parameter of spline f collects the gradients of the positions of f: sum_p |v_fp| times its reach.
+        # The gradient of a parameter of spline f sums over the positions of f: at most sum_p |v_fp| times its reach.
         sums = v.sum_to((module.num_features,))
         gradients = {}
         for name, (one, two, most) in module.reach().items():
             bounds: tuple[Bound, ...] = (times(one / a, v.l1), times(two / a, sums.l2), times(most / a, sums.linf))
             gradients[name] = Norms(tuple(module.get_parameter(name).shape), *bounds)
         if module.log_scale is not None:
-            # y = (intercept of the piece) / a + slope x, so that dy / d log a = -intercept / a: for an example the sum
-            # of v times that over all entries, with |sum_p v_fp| collected first, by Cauchy-Schwarz.
+            # y = (intercept of the piece) / a + slope x, so that dy / d log a = -intercept / a. The gradient of one
+            # example sums v times this over all entries: |v_fp| over positions first, then Hoelder over features.
             peaks = Norms.of(intercept.abs().amax(1))
             bound = least(times(v.l1, peaks.linf), times(sums.l2, peaks.l2), times(sums.linf, peaks.l1))
             gradients["log_scale"] = Norms((), times(bound, 1 / a))

@@ -1,4 +1,4 @@
-"""One file per family of rounding rules; importing this package registers them all."""
+"""The rounding rules, one file per family; importing the package registers them."""
 
 from dplip.rounding.rules import activation, arithmetic, linear, normalization
 

@@ -1,4 +1,4 @@
-"""How elementwise functions round, and softmax, Householder reflections and splines."""
+"""Rounding rules of elementwise functions, softmax, Householder reflections and splines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dplip.rounding.registry import Roundings, T, rounding
 
 
 def _clamped(subject: Any, input: Norms, *ends: Any, **named: Any) -> Roundings:
-    return Roundings(output=2.0, back=2.0, diagonal=True)  # the ends are rounded
+    return Roundings(output=2.0, back=2.0, diagonal=True)  # the ends of the interval are rounded
 
 
 rounding(nn.ReLU6, F.relu6, nn.Hardtanh, F.hardtanh, dn.Clamp, torch.clamp, T.clamp, torch.clip, T.clip)(_clamped)
 
 
 def _scaled(subject: Any, input: Norms, *rest: Any, **named: Any) -> Roundings:
-    """Entries times a rounded number, such as a slope."""
+    """The roundings of entries times a rounded number, such as a slope."""
     return Roundings(output=4.0, back=4.0, diagonal=True)
 
 
@@ -32,7 +32,7 @@ rounding(F.dropout, F.dropout1d, F.dropout2d)(_scaled)
 
 
 def _smooth(subject: Any, input: Norms, *rest: Any, **named: Any) -> Roundings:
-    """Elementary functions, some units from the value, the argument or one; bounded ones do not see the argument."""
+    """The roundings of elementary functions: some units of the value, of the argument and of 1."""
     return Roundings(16.0, 16.0, Norms(input.shape, linf=16.0), back=64.0, diagonal=True)
 
 
@@ -53,7 +53,7 @@ def softplus(module: nn.Softplus, x: Norms) -> Roundings:
 
 @rounding(F.softplus)
 def functional_softplus(subject: Any, input: Norms, beta: float = 1.0, threshold: float = 20.0) -> Roundings:
-    # Where it turns linear it jumps, here and in what it is compared with.
+    # Both the computed and the exact function jump at the threshold.
     return replace(_smooth(subject, input), apart=2 * math.exp(-threshold) / abs(beta))
 
 
@@ -64,7 +64,7 @@ def softmax(module: nn.Softmax, x: Norms) -> Roundings:
 
 @rounding(F.softmax, torch.softmax, T.softmax)
 def functional_softmax(subject: Any, input: Norms, dim: Any = None, *rest: Any, **named: Any) -> Roundings:
-    # exp(-t) is off by t exp(-t) units, at most one, from the rounding of t, and a sum of n positive terms by n.
+    # exp(-t) is off by t exp(-t) <= 1 units from the rounding of t, and a sum of n positive terms by n units.
     return Roundings(output=input.size + 32.0, more=Norms(input.shape, linf=4.0), back=4.0 * input.size + 32)
 
 
@@ -80,8 +80,8 @@ def householder(module: dn.Householder, x: Norms) -> Roundings:
 
 @rounding(dn.LinearSpline, dn.CoefficientSpline)
 def spline(module: Any, x: Norms) -> Roundings:
-    # intercept + slope x, of a table in float32; a knot may be taken for its neighbour's piece within a few roundings
-    # of the place, which are in units of the whole range. Beyond the range slopes are the tails'.
+    # The value is intercept + slope x from a float32 table. Within a few roundings of a knot, in units of the range,
+    # the neighbouring piece may be taken. Beyond the range the slopes are the tails'.
     with torch.no_grad():
         intercept, slope = module.pieces()
     size = (float(intercept.abs().max()) + 2 * float(slope.abs().max()) * module.range) / module.scale()

@@ -1,4 +1,4 @@
-"""How sums, products and selections round, and what moves entries and is exact."""
+"""Rounding rules of sums, products and selections, and of operations that move entries and are exact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add(call: Any, input: Any, other: Any, alpha: float = 1.0) -> Roundings:
 @rounding(operator.mul, torch.mul, torch.multiply, T.mul, operator.truediv, torch.div, torch.divide)
 @rounding(torch.true_divide, T.div)
 def mul(call: Any, input: Any, other: Any) -> Roundings:
-    # The number, its inverse and the product; each entry of the output is one of the input times a factor.
+    # The number, its inverse and the product round; each entry of the output is an input entry times a factor.
     return Roundings(output=4.0, back=4 + _copies(call, input, other))
 
 
@@ -61,7 +61,7 @@ def larger(call: Any, input: Any, other: Any) -> Roundings:
 
 
 def _moved(subject: Any, *arguments: Any, **named: Any) -> Roundings:
-    """Entries that are moved, selected, negated or set to zero."""
+    """Moving, selecting, negating and zeroing entries, which is exact."""
     return EXACT
 
 

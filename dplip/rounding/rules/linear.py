@@ -1,4 +1,4 @@
-"""How linear layers, convolutions, averages and fixed transforms round, and pools beside them."""
+"""Rounding rules of linear layers, convolutions, pooling and fixed transforms."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pool(module: nn.Module, x: Norms) -> Roundings:
 
 
 def _pool(x: Norms, taps: Any, largest: bool) -> Roundings:
-    """Windows of at most the given size; of all places, where none is given. They may overlap."""
+    """The roundings of pooling over windows of at most ``taps`` entries (None: all places), which may overlap."""
     axes = len(x.shape) - 1
     n = math.prod(x.shape[1:]) if taps is None else math.prod(taps) if isinstance(taps, tuple) else taps**axes
     return Roundings(back=n) if largest else summing(n + 1, n + 1)
@@ -83,12 +83,12 @@ def total(call: Any, input: Norms, dim: Any = None, keepdim: bool = False) -> Ro
 
 @rounding(dn.Center)
 def center(module: dn.Center, x: Norms) -> Roundings:
-    # x_i less a mean of n, of which |J| |x| has all but one part in n.
+    # x_i minus a mean of n entries, whose magnitudes |J| |x| bounds up to one part in n.
     return Roundings(terms=2 * x.size + 8, output=1.0, back=2 * x.size + 8)
 
 
 def _two_sided(rows: Tensor, columns: Tensor) -> float:
-    """Of ``a x b^T``: the product with a (n terms an entry) is off in l2 by ``n/2 (| |a| | + |a|) |x|``, and so on."""
+    """The l2 error of ``a x b^T`` per |x|: a product with a, of n terms, is off by ``n/2 (| |a| | + |a|) |x|``."""
     a, b = (matrix_norms(t) for t in (rows, columns))
     sizes = [math.sqrt(m.one_one * m.inf_inf) for m in (a, b)]
     parts = [summing(t.shape[1], 0.0) for t in (rows, columns)]
@@ -127,13 +127,16 @@ def opponent_colors(module: dn.OpponentColors, x: Norms) -> Roundings:
 
 @rounding(dn.Scattering2d)
 def scattering(module: dn.Scattering2d, x: Norms) -> Roundings:
-    """Four Fourier transforms deep. One of n points along an axis, in stages of r_1 r_2 ... = n, each sqrt(r) times an
-    isometry with sums of r products: of no more than ``2 (n + 8) sqrt n`` units in l2, relative to its result."""
+    """The roundings of four Fourier transforms in sequence.
+
+    Proof: along an axis of n = r_1 r_2 ... points, each stage is sqrt(r_i) times an isometry with sums of r_i products,
+    so a transform is off by at most ``2 (n + 8) sqrt n`` units in l2, relative to its result.
+    """
     n = module.size + 2 * BORDER
     fine, coarse, mean, mean_of_half = filters(module.size, torch.float64, torch.device("cpu"))
     gain = max(1.0, *(float(f.abs().max()) for f in (fine, coarse)))
     local = max(1.0, *(float(torch.linalg.matrix_norm(m)) for m in (mean, mean_of_half)))
     depth = 4 * (2 * 2 * (n + 8) * math.sqrt(n) + 16) + 2 * n * local + 16
     shape = (81 * x.shape[0], module.size // 4, module.size // 4)
-    # 81 maps, the product of at most two filters and a local mean along both axes each.
+    # Each of the 81 maps is a product of at most two filters and a local mean along both axes.
     return Roundings(more=Norms(shape, l2=times(9 * gain**2 * local**2 * depth, x.l2)), back=depth)

@@ -1,4 +1,4 @@
-"""How functions of all entries of an example round: projections, normalisations, distances."""
+"""Rounding rules of functions of all entries of an example: projections, normalisations and distances."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dplip.rounding.registry import Roundings, rounding
 
 @rounding(dn.BallProjection)
 def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
-    # The factor is off by the inward slack (4e-6), by the norm's allowance for n squares, and by their own roundings;
-    # where the norm is inside even so, it is one, or next to it.
+    # The factor is off by the inward slack (4e-6), by the norm's slack for n squares, and by their roundings. Where
+    # the norm with all of this is inside the ball, the factor is 1 up to a few units.
     slack = 1.5 * x.size + 84 + math.sqrt(x.size) * 2.0**-62 / (module.radius * 2.0**-24)
     inside = module.radius * (1 - 2 * slack * 2.0**-24)
     if isinstance(x.l2, Tensor):
@@ -29,14 +29,14 @@ def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
 
 @rounding(dn.Frozen)
 def frozen(module: dn.Frozen, x: Norms) -> Roundings:
-    return Roundings(output=math.inf, held=True)  # nothing is known of what is inside
+    return Roundings(output=math.inf, held=True)  # the module's roundings have no bound
 
 
 def _normalised(module: Any, x: Norms) -> Roundings:
-    """(x - mean) / sqrt(variance + eps), of groups of at most all n entries, with the variance from squares.
+    """The roundings of (x - mean) / sqrt(variance + eps) for groups of at most n entries, the size of the example.
 
-    The mean is off by n units of the largest entry X, the variance by 4 n X^2: an entry, of at most sqrt n, by
-    ``(n + 8) X / sqrt eps + (4 n X^2 / eps + 8) sqrt n``.
+    Proof: the mean is off by n units of the largest entry X, and the variance, computed from squares, by 4 n X^2. So
+    an output entry, of at most sqrt n, is off by ``(n + 8) X / sqrt eps + (4 n X^2 / eps + 8) sqrt n``.
     """
     n, eps, top = x.size, module.eps, x.linf
     square = times(top, top)
@@ -49,8 +49,8 @@ rounding(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)(_norm
 
 @rounding(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm(module: Any, x: Norms) -> Roundings:
-    # a x + b with a = weight / sqrt(variance + eps), and b = bias - mean a, of two terms that may cancel: some eight
-    # operations, in the one order or in that of (x - mean) a + bias.
+    # The output is a x + b with a = weight / sqrt(variance + eps) and b = bias - mean a, whose two terms may cancel:
+    # some eight operations, in this order or in that of (x - mean) a + bias.
     scale = (module.running_var.double() + module.eps).rsqrt()
     offset = module.bias.detach().double() if module.affine else torch.zeros_like(scale)
     scale = scale * module.weight.detach() if module.affine else scale
@@ -66,7 +66,7 @@ def l2_pool(module: dn.ScaledL2NormPool2d, x: Norms) -> Roundings:
 
 @rounding(dn.LInfDistance, dn.LInfDistance2d, dn.SortNetLinear)
 def distances(module: Any, x: Norms) -> Roundings:
-    # Differences, a maximum and a bias; of a power mean (a sum of as many powers as features), or of ranks, also those.
+    # Differences, a maximum and a bias round; a power mean also sums as many powers as features, and ranks are summed.
     points, features = module.weight.shape[0], module.weight[0].numel()
     depth = 4.0 if math.isinf(module.p) else 4.0 * features + 64
     ranks = float(getattr(module, "top", 0))
@@ -76,9 +76,9 @@ def distances(module: Any, x: Norms) -> Roundings:
 
 @rounding(dn.TabularInput)
 def tabular_input(module: dn.TabularInput, x: Norms) -> Roundings:
-    # Numbers of at most one. Those of x alone do not count, however far a column lies from 0: x is cut exactly, and its
-    # difference to low is off by a unit of itself, as are the width, both logarithms (that of 1 + a moves by at most as
-    # many parts of itself as a does) and their quotient: 8 units of at most one. A block of g sums g entries of at most
-    # one, and is left as it is up to 1e-6 beyond the simplex, here and in what it is compared with.
+    # Outputs are at most 1, and the error does not grow with x: x is clamped exactly, and its difference to low is off
+    # by one unit of itself. So are the width, both logarithms (the relative error of log(1 + a) is at most that of a)
+    # and their quotient: together 8 units of at most 1. A block of g entries sums g entries of at most 1. The computed
+    # and the exact block may each be up to 1e-6 beyond the simplex.
     group = max([0, *module.groups])
     return Roundings(0.0, 8.0, Norms(x.shape, linf=8.0 + 2.0 * group**2), back=4.0 * group + 32, apart=2e-6, held=True)

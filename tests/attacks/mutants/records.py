@@ -137,7 +137,7 @@ FILES = [
         "sampling/distinct.py",
         "isinstance(dataset, list | tuple)",
         "False",
-        "training/test_wrapped.py",
+        "sampling/test_distinct.py",
     ),
     mutant(
         "a relation beside a ledger is passed over",

@@ -100,7 +100,8 @@ def mutants() -> Outcome:
     passed, output = run(str(HERE / "mutants" / "run.py"), "--also-sound")
     outcomes = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     caught = sum(one["outcome"] == "caught" for one in outcomes)
-    survivors = [one for one in outcomes if one["outcome"] != "caught"]
+    unsound = [one for one in outcomes if one["mutant"] == "none"]  # tests that fail without a mutant, too
+    survivors = [*unsound, *(one for one in outcomes if one["outcome"] != "caught")]
     return passed, f"{caught} of {len(outcomes)} mutants", "" if passed else f"{survivors}\n{output[-1000:]}"
 
 

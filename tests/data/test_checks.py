@@ -2,23 +2,11 @@
 
 import pytest
 import torch
+from helpers.sampling import Items
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from dplip.data import check_dataset
 from dplip.errors import ConfigurationError
-
-
-class Items(Dataset):
-    """A data set that is not a TensorDataset."""
-
-    def __init__(self, items: list) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int):
-        return self.items[index]
 
 
 class Doubled(TensorDataset):

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.sampling import numbered
+from helpers.sampling import Items, numbered
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -22,19 +21,6 @@ from torch.utils.data import (
 from dplip.errors import ConfigurationError
 from dplip.sampling import PoissonLoader
 from dplip.sampling.loader import example_shape
-
-
-class Items(Dataset):
-    """A map-style data set without tensors to index."""
-
-    def __init__(self, items: list) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int):
-        return self.items[index]
 
 
 class Pair(NamedTuple):

@@ -11,7 +11,7 @@ from dplip.certificates.hybrid import HybridBound
 from dplip.certificates.intervals.walk import Boxes, enlarged
 from dplip.certificates.slopes.walk import pull
 from dplip.errors import ConfigurationError, UnboundedOperationError
-from dplip.norms import NormCache, Norms, largest
+from dplip.norms import REDUCTION_SLACK, NormCache, Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounding
 from dplip.rounding.walk import by_pair, rows_of
@@ -193,7 +193,7 @@ def seeds(walk: Walk) -> dict[fx.Node, Norms]:
         return {end: Norms(walk.shape(end), l1=2.0, l2=math.sqrt(2), linf=1.0)}
     rows = head[0].weight.detach().double().cpu()
     differences = (rows[:, None] - rows[None]).flatten(0, 1)
-    norms = (torch.linalg.vector_norm(differences, p, 1) * (1 + 1e-6) for p in (1, 2, math.inf))
+    norms = (torch.linalg.vector_norm(differences, p, 1) * (1 + REDUCTION_SLACK) for p in (1, 2, math.inf))
     return {head[1]: Norms((rows.shape[1],), *norms)}
 
 

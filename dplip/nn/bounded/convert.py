@@ -1,0 +1,65 @@
+"""The conversion of a model's layers into bounded ones, in place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from dplip.nn.bounded.enforcing import checked_radius
+from dplip.rules.registry import HARMLESS
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", bound=type)
+
+BOUNDED: dict[str, type] = {}
+"""The full name of a layer's class -> its bounded counterpart, a subclass of it with the same parameters."""
+
+
+def bounds(*classes: type | str) -> Callable[[C], C]:
+    """A decorator that makes a class the bounded counterpart of others (a name: of a library that may be missing)."""
+
+    def register(counterpart: C) -> C:
+        BOUNDED.update(dict.fromkeys([c if isinstance(c, str) else _name(c) for c in classes], counterpart))
+        return counterpart
+
+    return register
+
+
+def bound_gradients(model: M, radius: float = 1.0) -> M:
+    """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
+
+    Args:
+        model: any module; subclasses that change what their layer computes are left as they are.
+        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
+
+    Returns:
+        The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
+    """
+    checked_radius(radius)
+    layer: Any
+    for layer in list(model.modules()):
+        kind = counterpart(layer)
+        if kind is not None:
+            layer.__class__ = kind
+            layer.radius = float(radius)
+            getattr(layer, "check_settings", lambda: None)()
+    return model
+
+
+def counterpart(layer: nn.Module) -> Any:
+    """The bounded class of a layer; None where there is none, or a subclass changes what the layer computes."""
+    cls = type(layer)
+    for base in cls.__mro__:
+        if _name(base) in BOUNDED:
+            changed = [k for k in vars(layer) if inspect.isfunction(getattr(cls, k, None))]
+            return None if changed else BOUNDED[_name(base)]
+        if isinstance(layer, tuple(BOUNDED.values())) or not set(vars(base)) <= HARMLESS:
+            return None
+    return None
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

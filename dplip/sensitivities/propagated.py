@@ -132,7 +132,8 @@ def _finite(model: nn.Module, bounds: Mapping[str, Norms]) -> dict[str, float]:
             layer = name.rpartition(".")[0] or "the model"
             raise UnboundedInputError(
                 f"{layer}: the gradient of {name!r} grows with the layer's input, which nothing bounds. "
-                "Put dplip.nn.BallProjection(radius) (or Clamp) first in the model, or give input_norms."
+                "Let the layers bound it themselves: dplip.nn.bound_gradients(model) and model.train(). Or put "
+                "dplip.nn.BallProjection(radius) (or Clamp) first in the model, or give input_norms."
             )
     for name in trainable:
         if name not in bounds:

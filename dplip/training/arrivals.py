@@ -50,9 +50,9 @@ class Arrivals:
         self._arrived: set[int] = set()
         self._left = {}
 
-    def follow(self, output: Tensor) -> Any:
-        """Watch the graph of a model's output; returns the output's key for :meth:`begin`."""
-        numbers = dict(zip(_nodes(output), self._numbers, strict=False))  # a hook that held nodes would never be freed
+    def follow(self, outputs: list[Tensor]) -> list[Any]:
+        """Watch the graph of a model's outputs; returns their keys for :meth:`begin`."""
+        numbers = dict(zip(_nodes(outputs), self._numbers, strict=False))  # a hook that held nodes would never be freed
         for node, number in numbers.items():
             ways = []
             for following, index in node.next_functions:
@@ -62,7 +62,7 @@ class Arrivals:
                     following.metadata[_WATCHED] = self  # once: all passes share this node
                     following.register_prehook(partial(self._arrive, leaf))
             node.register_hook(partial(self._through, number, ways))
-        return numbers[output.grad_fn], output.output_nr
+        return [(numbers[output.grad_fn], output.output_nr) for output in outputs]
 
     def begin(self, way: Any, gradient: Tensor) -> None:
         """Record the gradient that enters a watched output."""
@@ -148,10 +148,10 @@ class Arrivals:
         return grad is None or self._left.get(id(p)) == Same.state(grad) or not bool(grad.any())
 
 
-def _nodes(output: Tensor) -> list[Any]:
-    """The nodes of an output's graph, without those that accumulate gradients."""
-    found: dict[Any, None] = dict.fromkeys([output.grad_fn])
-    left: list[Any] = [output.grad_fn]
+def _nodes(outputs: list[Tensor]) -> list[Any]:
+    """The nodes of the graph of some outputs, without those that accumulate gradients."""
+    found: dict[Any, None] = dict.fromkeys(output.grad_fn for output in outputs)
+    left: list[Any] = list(found)
     while left:
         for following, _ in left.pop().next_functions:
             if following is not None and not hasattr(following, "variable") and following not in found:

@@ -14,6 +14,7 @@ from dplip.certificates import predictions
 from dplip.losses import Loss
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
+from dplip.training.calls import Calls, moved
 
 RADII = (0.0, 36 / 255, 72 / 255, 108 / 255)
 """The l2 radii, in raw pixels of [0, 1], at which certified accuracy is usually quoted."""
@@ -23,16 +24,19 @@ LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: Loss, dataset: Dataset[Any]) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loss: Loss, dataset: Dataset[Any], calls: Calls, collate: Callable[[list[Any]], Any]
+) -> dict[str, float]:
     """The mean loss, and the accuracy (or the mean squared error of a regression)."""
     regression, device = loss.classes(1) is None, device_of(model)
     total = right = square = 0.0
     count = 0
     with evaluation(model):
-        for x, y in DataLoader(dataset, batch_size=2048):
-            z, y = model(x.to(device)), y.to(device)
+        for batch in DataLoader(dataset, batch_size=2048, collate_fn=collate):
+            call, y = calls.of(batch)
+            z, y = calls.run(model, call, device), moved(y, device)
             total += float(loss(z, y))
-            count += len(x)
+            count += len(z)
             if regression:
                 square += float((z - y.reshape(z.shape)).double().square().sum())
             else:

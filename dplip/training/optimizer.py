@@ -17,6 +17,7 @@ from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
+from dplip.runtime.example import Example
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
@@ -47,7 +48,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         optimizer: any torch optimizer over exactly the trainable parameters of the model.
         model: a model whose operations all have a rule.
         loss: the :class:`dplip.losses.Loss` whose backward pass fills the gradients.
-        input_shape: shape of one example.
+        input_shape: shape of one example; or a :class:`dplip.Example`, where the model takes something else than one
+            tensor of floating-point numbers.
         noise_multiplier: std of the noise per unit of sensitivity (sigma).
         batches: the loader; owns the sampling rate and counts what it handed out.
         neighboring: ``"add_remove"``, or ``"replace_one"`` (twice the sensitivity).
@@ -77,7 +79,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         *,
         model: nn.Module,
         loss: Loss,
-        input_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | Example,
         noise_multiplier: float,
         batches: Batches,
         neighboring: str = "add_remove",
@@ -104,14 +106,15 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._charge = charge
         self._steps = 0
         self._project_every = whole("project_every", project_every, least=1)
-        self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
+        example = input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape)
+        self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
         self._sums: dict[str, Tensor] = {}  # the summed gradients of the parts, in float64
         for p in model.parameters():
             p.grad = None  # it did not come through the loss
-        self._monitor = GradientMonitor(model, loss, self._bounds.walk.input_shape, half_precision, self.noise.masks)
-        self._monitor.draws, self._monitor.most = self._bounds.walk.draws, self._bounds.most_in_part
+        self._monitor = GradientMonitor(model, loss, self._bounds.source.passes(), self.noise.masks)
+        self._monitor.draws, self._monitor.most = self._bounds.source.draws, self._bounds.most_in_part
         self._settings: list[dict[str, Any]] | None = None  # the groups' settings when the present batch began
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
@@ -188,8 +191,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
-        bounds = self._bounds(self._monitor.rows)
-        self._monitor.draws = self._bounds.walk.draws
+        bounds = self._bounds(self._monitor.seen)
+        self._monitor.draws = self._bounds.source.draws
         self._bounds.warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from dplip.noise.discrete import check_secure, secure_noise
 from dplip.records import versions
 from dplip.records.run_folder import RunFolder
 from dplip.runtime.device import device_of, resolve_device
+from dplip.runtime.example import Example
 from dplip.runtime.precision import full_precision, require_autocast
 from dplip.runtime.processes import OwnProcess
 from dplip.sampling import SAMPLING
-from dplip.sampling.loader import example_shape
+from dplip.sampling.loader import collated, example_shape
+from dplip.training.calls import Calls, Select, Unpack, moved
 from dplip.training.data_checks import check_data
 from dplip.training.durable_run import DurableRun, write_run
 from dplip.training.evaluation import RADII, certified, evaluate
@@ -83,6 +85,10 @@ class DPLipTrainer(Fixed):
         distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
             release of its own, as the report then says; None: refuse.
         trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
+        collate_fn: makes a batch of a list of items; None: torch's default. Sequences of several lengths need
+            :class:`dplip.data.Padding`.
+        unpack: from a batch to (args, kwargs, targets); None: see :class:`dplip.training.calls.Calls`.
+        output: what of the model's output is for the loss: a name, a position or a function; None: the scores.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -128,6 +134,9 @@ class DPLipTrainer(Fixed):
         autocast: torch.dtype | None = None,
         distributed: str | None = None,
         trust_optimizer: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        unpack: Unpack | None = None,
+        output: Select = None,
     ) -> None:
         self._process = OwnProcess(distributed)
         check_settings(target_epsilon, noise_multiplier, epochs, sampling, norm, ema_decay, checkpoint_every)
@@ -142,25 +151,29 @@ class DPLipTrainer(Fixed):
         self.autocast = autocast
         if autocast is not None:
             require_autocast(device_of(model).type, autocast)
-        self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
+        self._calls = Calls(model, unpack, output)
+        collate = collated if collate_fn is None else collate_fn
+        example = check_data(model, loss, train_dataset, "train_dataset", self._calls, collate)
+        self._example, self._collate = example, collate
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
-            check_data(model, loss, eval_dataset, "eval_dataset")
+            check_data(model, loss, eval_dataset, "eval_dataset", self._calls, collate)
         # The trained part: the model, or what follows its feature extractor.
-        self._trained, shape = model, self._input_shape
+        self._trained = model
         if precompute:
-            fixed, self._trained = split_extractor(model, loss, self._input_shape)
+            fixed, self._trained = split_extractor(model, loss, self.input_shape)
             train_dataset = features(fixed, train_dataset, progress, seed)
-            shape = example_shape(train_dataset)
+            example = Example.of_shape(example_shape(train_dataset))
         self.loader = SAMPLING[sampling](
             train_dataset,
             batch_size=batch_size,
             public_size=public_size,
             max_physical_batch_size=PART if max_physical_batch_size is None else max_physical_batch_size,
             seed=seed,
+            collate_fn=collate_fn,
         )
         warn_of_delta(target_delta, self.loader.public_size)
-        self._mean = mean_release(self._trained, shape)
+        self._mean = None if example.shape is None else mean_release(self._trained, example.shape)
         if noise_multiplier is None:
             noise_multiplier = get_noise_multiplier(
                 target_epsilon=self.budget.epsilon,
@@ -175,7 +188,7 @@ class DPLipTrainer(Fixed):
             optimizer,
             model=self._trained,
             loss=loss,
-            input_shape=shape,
+            input_shape=example,
             noise_multiplier=noise_multiplier,
             batches=self.loader,
             neighboring=neighboring,
@@ -220,8 +233,14 @@ class DPLipTrainer(Fixed):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        return self._input_shape
+        """The shape of one example.
+
+        Raises:
+            ConfigurationError: the model takes something else than one tensor of floating-point numbers.
+        """
+        if self._example.shape is None:
+            raise ConfigurationError(f"input_shape: the model takes {self._example}, which has no single shape.")
+        return self._example.shape
 
     @property
     def steps(self) -> int:
@@ -283,15 +302,16 @@ class DPLipTrainer(Fixed):
         self.model.train()
         device = device_of(self.model)
         while True:
-            for x, y in self.loader:
+            for batch in self.loader:
+                call, targets = self._calls.of(batch)
                 self.optimizer.zero_grad()
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                    value = self.loss(self._trained(x.to(device)), y.to(device))
+                    value = self.loss(self._calls.run(self._trained, call, device), moved(targets, device))
                 value.backward()
                 whole = self.loader.complete
                 self.optimizer.step()
                 if whole:
-                    self._after_step(bar, value, len(x))
+                    self._after_step(bar, value, len(self._example.tensors(call)[0]))
                     if self._run.done >= self.steps:
                         return
 
@@ -301,7 +321,7 @@ class DPLipTrainer(Fixed):
 
     def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
         """The mean loss, and the accuracy (or the mean squared error of a regression), on held-out data."""
-        return evaluate(self.model, self.loss, self._held_out(dataset))
+        return evaluate(self.model, self.loss, self._held_out(dataset), self._calls, self._collate)
 
     def certified_accuracy(
         self, radii: Sequence[float] = RADII, norm: float = 2, dataset: Dataset[Any] | None = None

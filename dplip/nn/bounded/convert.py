@@ -49,6 +49,11 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     return model
 
 
+def bounds_gradients(model: nn.Module) -> bool:
+    """Whether some layer of a model bounds its gradients, so that the model may be an enforced one."""
+    return any(hasattr(module, "radius") and type(module) in set(BOUNDED.values()) for module in model.modules())
+
+
 def counterpart(layer: nn.Module) -> Any:
     """The bounded class of a layer; None where there is none, or a subclass changes what the layer computes."""
     cls = type(layer)

@@ -121,5 +121,6 @@ class Summed(Enforcing):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         x, weight, _, given, ctx.radius, *ctx.geometry = inputs
+        ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

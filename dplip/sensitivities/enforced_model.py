@@ -1,0 +1,179 @@
+"""Enforced models: every use of a trained parameter bounds its own gradient, and examples do not mix, whatever the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, first_line
+from dplip.norms.value_norms import is_real
+from dplip.propagation.checks import bare
+from dplip.rules import refuse
+from dplip.runtime.example import Call, Example
+from dplip.runtime.mixing import mixes, seeded
+from dplip.runtime.random_state import random_states, undisturbed
+from dplip.sensitivities.uses import Use, uses_of
+from dplip.separation import Rows, Template, Watch
+
+COUNTS = 5, 3
+"""The numbers of public examples with which a model is tried: two tell what is proportional to the batch."""
+
+
+class EnforcedModel:
+    """A model whose layers bound the gradients of all trained parameters, for any weights, loss and inputs.
+
+    Args:
+        model: the model, in training mode.
+        example: what it is called with.
+
+    Attributes:
+        planned: per trained parameter, its uses in a pass over public examples.
+        draws: whether the model draws random numbers.
+        shapes: the shapes of one example's outputs.
+
+    Raises:
+        UnboundedOperationError: a trained parameter is used by something that bounds no gradient, or is not used.
+        MixedExamplesError: an operator was seen to let one example's value depend on another.
+        ConfigurationError: the model does not run on such examples.
+
+    Guarantee: on every pass that :meth:`problem` has nothing to say of, one example's gradient of each parameter is at
+    most the bound of its :meth:`uses`, and a function of that example alone. Assumptions: torch's operators do what their
+    names say; code outside of torch makes no value of the batch into a number that it hands back.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        _check(model)
+        self.model, self.example = model, example
+        self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        self._like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+        self._known: dict[int, Any] = {}  # number of examples -> the signature of a public pass
+        with undisturbed():
+            outputs = [self._try(count) for count in COUNTS][-1]
+            self._template = Template.of([(self._known[count], count) for count in COUNTS])
+            self.draws = self._draws()
+            self._require_separate()
+        self.shapes = [tuple(t.shape[1:]) for t in outputs]
+        self.planned = self.uses(outputs)
+        for name in self._names.values():
+            if name not in self.planned:
+                refuse(
+                    name,
+                    "a trainable parameter",
+                    "is not used by the model's output.",
+                    "Freeze it with requires_grad_(False).",
+                )
+
+    def watch(self, call: Call) -> Watch:
+        """A watch of a pass with this call, which refuses operators that mix examples."""
+        tensors = self.example.tensors(call)
+        return Watch(tensors, len(tensors[0]))
+
+    def problem(self, watch: Watch, outputs: list[Tensor]) -> str | None:
+        """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
+        for output in outputs:
+            if watch.rows(output) != Rows(0):
+                return (
+                    f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the operators "
+                    "show. Return tensors with the batch as their first axis."
+                )
+        count = watch.examples
+        if self._template.fits(watch.signature, count):
+            return None
+        if count not in self._known:
+            with undisturbed():
+                self._try(count)
+        if self._known[count] == watch.signature:
+            return None
+        return (
+            "the model has run other operators than it does on public examples, in a way that may depend on the batch (a "
+            "branch, a schedule, or Python's random numbers). Let it do the same at every step."
+        )
+
+    def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
+        """Per trained parameter, its uses in the graph of these outputs."""
+        return uses_of(outputs, self._names)
+
+    def _try(self, count: int) -> list[Tensor]:
+        """The outputs of a pass over so many public examples, whose first is the same with each number of them."""
+        call = self.example.batch(count, self._like)
+        with self.watch(call) as watch, _plainly(self._like.device):
+            outputs = floats(self._run(call))
+        for output in outputs:
+            if watch.rows(output) != Rows(0):
+                raise MixedExamplesError(
+                    f"the model: {count} examples gave an output of shape {tuple(output.shape)} that is not one row for "
+                    "each. Return tensors with the batch as their first axis."
+                )
+        if not outputs:
+            raise ConfigurationError("the model: it returns no floating-point tensor. Return the scores.")
+        self._known[count] = watch.signature
+        return outputs
+
+    def _run(self, call: Call) -> Any:
+        try:
+            with bare(self.model):
+                return self.model(*call[0], **call[1])
+        except DPLipError:
+            raise
+        except Exception as wrong:
+            raise ConfigurationError(
+                f"example={self.example}: the model does not run on a batch of such examples ({type(wrong).__name__}: "
+                f"{first_line(wrong)}). Give example= what the model is called with, for one example."
+            ) from None
+
+    def _draws(self) -> bool:
+        call = self.example.batch(COUNTS[1], self._like)
+        before = random_states()
+        with torch.no_grad():
+            self._run(call)
+        return random_states() != before
+
+    def _require_separate(self) -> None:
+        """Compare examples in several batches, by value and by gradient."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+
+        def joined(*rows: Tensor) -> Tensor:
+            outputs = floats(self._run(self.example.with_tensors(list(rows))))
+            return torch.cat([output.flatten(1) for output in outputs], 1)
+
+        rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))
+        with _plainly(self._like.device):
+            if mixes(joined, rows, weights, alone=not self.draws):
+                raise MixedExamplesError(
+                    "the model: its output or gradient for one example depends on the others. Treat each by itself."
+                )
+
+
+def floats(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output, whatever holds them."""
+    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+@contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    with seeded(device), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what no operator would show."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigurationError("model: no parameter of it is trainable, so there is nothing to train. Thaw some.")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            refuse(path, type(module).__name__, "has no weights yet.", "Run the model once, on a public batch.")
+        if vars(module).get("_compiled_call_impl") is not None:
+            refuse(path, type(module).__name__, "is compiled, and its operators are not seen.", "Leave out compile().")
+    for name, p in model.named_parameters():
+        if p.requires_grad and not is_real(p):
+            refuse(
+                name,
+                "a parameter",
+                f"is of type {p.dtype}, {p.layout}, whose arithmetic the bounds do not cover.",
+                "Train in float32: model.float(). (For speed, see half precision in docs/guarantees.md.)",
+            )

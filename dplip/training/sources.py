@@ -1,0 +1,152 @@
+"""Where the bound of one example's gradient comes from: norms that are propagated, or layers that enforce it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.losses import Loss
+from dplip.losses.base import require_separate
+from dplip.nn.bounded import bounds_gradients
+from dplip.norms import NormCache
+from dplip.propagation import Walk
+from dplip.propagation.guards import guards_of
+from dplip.rules import Summation
+from dplip.runtime.example import Example
+from dplip.sensitivities import enforced_sensitivity
+from dplip.sensitivities.enforced_model import EnforcedModel
+from dplip.sensitivities.propagated import GRADIENT_SLACK, constant_sensitivity, require_loss, sensitivity_of
+from dplip.sensitivities.uses import Use
+from dplip.training.passes import CHANGED, EnforcedPasses, Passes, PropagatedPasses, Seen
+
+
+class Source(Protocol):
+    """Bounds of one example's gradient of each trained parameter, in exact sums over a batch."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw random numbers."""
+
+    @property
+    def summations(self) -> Mapping[str, Summation]:
+        """How the gradient of each parameter is summed over a batch."""
+
+    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+        """The bounds of what the monitor saw of a batch; None: of the present model."""
+
+    def passes(self) -> Passes:
+        """A judge of the model's forward passes."""
+
+
+class Propagated:
+    """Norms that are walked through the trace of a model, for the present weights where they depend on them.
+
+    Args:
+        walk, loss: the traced model and its loss.
+        half_precision: believe only what layers enforce (:mod:`dplip.sensitivities.enforced`).
+        cache: the norms of the model's weights.
+    """
+
+    def __init__(self, walk: Walk, loss: Loss, half_precision: bool, cache: NormCache) -> None:
+        self.walk, self._loss, self._half, self._cache = walk, loss, half_precision, cache
+        self._constant: tuple[Any, Any] | None = None  # (state of the loss, bounds that hold for all weights, or None)
+
+    @property
+    def draws(self) -> bool:
+        return self.walk.draws
+
+    @property
+    def summations(self) -> Mapping[str, Summation]:
+        return self.walk.summations
+
+    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+        rows: list[Tensor] | None = None if seen is None else seen.rows
+        if not self.walk.current(rows):
+            self.walk, self._constant = Walk(self.walk.model, self.walk.input_shape), None
+            if rows is not None and not self.walk.explains(rows):
+                raise ConfigurationError(f"step(): {CHANGED}")
+        require_loss(self._loss)
+        shape = self.walk.shape(self.walk.output())
+        state = guards_of(self._loss), self._loss.gradient_norms(shape)
+        if self._constant is None or self._constant[0] != state:
+            require_separate(self._loss, shape, _like(self.walk.model))
+            constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)
+            self._constant = state, constant
+        if self._constant[1] is not None:
+            return self._constant[1]
+        with self._cache:
+            return sensitivity_of(self.walk, self._loss)
+
+    def passes(self) -> Passes:
+        return PropagatedPasses(self.walk.model, self.walk.input_shape, self._half)
+
+
+class Enforced:
+    """The radii of the layers that a pass used, whatever the weights, the inputs and the loss.
+
+    Args:
+        model, loss: the enforced model and its loss.
+    """
+
+    def __init__(self, model: EnforcedModel, loss: Loss) -> None:
+        self.model, self._loss = model, loss
+        self._uses: Mapping[str, Use] = model.planned
+        self._state: Any = None
+
+    @property
+    def draws(self) -> bool:
+        return self.model.draws
+
+    @property
+    def summations(self) -> Mapping[str, Summation]:
+        return {name: use.summation for name, use in self._uses.items()}
+
+    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+        require_loss(self._loss)
+        if self._state != guards_of(self._loss):
+            require_separate(self._loss, self.model.shapes[0], _like(self.model.model))
+            self._state = guards_of(self._loss)
+        found = {} if seen is None else seen.uses
+        self._uses = {name: use | found.get(name, use) for name, use in self.model.planned.items()}
+        return {name: use.bound * (1 + GRADIENT_SLACK) for name, use in self._uses.items()}
+
+    def passes(self) -> Passes:
+        return EnforcedPasses(self.model)
+
+
+def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bool, cache: NormCache) -> Source:
+    """The propagated bounds of a model that can be traced; else the enforced ones, if its layers bound their gradients.
+
+    Raises:
+        DPLipError: the model has neither.
+    """
+    walk = traced(model, example)
+    return Enforced(EnforcedModel(model, example), loss) if walk is None else Propagated(walk, loss, half_precision, cache)
+
+
+def traced(model: nn.Module, example: Example) -> Walk | None:
+    """The trace of a model; None: it has none, and its layers bound their own gradients.
+
+    Raises:
+        DPLipError: it has none, and its layers bound nothing.
+    """
+    if example.shape is None:
+        return None
+    try:
+        walk = Walk(model, example.shape)
+        walk(None)  # refuses what its rules do not cover
+        return walk
+    except UnboundedOperationError as wrong:
+        if bounds_gradients(model):
+            return None
+        raise type(wrong)(
+            f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
+            "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
+        ) from None
+
+
+def _like(model: nn.Module) -> nn.Parameter:
+    return next(p for p in model.parameters() if p.requires_grad)

@@ -53,6 +53,7 @@ class EnforcedModel:
         self._like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
         self._known: dict[int, Any] = {}  # number of examples -> the signature of a public pass
         with undisturbed():
+            self._try(COUNTS[0])  # may fill caches
             outputs = [self._try(count) for count in COUNTS][-1]
             self._template = Template.of([(self._known[count], count) for count in COUNTS])
             self.draws = self._draws()
@@ -71,7 +72,7 @@ class EnforcedModel:
     def watch(self, call: Call) -> Watch:
         """A watch of a pass with this call, which refuses operators that mix examples."""
         tensors = self.example.tensors(call)
-        return Watch(tensors, len(tensors[0]))
+        return Watch(tensors, len(tensors[0]), self.model)
 
     def problem(self, watch: Watch, outputs: list[Tensor]) -> str | None:
         """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
@@ -87,7 +88,7 @@ class EnforcedModel:
         if count not in self._known:
             with undisturbed():
                 self._try(count)
-        if self._known[count] == watch.signature:
+        if self._known[count].entries == watch.signature.entries:
             return None
         return (
             "the model has run other operators than it does on public examples, in a way that may depend on the batch (a "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.runtime.secret import DRAWN
 from dplip.separation.call import refuse
 from dplip.separation.rows import Label, Public, Rows, by_strides
 
@@ -104,7 +105,15 @@ class Marks:
         """The mark of a tensor that no operator of this pass has made."""
         if t.layout != torch.strided or t.is_nested or t.is_inference():
             refuse("meets a tensor that is sparse, nested, or of inference mode.", "Use plain tensors.")
+        earlier: Mark | None = getattr(t, MARK, None)
+        if earlier is not None and isinstance(earlier.label, Rows):
+            refuse(
+                "meets a value of the examples of an earlier pass, which the model or its surroundings kept.",
+                "Let each pass begin anew: reset the state in forward, or keep a mean over public data.",
+            )
         label: Label | None = self._claimed(t)
+        if label is None and getattr(t, DRAWN, False):
+            label = Public(frozenset(range(t.ndim)), True)
         if label is None:
             if t.grad_fn is not None:
                 refuse(

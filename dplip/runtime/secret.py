@@ -163,10 +163,6 @@ def _state(bits: np.random.SFC64) -> Tensor:
     return state
 
 
-DRAWN = "_dplip_drawn"
-"""The attribute of a tensor whose entries were drawn alike and independently, for those who follow the examples."""
-
-
 class _Dropout(TorchFunctionMode):
     """Dropout on the CPU by masks of given bits."""
 
@@ -190,8 +186,8 @@ class _Dropout(TorchFunctionMode):
         shape = (*input.shape[: input.dim() - axes], *(1,) * axes)
         count = int(np.prod(shape))
         words = self._bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
-        keep = torch.from_numpy((words >= round(p * 2**32)).reshape(shape))
-        setattr(keep, DRAWN, True)
+        keep = torch.empty(shape, dtype=torch.bool)  # by torch, for those who follow its operators
+        keep.numpy()[...] = (words >= round(p * 2**32)).reshape(shape)
         return input * keep.to(input.dtype).div_(1 - p)
 
 

@@ -17,6 +17,7 @@ from dplip.rules import refuse
 from dplip.runtime.example import Call, Example
 from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
+from dplip.runtime.secret import Secret, lent
 from dplip.sensitivities.uses import Use, uses_of
 from dplip.separation import Rows, Template, Watch
 
@@ -102,7 +103,8 @@ class EnforcedModel:
     def _try(self, count: int) -> list[Tensor]:
         """The outputs of a pass over so many public examples, whose first is the same with each number of them."""
         call = self.example.batch(count, self._like)
-        with self.watch(call) as watch, _plainly(self._like.device):
+        # As in a private pass, with the same operators for masks.
+        with _plainly(self._like.device), lent(Secret(0), dropout=True), self.watch(call) as watch:
             outputs = floats(self._run(call))
         for output in outputs:
             if watch.rows(output) != Rows(0):

@@ -135,12 +135,16 @@ def traced(model: nn.Module, example: Example) -> Walk | None:
     """
     if example.shape is None:
         return None
+    held = [(vars(module), dict(vars(module))) for module in model.modules()]
     try:
         walk = Walk(model, example.shape)
         walk(None)  # refuses what its rules do not cover
         return walk
     except UnboundedOperationError as wrong:
         if bounds_gradients(model):
+            for attributes, before in held:  # the model may have kept something of the trace
+                attributes.clear()
+                attributes.update(before)
             return None
         raise type(wrong)(
             f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "

@@ -1,7 +1,21 @@
 """Layers that torch lacks; each module has a rule."""
 
 from dplip.nn.ball import BallProjection
-from dplip.nn.bounded import BoundedConv2d, BoundedLinear, bound_gradients
+from dplip.nn.bounded import (
+    BoundedConv2d,
+    BoundedEmbedding,
+    BoundedEmbeddingBag,
+    BoundedGroupNorm,
+    BoundedInstanceNorm1d,
+    BoundedInstanceNorm2d,
+    BoundedInstanceNorm3d,
+    BoundedLayerNorm,
+    BoundedLinear,
+    BoundedPReLU,
+    BoundedRMSNorm,
+    bound_gradients,
+    per_example,
+)
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
 from dplip.nn.frozen import Frozen
@@ -28,7 +42,16 @@ from dplip.nn.whitening import Whitening
 __all__ = [
     "BallProjection",
     "BoundedConv2d",
+    "BoundedEmbedding",
+    "BoundedEmbeddingBag",
+    "BoundedGroupNorm",
+    "BoundedInstanceNorm1d",
+    "BoundedInstanceNorm2d",
+    "BoundedInstanceNorm3d",
+    "BoundedLayerNorm",
     "BoundedLinear",
+    "BoundedPReLU",
+    "BoundedRMSNorm",
     "Center",
     "ChannelLowPass",
     "Clamp",
@@ -60,5 +83,6 @@ __all__ = [
     "TabularInput",
     "Whitening",
     "bound_gradients",
+    "per_example",
     "relax",
 ]

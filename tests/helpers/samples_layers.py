@@ -28,6 +28,8 @@ LINEAR = [
     Sample(
         "BoundedLinear on tokens", lambda: dn.BoundedLinear(4, 5, radius=0.7), TOKENS, EVERY, train=True, linear=False
     ),
+    Sample("BoundedPReLU", lambda: dn.BoundedPReLU(), VECTOR, (*BOTH, "weight"), linear=False),
+    Sample("BoundedPReLU in training", lambda: dn.BoundedPReLU(6, radius=0.7), VECTOR, train=True, linear=False),
     calls("F.linear", F.linear, (*BOTH, "w", "b"), w=(5, 4), b=(5,)),
     calls("x @ w", operator.matmul, (*BOTH, "w"), w=(4, 5)),
     calls("torch.matmul of tokens", torch.matmul, (*BOTH, "w"), TOKENS, w=(4, 5)),

@@ -2,7 +2,34 @@
 
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
+from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
+from dplip.nn.bounded.normalization import (
+    BoundedGroupNorm,
+    BoundedInstanceNorm1d,
+    BoundedInstanceNorm2d,
+    BoundedInstanceNorm3d,
+    BoundedLayerNorm,
+    BoundedRMSNorm,
+)
+from dplip.nn.bounded.prelu import BoundedPReLU
+from dplip.nn.bounded.use import per_example
 
-__all__ = ["BoundedConv2d", "BoundedLinear", "bound_gradients", "bounds_gradients", "summed"]
+__all__ = [
+    "BoundedConv2d",
+    "BoundedEmbedding",
+    "BoundedEmbeddingBag",
+    "BoundedGroupNorm",
+    "BoundedInstanceNorm1d",
+    "BoundedInstanceNorm2d",
+    "BoundedInstanceNorm3d",
+    "BoundedLayerNorm",
+    "BoundedLinear",
+    "BoundedPReLU",
+    "BoundedRMSNorm",
+    "bound_gradients",
+    "bounds_gradients",
+    "per_example",
+    "summed",
+]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import checked_radius
 from dplip.rules.registry import HARMLESS
 
@@ -32,20 +33,29 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
     Args:
-        model: any module; subclasses that change what their layer computes are left as they are.
+        model: any module; subclasses that change what their layer computes are left as they are, and so are layers in
+            which nothing is trained (call it again after unfreezing some).
         radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
+
+    Raises:
+        ConfigurationError: a layer has settings that no bound covers; nothing has been changed.
     """
     checked_radius(radius)
-    layer: Any
-    for layer in list(model.modules()):
+    found = {}
+    for path, layer in model.named_modules():
         kind = counterpart(layer)
-        if kind is not None:
-            layer.__class__ = kind
-            layer.radius = float(radius)
-            getattr(layer, "check_settings", lambda: None)()
+        if kind is not None and any(p.requires_grad for p in layer.parameters()):
+            found[layer] = kind
+            try:
+                getattr(kind, "check_settings", lambda layer: None)(layer)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{path or 'the model'}: {error}") from None
+    for layer, kind in found.items():
+        layer.__class__ = kind
+        layer.radius = float(radius)
     return model
 
 

@@ -5,6 +5,7 @@ Many are bugs that private-training libraries have had."""
 from attacks.mutants.accounting import ACCOUNTING, EPSILONS
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
+from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
 from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
@@ -26,6 +27,7 @@ MUTANTS = [
     *EPSILONS,
     *RECORDS,
     *WHATEVER_THE_WEIGHTS,
+    *OWN_GRADIENTS,
     *CERTIFICATES,
     *MEAN,
     *WEIGHTS_MOVED,

@@ -47,7 +47,7 @@ def index_add(call: Call) -> Carried:
 
 
 def _layout(call: Call, self: Seen, indices: list[Seen | None]) -> tuple[list[int], int, int, list[int]]:
-    """The indexed dimensions, the indices' first dimension in the result, how many they have, and the dimensions left."""
+    """The indexed dimensions; where the indices' own dimensions begin in the result; their number; those that are left."""
     indexed = [k for k, index in enumerate(indices) if index is not None]
     rank = max(t.rank for t in indices if t is not None)
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
@@ -114,6 +114,7 @@ def _counts(call: Call, counter: Seen) -> int | None:
 def _masked(call: Call, self: Seen, given: list[Seen], indices: list[Seen | None]) -> Carried:
     """A mask as the only index: reading gives as many entries as it has, writing one number keeps them in place."""
     mask = given[0]
+    call.by_value = True
     if not call.has_rows:
         return Carried([(t, {}) for t in call.tensors])
     if call.name in ("index", "_unsafe_index"):

@@ -70,6 +70,11 @@ class Watch:
             label = self._marks.of(t).label
         return label if isinstance(label, Rows) else None
 
+    def own(self, t: Tensor) -> None:
+        """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""
+        with torch._C.DisableTorchFunction():
+            self._marks.mark(t, Rows(0), self._marks.of(t).origin, t._version)
+
     def made(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that an operator of this pass has made."""
         with torch._C.DisableTorchFunction():

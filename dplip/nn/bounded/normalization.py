@@ -1,12 +1,12 @@
 """Normalisations by one example's own statistics that bound each example's gradient of their scale and shift.
 
 The normalisation itself has no parameters, and a true gradient. Scale and shift are used by
-:func:`dplip.nn.bounded.use.per_example`, so the norm of an example's gradient is exact.
+:func:`dplip.nn.bounded.use.at_examples`, so the norm of an example's gradient is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import checked_radius
-from dplip.nn.bounded.use import per_example, trained
-from dplip.separation import examples_first
+from dplip.nn.bounded.use import at_examples, trained
 
 
 class Normalization(nn.Module):
@@ -46,51 +45,33 @@ class Normalization(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return examples_first(self._bounded, x) if trained(self, x) else super().forward(x)
-
-    def _bounded(self, x: Tensor) -> Tensor:
-        rank = self._rank(x)
-        if x.ndim < rank:
-            raise ConfigurationError(
-                f"{type(self).__name__}: the input has shape {tuple(x.shape)}, without an axis of examples. Give it a "
-                "batch of one, x[None]."
-            )
-        return scale_and_shift(self._normalized(x), self.weight, getattr(self, "bias", None), self.radius, self._place)
-
-    def _rank(self, x: Tensor) -> int:
-        """The least number of axes of a batch."""
-        raise NotImplementedError
+        if not trained(self, x):
+            return super().forward(x)
+        return scale_and_shift(self._normalized(x), self.weight, self.bias, self.radius, self._shape(x))
 
     def _normalized(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _place(self, p: Tensor, x: Tensor) -> Tensor:
-        """A parameter of each example, (examples, *shape), in the place of its entries in a value."""
-        return by_channel(p, x)
+    def _shape(self, x: Tensor) -> Sequence[int]:
+        """The shape of scale and shift when they are broadcast with the input."""
+        return channels(self.weight, x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
 
 
-def by_channel(p: Tensor, x: Tensor) -> Tensor:
-    """A parameter with an entry for each channel, (examples, channels), before all positions."""
-    return p.reshape(*p.shape, *[1] * (x.ndim - p.ndim))
-
-
-def by_entry(p: Tensor, x: Tensor) -> Tensor:
-    """A parameter with an entry for each of the last axes, (examples, *axes), at all positions."""
-    return p.reshape(len(p), *[1] * (x.ndim - p.ndim), *p.shape[1:])
+def channels(p: Tensor, x: Tensor) -> Sequence[int]:
+    """The shape of a parameter with an entry for each channel, when it is broadcast with a batch."""
+    return [p.numel()] + [1] * (x.ndim - 2)
 
 
 def scale_and_shift(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, radius: float, place: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, radius: float, shape: Sequence[int]
 ) -> Tensor:
     """``x * weight + bias``, with a bounded gradient of both for each example."""
     if weight is not None:
-        x = x * place(per_example(weight, len(x), radius), x)
-    if bias is not None:
-        x = x + place(per_example(bias, len(x), radius), x)
-    return x
+        x = x * at_examples(weight, x, radius, shape)
+    return x if bias is None else x + at_examples(bias, x, radius, shape)
 
 
 class _OverEntries(Normalization):
@@ -98,11 +79,8 @@ class _OverEntries(Normalization):
 
     normalized_shape: tuple[int, ...]
 
-    def _rank(self, x: Tensor) -> int:
-        return len(self.normalized_shape) + 1
-
-    def _place(self, p: Tensor, x: Tensor) -> Tensor:
-        return by_entry(p, x)
+    def _shape(self, x: Tensor) -> Sequence[int]:
+        return self.normalized_shape
 
 
 @bounds(nn.LayerNorm)
@@ -123,6 +101,8 @@ class BoundedRMSNorm(_OverEntries, nn.RMSNorm):
     Guarantee: that of :class:`BoundedLayerNorm`.
     """
 
+    bias = None
+
     def _normalized(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, None, self.eps)
 
@@ -134,9 +114,6 @@ class BoundedGroupNorm(Normalization, nn.GroupNorm):
     Guarantee: that of :class:`BoundedLayerNorm`.
     """
 
-    def _rank(self, x: Tensor) -> int:
-        return 2
-
     def _normalized(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, None, None, self.eps)
 
@@ -144,13 +121,14 @@ class BoundedGroupNorm(Normalization, nn.GroupNorm):
 class _Instance(Normalization):
     """Over the positions of each channel."""
 
-    def _rank(self, x: Tensor) -> int:
-        layer: Any = self
-        return int(layer._get_no_batch_dim()) + 1
-
     def _normalized(self, x: Tensor) -> Tensor:
         layer: Any = self
         layer._check_input_dim(x)
+        if x.ndim == layer._get_no_batch_dim():
+            raise ConfigurationError(
+                f"{type(self).__name__}: an input of shape {tuple(x.shape)} has no axis of examples. Give a batch, of "
+                "one example as x[None]."
+            )
         return F.instance_norm(x, eps=layer.eps)
 
 

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import checked_radius
-from dplip.nn.bounded.normalization import by_channel
-from dplip.nn.bounded.use import per_example, trained
+from dplip.nn.bounded.normalization import channels
+from dplip.nn.bounded.use import at_examples, trained
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.activation import prelu
-from dplip.separation import examples_first
 
 
 @bounds(nn.PReLU)
@@ -33,18 +31,10 @@ class BoundedPReLU(nn.PReLU):
         self.radius = checked_radius(radius)
 
     def forward(self, x: Tensor) -> Tensor:
-        return examples_first(self._bounded, x) if trained(self, x) else super().forward(x)
-
-    def _bounded(self, x: Tensor) -> Tensor:
-        slopes = per_example(self.weight, len(x), self.radius)
-        if x.ndim < 2:
-            if self.num_parameters > 1:
-                raise ConfigurationError(
-                    f"BoundedPReLU: the input has shape {tuple(x.shape)}, without an axis of examples. Give it a batch "
-                    "of one, x[None]."
-                )
-            slopes = slopes.squeeze(1)
-        return torch.where(x > 0, x, by_channel(slopes, x) * x.clamp(max=0))
+        if not trained(self, x):
+            return super().forward(x)
+        shape = () if self.num_parameters == 1 else channels(self.weight, x)
+        return torch.where(x > 0, x, at_examples(self.weight, x, self.radius, shape) * x.clamp(max=0))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"

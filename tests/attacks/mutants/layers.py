@@ -19,9 +19,9 @@ OWN_GRADIENTS = [
     ),
     mutant(
         "the batch scaled into the radius as one example",
-        "nn/bounded/normalization.py",
-        "x = x * place(per_example(weight, len(x), radius), x)",
-        "x = x * place(per_example(weight, 1, radius), x)",
+        "nn/bounded/use.py",
+        "copies = per_example(p, count, radius).reshape(count, *rest)",
+        "copies = per_example(p, 1, radius).reshape(1, *rest)",
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(

@@ -167,7 +167,7 @@ class _BoundGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Loss, shape: Structure, *outputs: Tensor) -> tuple[Tensor, ...]:
         ctx.loss, ctx.shape = loss, shape
-        ctx.of_model = loss.monitor is None or all([loss.monitor.is_model_output(z) for z in outputs])
+        ctx.of_model = loss.monitor is None or all(loss.monitor.is_model_output(z) for z in outputs)
         return tuple(z.view_as(z) for z in outputs)
 
     @staticmethod

@@ -52,6 +52,19 @@ class Huber(_Regression):
         return Norms(shape, linf=self.delta)
 
 
+class SmoothL1(Huber):
+    """:class:`Huber` divided by ``delta``, torch's ``beta``: the absolute residual, rounded within ``delta`` of 0.
+
+    The gradient is the residual over delta with each coordinate clamped to [-1, 1]: linf <= 1.
+    """
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().per_example(outputs, targets) / self.delta
+
+    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
+        return Norms(shape, linf=1.0)
+
+
 class ClippedMSE(_Regression):
     """Half the squared l2 norm of the residual, linear beyond ``delta``: its gradient's l2 norm is at most delta."""
 

@@ -30,7 +30,7 @@ def tensors(value: Structure, what: str) -> list[Tensor]:
         ConfigurationError: something else stands in it, or a tensor without an axis.
     """
     found = leaves(value)
-    for leaf in found:
+    for leaf in found or [None]:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
             kind = "shape ()" if isinstance(leaf, Tensor) else f"type {type(leaf).__name__}"
             raise ConfigurationError(

@@ -153,6 +153,7 @@ class CrossEntropy(Loss):
                 f"{tuple(outputs.shape)}, read as {layout}, take {what} of shape {wanted}. Give those, or change "
                 "classes_last."
             )
+        self.logit_gradient(tuple(outputs.shape[1:]))  # refuses weights of another number
         if self.soft:
             check_probabilities(targets, -1 if self.classes_last else 1)
             return
@@ -235,6 +236,7 @@ class BinaryCrossEntropy(Loss):
                 f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: this loss takes "
                 "one target for each score, in one shape. Class numbers go with CrossEntropy, or F.one_hot(targets)."
             )
+        self.logit_gradient(tuple(outputs.shape[1:]))  # refuses weights of another number
         if targets.numel() and not (0 <= float(targets.min()) and float(targets.max()) <= 1):
             raise ConfigurationError(
                 f"targets from {float(targets.min()):g} to {float(targets.max()):g}: binary targets are 0 and 1."

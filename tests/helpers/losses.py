@@ -177,8 +177,6 @@ def targets_for(case: str, batch: int, generator: torch.Generator) -> Tensor:
     if kind == "soft":
         sizes = 10.0 ** torch.randint(0, 4, (batch, *[1] * len(shape)), generator=generator)
         scores = sizes * torch.randn(batch, *shape, generator=generator)
-            0, 4, (batch, 1, 1)[: 1 + len(shape)], generator=generator
-        )
         return scores.softmax(-1 if arguments.get("classes_last") else 1)
     if kind == "row":
         return torch.randn(batch, 3, generator=generator) * 3

@@ -1,9 +1,10 @@
 """Per-example losses that declare the norms of their logit gradient."""
 
 from dplip.losses.base import Loss
+from dplip.losses.binary_cross_entropy import BinaryCrossEntropy
 from dplip.losses.classification import Cosine, Hinge
 from dplip.losses.clipped_hinge import ClippedHinge
-from dplip.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from dplip.losses.cross_entropy import CrossEntropy
 from dplip.losses.elbo import ELBO
 from dplip.losses.heads import Heads
 from dplip.losses.kantorovich_rubinstein import HKR, MulticlassKR

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, first_line
-from dplip.losses.structure import Structure, is_shape, joint, leaves, mapped, rebuilt, shapes, tensors
+from dplip.losses.structure import Structure, entries, is_shape, joint, leaves, mapped, rebuilt, shapes, tensors
 from dplip.norms import Norms, largest
 from dplip.runtime.mixing import mixes
 
@@ -77,9 +77,17 @@ class Loss(nn.Module):
     def check(self, outputs: Any, targets: Any) -> None:
         """Refuse targets that the loss is not defined for."""
 
-    def classes(self, outputs: int) -> int | None:
-        """The number of classes for a model of so many outputs; None: targets are not one class number each."""
-        return max(2, outputs)
+    def classes(self, outputs: int | Structure) -> int | None:
+        """The number of classes, for outputs of this shape or of so many numbers; None: no example has just one."""
+        return max(2, entries(outputs))
+
+    def measures(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        """What tells how good outputs are, for reports: by its name, one number for each example."""
+        if self.classes(shapes(outputs)) is None:
+            return {}
+        single = outputs.ndim == 1 or outputs.shape[1] == 1
+        predicted = (outputs.reshape(len(outputs)) > 0).long() if single else outputs.argmax(1)
+        return {"accuracy": (predicted == targets.reshape(len(outputs))).double()}
 
     def sample_targets(self, outputs: Any) -> Any:
         """Valid targets for these outputs, to probe the loss with: class numbers; random ones for a regression."""

@@ -1,13 +1,10 @@
-"""Cross-entropies of classes and of labels, each with proved norms of its logit gradient.
-
-An example may have several positions (tokens, pixels) or several labels; its loss is their mean or their sum, and takes
-nothing from the batch.
-"""
+"""Cross-entropy of classes, for one class of an example or for one at each of its positions (tokens, pixels)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError
 from dplip.losses.base import Loss
+from dplip.losses.options import temperature_of, tensor_of, weights_of, within_of
 from dplip.norms import Norms
 
 SUM_TO_ONE = 1e-3
@@ -72,31 +70,27 @@ class CrossEntropy(Loss):
         self.within, self.classes_last, self.shift = within_of(within), classes_last, shift
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        if self.shift:
-            targets = F.pad(targets[:, 1:], (0, 1), value=ignored)
-        weight = None if self.weight is None else like(self.weight, outputs)
-        positions = math.prod(self._layout(tuple(outputs.shape[1:]))[1])
-        counted = positions if self.soft else (targets.reshape(len(outputs), positions) != ignored).sum(1).clamp_min(1)
-        y = targets.to(outputs.dtype) if self.soft else targets
-        if self.classes_last:
+        y = targets.to(outputs.dtype) if self.soft else self._aligned(targets)
+        counted = self._counted(y)
+        weight = None if self.weight is None else tensor_of(self.weight, outputs)
+        if self.classes_last:  # as many examples of one position, without a copy
             outputs, y = outputs.flatten(0, -2), y.flatten(0, -2) if self.soft else y.flatten()
         values = (
             F.cross_entropy(
                 outputs * self.temperature,
                 y,
                 weight,
-                ignore_index=ignored,
+                ignore_index=self._ignored,
                 reduction="none",
                 label_smoothing=self.label_smoothing,
             )
             / self.temperature
         )
-        values = values.reshape(len(targets), positions).sum(1)
-        return values if self.within == "sum" else values / counted
+        values = values.reshape(counted.shape).sum(1)
+        return values if self.within == "sum" else values / counted.sum(1).clamp_min(1)
 
     def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
-        classes, counted = self._layout(shape)[0], self._counted(shape)
+        classes, counted = self._layout(shape)[0], self._most(shape)
         if self.weight is not None and len(self.weight) != classes:
             raise ConfigurationError(f"{len(self.weight)} weights for {classes} classes: give one per class.")
         w = self.weight or [1.0]
@@ -117,10 +111,18 @@ class CrossEntropy(Loss):
         # positions the l1 norm is at most sqrt(n) times as much, by Cauchy-Schwarz.
         linf = 1 / math.sqrt(1 + 1 / (max(2, self._layout(shape)[0]) - 1))
         one = not self.soft and not self.label_smoothing
-        return Norms(shape, l1=2 * linf * math.sqrt(self._counted(shape)) if one else math.inf, l2=1.0, linf=linf)
+        return Norms(shape, l1=2 * linf * math.sqrt(self._most(shape)) if one else math.inf, l2=1.0, linf=linf)
 
-    def classes(self, outputs: int) -> int | None:
-        return None if self.soft else super().classes(outputs)
+    def classes(self, outputs: Any) -> int | None:
+        several = self.classes_last if isinstance(outputs, int) else bool(self._layout(outputs)[1])
+        return None if self.soft or several else super().classes(outputs)
+
+    def measures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        axis = -1 if self.classes_last else 1
+        y = targets if self.soft else self._aligned(targets)
+        labels, counted = y.argmax(axis) if self.soft else y, self._counted(y)
+        right = (outputs.argmax(axis) == labels).reshape(counted.shape) & counted
+        return {"accuracy": right.sum(1) / counted.sum(1).clamp_min(1).double()}
 
     def sample_targets(self, outputs: Tensor) -> Tensor:
         if self.soft:
@@ -171,76 +173,26 @@ class CrossEntropy(Loss):
             return 1, ()
         return (shape[-1], shape[:-1]) if self.classes_last else (shape[0], shape[1:])
 
-    def _counted(self, shape: tuple[int, ...]) -> int:
+    @property
+    def _ignored(self) -> int:
+        return -100 if self.ignore_index is None else self.ignore_index
+
+    def _aligned(self, targets: Tensor) -> Tensor:
+        """The class numbers that the outputs at their positions are compared with."""
+        return F.pad(targets[:, 1:], (0, 1), value=self._ignored) if self.shift else targets
+
+    def _counted(self, targets: Tensor) -> Tensor:
+        """Which positions count, (batch, positions)."""
+        if self.soft:
+            counted = torch.ones_like(targets.select(-1 if self.classes_last else 1, 0), dtype=torch.bool)
+        else:
+            counted = targets != self._ignored
+        return counted.reshape(len(targets), math.prod(counted.shape[1:]))
+
+    def _most(self, shape: tuple[int, ...]) -> int:
         """The most positions that count."""
         positions = self._layout(shape)[1]
         return max(1, positions[0] - 1 if self.shift and positions else math.prod(positions))
-
-
-class BinaryCrossEntropy(Loss):
-    """``BCE(t z) / t`` for scores and targets in [0, 1] of one shape, (batch,), (batch, labels) or more axes.
-
-    Args:
-        weight, pos_weight: public weights of a label, and of its positive part: one number, or one for each label.
-        within: "mean" or "sum" over an example's labels.
-
-    The gradient of one label, ``w ((1 - y) s - c y (1 - s))`` with s = sigmoid(t z) and c the positive weight, lies
-    between ``-w c y`` and ``w (1 - y)``: its size is at most ``w max(1, c)``. Labels have entries of their own.
-    """
-
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        max_gradient: float | None = None,
-        normalize: bool = False,
-        *,
-        weight: float | Sequence[float] | Tensor | None = None,
-        pos_weight: float | Sequence[float] | Tensor | None = None,
-        within: str = "mean",
-    ) -> None:
-        super().__init__(max_gradient, normalize)
-        self.temperature, self.within = temperature_of(temperature), within_of(within)
-        self.weight, self.pos_weight = weights_of("weight", weight), weights_of("pos_weight", pos_weight)
-
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        labels = math.prod(outputs.shape[1:])
-        z, y = (t.reshape(len(outputs), labels) for t in (outputs, targets.to(outputs.dtype)))
-        weight, positive = (None if w is None else like(w, z) for w in (self.weight, self.pos_weight))
-        values = F.binary_cross_entropy_with_logits(
-            z * self.temperature, y, weight, pos_weight=positive, reduction="none"
-        )
-        values = values.sum(1) / self.temperature
-        return values if self.within == "sum" else values / labels
-
-    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
-        labels = math.prod(shape)
-        for name, given in {"weight": self.weight, "pos_weight": self.pos_weight}.items():
-            if given is not None and len(given) not in (1, labels):
-                raise ConfigurationError(f"{len(given)} entries of {name} for {labels} labels: give one for each.")
-        weight, positive = self.weight or [1.0], self.pos_weight or [1.0]
-        largest = torch.tensor(weight, dtype=torch.float64) * torch.tensor(positive, dtype=torch.float64).clamp_min(1)
-        largest = largest.expand(labels) / (1 if self.within == "sum" else labels)
-        return Norms(shape, *(float(torch.linalg.vector_norm(largest, p)) for p in (1, 2, math.inf)))
-
-    def classes(self, outputs: int) -> int | None:
-        return 2 if outputs == 1 else None
-
-    def sample_targets(self, outputs: Tensor) -> Tensor:
-        return (torch.arange(outputs.numel(), device=outputs.device) % 2).reshape(outputs.shape)
-
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        labels = math.prod(outputs.shape[1:])
-        alike = outputs.shape == targets.shape or (labels == 1 and targets.numel() == len(outputs))
-        if not alike or labels == 0:
-            raise ConfigurationError(
-                f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: this loss takes "
-                "one target for each score, in one shape. Class numbers go with CrossEntropy, or F.one_hot(targets)."
-            )
-        self.logit_gradient(tuple(outputs.shape[1:]))  # refuses weights of another number
-        if targets.numel() and not (0 <= float(targets.min()) and float(targets.max()) <= 1):
-            raise ConfigurationError(
-                f"targets from {float(targets.min()):g} to {float(targets.max()):g}: binary targets are 0 and 1."
-            )
 
 
 def check_probabilities(targets: Tensor, axis: int) -> None:
@@ -253,29 +205,3 @@ def check_probabilities(targets: Tensor, axis: int) -> None:
             f"targets: the smallest is {low:g}, and their sums over the classes are up to {off:g} away from 1, but "
             "soft targets are probabilities. Give softmax(scores) or F.one_hot(labels).float()."
         )
-
-
-def like(weights: list[float], tensor: Tensor) -> Tensor:
-    return torch.tensor(weights, dtype=tensor.dtype, device=tensor.device)
-
-
-def temperature_of(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"temperature={value}: a temperature is a finite number > 0.")
-    return value
-
-
-def within_of(value: str) -> str:
-    if value not in ("mean", "sum"):
-        raise ConfigurationError(f"within={value!r}: an example's own positions have a 'mean' or a 'sum'.")
-    return value
-
-
-def weights_of(name: str, value: float | Sequence[float] | Tensor | None) -> list[float] | None:
-    """Public weights as numbers; raises ConfigurationError unless all are finite, none negative, and one is not 0."""
-    if value is None:
-        return None
-    weights = torch.as_tensor(value, dtype=torch.float64).detach().reshape(-1).tolist()
-    if not (all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)):
-        raise ConfigurationError(f"{name}={weights}: public weights are finite, not negative and not all 0.")
-    return weights

@@ -51,7 +51,7 @@ class ELBO(Loss):
         r, m, v = gradients
         return bounded(r, self.reconstruction), m, v
 
-    def classes(self, outputs: int) -> int | None:
+    def classes(self, outputs: Any) -> int | None:
         return None
 
     def sample_targets(self, outputs: Any) -> Any:

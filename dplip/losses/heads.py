@@ -67,8 +67,12 @@ class Heads(Loss):
 
         return {key: scaled(key, loss, weight) for key, loss, weight in self.heads}
 
-    def classes(self, outputs: int) -> int | None:
+    def classes(self, outputs: Any) -> int | None:
         return None
+
+    def measures(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        each = {key: loss.measures(outputs[key], targets[key]) for key, loss, _ in self.heads}
+        return {f"{key}.{name}": values for key, found in each.items() for name, values in found.items()}
 
     def sample_targets(self, outputs: Any) -> Any:
         return {key: loss.sample_targets(outputs[key]) for key, loss, _ in self.heads}

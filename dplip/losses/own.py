@@ -54,7 +54,7 @@ class PerExample(Loss):
     def logit_gradient(self, shape: Any) -> Norms:
         return Norms(joint(shape))
 
-    def classes(self, outputs: int) -> int | None:
+    def classes(self, outputs: Any) -> int | None:
         return None
 
     def sample_targets(self, outputs: Any) -> Any:

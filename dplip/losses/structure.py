@@ -63,6 +63,11 @@ def is_shape(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(size, int) for size in value)
 
 
+def entries(shape: int | Structure) -> int:
+    """The number of entries of one example's tensors, given as such or by their shapes."""
+    return shape if isinstance(shape, int) else math.prod(joint(shape))
+
+
 def joint(shape: Structure) -> tuple[int, ...]:
     """The shape of one example's tensors as one vector; one tensor keeps its own."""
     return shape if is_shape(shape) else (sum(math.prod(leaf) for leaf in leaves(shape)),)

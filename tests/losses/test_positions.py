@@ -171,3 +171,23 @@ def test_positions_that_do_not_fit_are_refused(options, z, y, named):
 def test_options_that_give_no_bound_are_refused(make):
     with pytest.raises(ConfigurationError):
         make()
+
+
+def test_measures_are_an_examples_own():
+    z = torch.eye(3)[torch.tensor([[0, 1, 2, 2], [1, 1, 1, 1]])]  # predictions, (batch, positions, classes)
+    y = torch.tensor([[0, 1, 1, -100], [-100] * 4])
+    found = CrossEntropy(classes_last=True, ignore_index=-100).measures(z, y)["accuracy"]
+    torch.testing.assert_close(found, torch.tensor([2 / 3, 0.0]).double())
+    soft = CrossEntropy(soft=True).measures(z[:, :, 0], F.one_hot(torch.tensor([0, 3]), 4).float())["accuracy"]
+    torch.testing.assert_close(soft, torch.tensor([1.0, 0.0]).double())
+    causal = CrossEntropy(classes_last=True, shift=True).measures(z, torch.tensor([[2, 0, 1, 0], [2, 1, 1, 0]]))
+    torch.testing.assert_close(causal["accuracy"], torch.tensor([2 / 3, 2 / 3]).double())
+    labels = BinaryCrossEntropy().measures(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, 1]]))
+    torch.testing.assert_close(labels["accuracy"], torch.tensor([1.0, 0.5]).double())
+
+
+def test_an_example_has_a_class_of_its_own_only_without_positions():
+    assert CrossEntropy().classes((5,)) == CrossEntropy().classes(5) == 5 and CrossEntropy().classes((5, 2)) is None
+    assert CrossEntropy(classes_last=True).classes((2, 5)) is None and CrossEntropy(soft=True).classes(5) is None
+    assert BinaryCrossEntropy().classes(()) == BinaryCrossEntropy().classes(1) == 2
+    assert BinaryCrossEntropy().classes((3,)) is None

@@ -31,10 +31,11 @@ def two(**options) -> Heads:
 
 @every_case
 def test_every_loss_is_seen_to_treat_each_example_by_itself(case):
-    loss, shape = build(case), CASES[case][2]
+    loss = build(case)
     if isinstance(loss, Joint):
-        loss, shape = loss.loss, loss.shape
-    require_separate(loss, shape, torch.zeros(1))
+        require_separate(loss.loss, loss.shape, torch.zeros(1))
+    else:
+        require_separate(loss, CASES[case][2], torch.zeros(1))
 
 
 def test_heads_take_dicts_and_tuples_and_leave_the_rest():
@@ -209,3 +210,12 @@ def test_what_does_not_fit_is_refused_in_words(name):
     make, named = REFUSED[name]
     with pytest.raises(ConfigurationError, match=named):
         make()
+
+
+def test_measures_of_heads_go_by_their_names():
+    z = {"class": torch.eye(3), "value": torch.zeros(3, 2)}
+    found = two().measures(z, {"class": torch.tensor([0, 1, 1]), "value": torch.ones(3, 2)})
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "class.accuracy": [1, 1, 0],
+        "value.mse": [2, 2, 2],
+    }

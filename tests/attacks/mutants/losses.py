@@ -62,8 +62,8 @@ LOSSES = [
     mutant(
         "positions averaged over those that count in the batch",
         "losses/cross_entropy.py",
-        "(targets.reshape(len(outputs), positions) != ignored).sum(1).clamp_min(1)",
-        "(targets.reshape(len(outputs), positions) != ignored).sum().clamp_min(1)",
+        "values / counted.sum(1).clamp_min(1)",
+        "values / counted.sum().clamp_min(1)",
         "losses/test_several_outputs.py::test_every_loss_is_seen_to_treat_each_example_by_itself -k tokens",
     ),
     mutant(
@@ -90,13 +90,13 @@ LOSSES = [
     mutant(
         "the direction at several positions is that at one",
         "losses/cross_entropy.py",
-        "2 * linf * math.sqrt(self._counted(shape))",
+        "2 * linf * math.sqrt(self._most(shape))",
         "2 * linf",
         "losses/test_positions.py::test_the_direction_of_a_gradient_stays_within_its_norms",
     ),
     mutant(
         "positive labels weigh more than is stated",
-        "losses/cross_entropy.py",
+        "losses/binary_cross_entropy.py",
         ".clamp_min(1)\n        largest",
         ".clamp_max(1)\n        largest",
         f"{NEVER_RESCALED} -k positives_weighed",
@@ -149,7 +149,7 @@ LOSSES = [
     mutant(
         "a shifted loss looks at the same position",
         "losses/cross_entropy.py",
-        "F.pad(targets[:, 1:], (0, 1), value=ignored)",
+        "F.pad(targets[:, 1:], (0, 1), value=self._ignored) if self.shift else targets",
         "targets",
         "losses/test_positions.py::test_a_shifted_loss_is_that_of_causal_language_models",
     ),

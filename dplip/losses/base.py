@@ -224,7 +224,8 @@ def bounded(gradients: Structure, loss: Loss) -> Structure:
     excess = torch.ones_like(rows[:, :1])
     for p in (1, 2, math.inf):
         bound = largest(norms.norm(p))
-        excess = torch.maximum(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
+        # fmax: a bound that is 0 in this type makes NaN of a row of zeros, which stays as it is.
+        excess = torch.fmax(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
     split = (rows / excess).split([f.shape[1] for f in flat], 1)
     return rebuilt(gradients, iter([r.reshape(g.shape).to(g.dtype) for r, g in zip(split, parts, strict=True)]))
 

@@ -21,6 +21,7 @@ class Heads(Loss):
     Args:
         heads: for each key, a name of a dict or a place in a tuple, a loss of :mod:`dplip.losses`, or that and its
             public weight, as ``{"digit": CrossEntropy(), "angle": (Huber(), 0.5)}``.
+        targets: for each key whose targets have another name, that name.
 
     Outputs and targets are both dicts or both tuples; what no key names is left out. A head's own ``max_gradient`` and
     ``normalize`` act on its own gradient, before the weight.
@@ -34,6 +35,8 @@ class Heads(Loss):
         heads: Mapping[Any, Loss | tuple[Loss, float]],
         max_gradient: float | None = None,
         normalize: bool = False,
+        *,
+        targets: Mapping[Any, Any] | None = None,
     ) -> None:
         super().__init__(max_gradient, normalize)
         pairs = {key: head if isinstance(head, tuple) else (head, 1.0) for key, head in dict(heads).items()}
@@ -45,6 +48,9 @@ class Heads(Loss):
         if not pairs:
             raise ConfigurationError("heads={}: give at least one loss, by the name or place of its output.")
         self.keys, self.weights = tuple(pairs), tuple(float(weight) for _, weight in pairs.values())
+        self.targets = {key: (targets or {}).get(key, key) for key in pairs}
+        if not set(targets or {}) <= set(pairs):
+            raise ConfigurationError(f"targets={targets}: name targets for the heads {list(pairs)} alone.")
         self.losses = nn.ModuleList([loss for loss, _ in pairs.values()])
 
     @property
@@ -81,7 +87,8 @@ class Heads(Loss):
         return {key: loss.select(self._at(outputs, key, "outputs")) for key, loss, _ in self.heads}
 
     def select_targets(self, targets: Any) -> Structure:
-        return {key: loss.select_targets(self._at(targets, key, "targets")) for key, loss, _ in self.heads}
+        named = ((key, self._at(targets, self.targets[key], "targets"), loss) for key, loss, _ in self.heads)
+        return {key: loss.select_targets(held) for key, held, loss in named}
 
     def check(self, outputs: Any, targets: Any) -> None:
         for key, loss, _ in self.heads:
@@ -100,5 +107,5 @@ class Heads(Loss):
             held = sorted(map(repr, values)) if isinstance(values, Mapping) else type(values).__name__
             raise ConfigurationError(
                 f"{what} hold no {key!r}, which a head reads: they are {held}. Give a dict or a tuple with an entry "
-                f"for each of {list(self.keys)}, or name the heads as they are."
+                "for each head, or name the heads as they are."
             ) from None

@@ -35,7 +35,7 @@ def tensors(value: Structure, what: str) -> list[Tensor]:
             kind = "shape ()" if isinstance(leaf, Tensor) else f"type {type(leaf).__name__}"
             raise ConfigurationError(
                 f"{what} of {kind}: a loss takes tensors with a row for each example, one, or a tuple or dict of them. "
-                "Give it those, and leave out the rest."
+                "Give it those; dplip.losses.Heads reads some by their names."
             )
     return found
 

@@ -191,3 +191,9 @@ def test_an_example_has_a_class_of_its_own_only_without_positions():
     assert CrossEntropy(classes_last=True).classes((2, 5)) is None and CrossEntropy(soft=True).classes(5) is None
     assert BinaryCrossEntropy().classes(()) == BinaryCrossEntropy().classes(1) == 2
     assert BinaryCrossEntropy().classes((3,)) is None
+
+
+def test_a_bound_that_is_zero_in_the_type_of_the_outputs_lets_nothing_through():
+    z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    assert not logit_gradient(CrossEntropy(weight=[1e-300, 0.0, 0.0]), z, y).any()
+    assert not logit_gradient(CrossEntropy(max_gradient=1e-300), z, y).any()

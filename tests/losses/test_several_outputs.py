@@ -46,6 +46,8 @@ def test_heads_take_dicts_and_tuples_and_leave_the_rest():
     places = Heads({0: CrossEntropy(), 1: (Huber(), 0.5)})
     for kind in (tuple, list):
         torch.testing.assert_close(places(kind(z.values()), kind(Y.values())), expected)
+    named = Heads({"class": CrossEntropy(), "value": (Huber(), 0.5)}, targets={"value": "y"})
+    torch.testing.assert_close(named(z, {"class": Y["class"], "y": Y["value"]}), expected)
     two()(z, Y).backward()
     assert z["class"].grad is not None and z["value"].grad is not None and z["unused"].grad is None
 
@@ -185,6 +187,7 @@ REFUSED = {
     "whole outputs": (lambda: PerExample(quartic, 1.0)((torch.zeros(2).long(),), torch.zeros(2)), "floating-point"),
     "no heads": (lambda: Heads({}), "at least one"),
     "a head that is no loss": (lambda: Heads({"a": WRONG}), "give a loss"),
+    "a target of no head": (lambda: Heads({"a": Huber()}, targets={"b": "c"}), "name targets"),
     "a weight of 0": (lambda: Heads({"a": (CrossEntropy(), 0.0)}), "weight of 0"),
     "one tensor for heads": (lambda: two()(torch.zeros(3, 5), Y), "hold no 'class'"),
     "a missing output": (lambda: two()({"class": torch.zeros(3, 3)}, Y), "hold no 'value'"),

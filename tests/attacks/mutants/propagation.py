@@ -90,7 +90,7 @@ THE_TRACE_IS_THE_MODEL = [
     mutant(
         "a loss that mixes accepted",
         "losses/base.py",
-        "values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])",
+        "values.shape[:1] == outputs.shape[:1] and not mixes(values_of, [outputs, *known])",
         "True",
         "runtime/test_mixing.py::test_a_loss_that_looks_at_the_batch_is_refused",
     ),

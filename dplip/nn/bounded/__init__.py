@@ -1,8 +1,7 @@
 """Layers that bound each example's gradient of their own parameters, within one ordinary backward pass."""
 
-from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
-from dplip.nn.bounded.convert import bound_gradients
+from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dplip.runtime.secret import DRAWN
 from dplip.separation.call import refuse
 from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 
@@ -112,8 +111,6 @@ class Marks:
                 "Let each pass begin anew: reset the state in forward, or keep a mean over public data.",
             )
         label: Label | None = self._claimed(t)
-        if label is None and getattr(t, DRAWN, False):
-            label = Public(frozenset(range(t.ndim)), True)
         if label is None:
             if t.grad_fn is not None:
                 refuse(

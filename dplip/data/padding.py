@@ -33,7 +33,13 @@ class Padding:
     """
 
     def __init__(
-        self, length: int, *, value: float = 0, target: float = IGNORED, mask: bool = True, keys: list[str] | None = None
+        self,
+        length: int,
+        *,
+        value: float = 0,
+        target: float = IGNORED,
+        mask: bool = True,
+        keys: list[str] | None = None,
     ) -> None:
         self.length = whole("length", length, least=1)
         self.value, self.target, self.mask, self.keys = value, target, mask, keys
@@ -46,8 +52,8 @@ class Padding:
             return self._mapping({k: torch.as_tensor(v) if _is_array(v) else v for k, v in item.items()})
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise ConfigurationError(
-                f"an item is a {type(item).__name__}: give pairs (sequence, target) or dictionaries, or a collate function of "
-                "your own."
+                f"an item is a {type(item).__name__}: give pairs (sequence, target) or dictionaries, or a collate "
+                "function of your own."
             )
         x, y = torch.as_tensor(item[0]), torch.as_tensor(item[1])
         if x.ndim == 0:

@@ -27,13 +27,12 @@ PROBED = 7
 class Monitor(Protocol):
     """The watcher of a loss: it tells which outputs are the model's, and receives what the backward pass sends back.
 
-    :class:`dplip.training.gradient_monitor.GradientMonitor` is one; its module gives the order of the calls. One that
-    watches models of several outputs has ``on_gradients(gradients: tuple[Tensor, ...], of_model: bool)`` too.
+    :class:`dplip.training.gradient_monitor.GradientMonitor` is one; its module gives the order of the calls.
     """
 
     def is_model_output(self, outputs: Tensor) -> bool: ...
 
-    def on_gradient(self, gradient: Tensor, of_model: bool) -> None: ...
+    def on_gradients(self, gradients: list[Tensor], of_model: bool, shape: Any) -> None: ...
 
     def on_reweighting(self) -> None: ...
 
@@ -151,13 +150,7 @@ class Loss(nn.Module):
                 "Use 'sum' (the optimizer divides by the public expected batch size) or 'none'."
             )
         outputs, targets = self.validated(outputs, targets)
-        several = leaves(outputs)
-        if len(several) > 1 and self.monitor is not None and not hasattr(self.monitor, "on_gradients"):
-            raise ConfigurationError(
-                f"{len(several)} outputs: private training follows the gradient of one. Join them into one tensor, "
-                "and take them apart in a dplip.losses.PerExample."
-            )
-        bound = rebuilt(outputs, iter(_BoundGradient.apply(self, shapes(outputs), *several)))
+        bound = rebuilt(outputs, iter(_BoundGradient.apply(self, shapes(outputs), *leaves(outputs))))
         values = _UnitWeights.apply(self.per_example(bound, targets), self)
         return values.sum() if reduction == "sum" else values
 
@@ -182,11 +175,8 @@ class _BoundGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         loss: Loss = ctx.loss
         sent = leaves(bounded(rebuilt(ctx.shape, iter(gradients)), loss))
-        monitor: Any = loss.monitor
-        if monitor is not None and len(sent) == 1:
-            monitor.on_gradient(sent[0], ctx.of_model)
-        elif monitor is not None:
-            monitor.on_gradients(tuple(sent), ctx.of_model)
+        if loss.monitor is not None:
+            loss.monitor.on_gradients(sent, ctx.of_model, ctx.shape)
         return None, None, *sent
 
 

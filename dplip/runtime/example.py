@@ -104,14 +104,15 @@ class Example:
         for own, leaf in zip(self._leaves, leaves, strict=True):
             if isinstance(own, Tensor) != isinstance(leaf, Tensor) or (not isinstance(own, Tensor) and own != leaf):
                 return (
-                    f"an argument of the model is {_shown(leaf)}, and was {_shown(own)} when it was made private. What is "
-                    "the same for all examples must not change; it can be an attribute or a buffer of the model."
+                    f"an argument of the model is {_shown(leaf)}, and was {_shown(own)} when it was made private. What "
+                    "is the same for all examples must not change; it can be an attribute or a buffer of the model."
                 )
             if isinstance(own, Tensor) and (leaf.ndim == 0 or leaf.shape[1:] != own.shape or _kind(leaf) != _kind(own)):
                 return (
-                    f"the model was given examples of {_shown(leaf[0] if leaf.ndim else leaf)}, but was made private for "
-                    f"{_shown(own)}. Bring examples to one shape and type; sequences of several lengths by padding to one "
-                    "public length (dplip.data.Padding), since the longest of a batch depends on its other examples."
+                    f"the model was given examples of {_shown(leaf[0] if leaf.ndim else leaf)}, but was made private "
+                    f"for {_shown(own)}. Bring examples to one shape and type; sequences of several lengths by padding "
+                    "to one public length (dplip.data.Padding), since the longest of a batch depends on its other "
+                    "examples."
                 )
         if len(counts) != 1:
             return f"the model's arguments hold {sorted(counts)} rows. Give each one row for each example."

@@ -1,4 +1,4 @@
-"""Enforced models: every use of a trained parameter bounds its own gradient, and examples do not mix, whatever the code."""
+"""Enforced models: whatever their code, layers bound the gradient of each trained parameter, and examples do not mix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class EnforcedModel:
     Attributes:
         planned: per trained parameter, its uses in a pass over public examples.
         draws: whether the model draws random numbers.
-        shapes: the shapes of one example's outputs.
 
     Raises:
         UnboundedOperationError: a trained parameter is used by something that bounds no gradient, or is not used.
@@ -43,8 +42,8 @@ class EnforcedModel:
         ConfigurationError: the model does not run on such examples.
 
     Guarantee: on every pass that :meth:`problem` has nothing to say of, one example's gradient of each parameter is at
-    most the bound of its :meth:`uses`, and a function of that example alone. Assumptions: torch's operators do what their
-    names say; code outside of torch makes no value of the batch into a number that it hands back.
+    most the bound of its :meth:`uses`, and a function of that example alone. Assumptions: torch's operators do what
+    their names say; code outside of torch makes no value of the batch into a number that it hands back.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -59,7 +58,6 @@ class EnforcedModel:
             self._template = Template.of([(self._known[count], count) for count in COUNTS])
             self.draws = self._draws()
             self._require_separate()
-        self.shapes = [tuple(t.shape[1:]) for t in outputs]
         self.planned = self.uses(outputs)
         for name in self._names.values():
             if name not in self.planned:
@@ -80,8 +78,8 @@ class EnforcedModel:
         for output in outputs:
             if watch.rows(output) != Rows(0):
                 return (
-                    f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the operators "
-                    "show. Return tensors with the batch as their first axis."
+                    f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
+                    "operators show. Return tensors with the batch as their first axis."
                 )
         count = watch.examples
         if self._template.fits(watch.signature, count):
@@ -92,8 +90,8 @@ class EnforcedModel:
         if self._known[count].entries == watch.signature.entries:
             return None
         return (
-            "the model has run other operators than it does on public examples, in a way that may depend on the batch (a "
-            "branch, a schedule, or Python's random numbers). Let it do the same at every step."
+            "the model has run other operators than it does on public examples, in a way that may depend on the batch "
+            "(a branch, a schedule, or Python's random numbers). Let it do the same at every step."
         )
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
@@ -109,8 +107,8 @@ class EnforcedModel:
         for output in outputs:
             if watch.rows(output) != Rows(0):
                 raise MixedExamplesError(
-                    f"the model: {count} examples gave an output of shape {tuple(output.shape)} that is not one row for "
-                    "each. Return tensors with the batch as their first axis."
+                    f"the model: {count} examples gave an output of shape {tuple(output.shape)} that is not one row "
+                    "for each. Return tensors with the batch as their first axis."
                 )
         if not outputs:
             raise ConfigurationError("the model: it returns no floating-point tensor. Return the scores.")

@@ -1,12 +1,12 @@
 """The uses of a model's parameters, read off the autograd graph of its output: who sends each its gradient.
 
-Where enforcing nodes alone (:mod:`dplip.nn.bounded.enforcing`) send a parameter its gradient, one example's part in it is
-at most the sum of their radii, whatever else the model computes.
+Where enforcing nodes alone (:mod:`dplip.nn.bounded.enforcing`) send a parameter its gradient, one example's part in it
+is at most the sum of their radii, whatever else the model computes.
 
-Proof: the gradient that arrives at a parameter is the sum over the edges into it. The part of an edge that comes from an
-enforcing node is, for each example, at most the node's radius. Between a node and the parameter lie at most selections
-(views, slices, transpositions): each copies entries of a gradient to places of their own, so it keeps the norm, and
-what comes by several edges adds up.
+Proof: the gradient that arrives at a parameter is the sum over the edges into it. The part of an edge that comes from
+an enforcing node is, for each example, at most the node's radius. Between a node and the parameter lie at most
+selections (views, slices, transpositions): each copies entries of a gradient to places of their own, so it keeps the
+norm, and what comes by several edges adds up.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
         for position, (following, _) in enumerate(node.next_functions):
             if following is None:
                 continue
+            sent: Use | None
             if enforcing and position >= given:
                 sent = Use(node.radius, Summation(node.terms, blocked=True, exact=getattr(node, "exact", False)))
             else:
@@ -82,7 +83,7 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
             if following not in received:
                 received[following] = sent
             else:
-                before: Use | None = received[following]
+                before = received[following]
                 received[following] = None if sent is None or before is None else before + sent
     return found
 
@@ -115,8 +116,8 @@ def _enforced(use: Use | None, name: str, senders: list[str]) -> Use:
     if use is None:
         raise UnboundedOperationError(
             f"{name}: {', '.join(sorted(set(senders)))} sends this trained parameter a gradient that no layer bounds. "
-            "Call dplip.nn.bound_gradients(model) and model.train() before the optimizer is made private; a layer that it "
-            "does not know needs a parameter that is used by linear maps, sums and products alone, or "
+            "Call dplip.nn.bound_gradients(model) and model.train() before the optimizer is made private; a layer that "
+            "it does not know needs a parameter that is used by linear maps, sums and products alone, or "
             "requires_grad_(False)."
         )
     return use

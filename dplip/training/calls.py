@@ -1,4 +1,4 @@
-"""From a batch of a loader to a call of the model and the targets of the loss, and from the model's output to the loss."""
+"""From a batch of a loader to a call of the model and the targets, and from the model's output to its loss."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Calls:
 
     Args:
         model: the model, whose signature tells which entries of a dictionary it takes.
-        unpack: makes the arguments and the targets of a batch. None: a pair is (input, targets); of a longer tuple the last
-            entry is the targets; an input that is a tuple or a dictionary is several arguments; of a dictionary the targets
-            are under one of :data:`TARGETS`, and what the model takes of the rest are its keyword arguments.
-        output: see :data:`Select`. None: the output itself, its ``logits``, or the only tensor in it.
+        unpack: makes the arguments and the targets of a batch. None: a pair is (input, targets); of a longer tuple the
+            last entry is the targets; an input that is a tuple or a dictionary is several arguments; of a dictionary
+            the targets are under one of :data:`TARGETS`, and what the model takes of the rest are its keyword
+            arguments.
+        output: see :data:`Select`. None: the output itself, or its ``logits``.
     """
 
     def __init__(self, model: nn.Module, unpack: Unpack | None = None, output: Select = None) -> None:
@@ -56,8 +57,9 @@ class Calls:
             *inputs, targets = batch
             return self._arguments(inputs[0] if len(inputs) == 1 else tuple(inputs)), targets
         raise ConfigurationError(
-            f"a batch is a {type(batch).__name__}, and which of it are inputs and targets is not known. Let the data set give "
-            "(input, target) or a dictionary with 'labels', or pass unpack=lambda batch: (args, kwargs, targets)."
+            f"a batch is a {type(batch).__name__}, and which of it are inputs and targets is not known. Let the data "
+            "set give (input, target) or a dictionary with 'labels', or pass unpack=lambda batch: (args, kwargs, "
+            "targets)."
         )
 
     def run(self, model: nn.Module, call: Call, device: Any) -> Any:
@@ -76,23 +78,20 @@ class Calls:
             if chosen is not None:
                 return output[chosen]
         except (KeyError, IndexError, AttributeError, TypeError):
-            raise ConfigurationError(f"output={chosen!r}: the model's {type(output).__name__} has no such entry.") from None
+            raise ConfigurationError(
+                f"output={chosen!r}: the model's {type(output).__name__} has no such entry. Give one of its own."
+            ) from None
         if isinstance(output, Tensor):
             return output
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        if isinstance(logits, Tensor):
-            return logits
-        raise ConfigurationError(
-            f"the model returns a {type(output).__name__}, and which of it is for the loss is not known. Pass output= a name, "
-            "a position, or a function of it."
-        )
+        return logits if isinstance(logits, Tensor) else output  # a loss of several outputs picks its own
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> tuple[Call, Any]:
         key = next((key for key in TARGETS if key in batch), None)
         if key is None:
             raise ConfigurationError(
-                f"a batch has the keys {list(batch)}, and none of {list(TARGETS)}. Rename the targets to 'labels', or pass "
-                "unpack=lambda batch: (args, kwargs, targets)."
+                f"a batch has the keys {list(batch)}, and none of {list(TARGETS)}. Rename the targets to 'labels', or "
+                "pass unpack=lambda batch: (args, kwargs, targets)."
             )
         accepted = self._accepted()
         inputs = {k: v for k, v in batch.items() if k != key and (accepted is None or k in accepted)}
@@ -100,8 +99,8 @@ class Calls:
             return self._arguments(next(v for k, v in batch.items() if k != key)), batch[key]
         if not inputs:
             raise ConfigurationError(
-                f"a batch has the keys {list(batch)}, and the model's forward takes {sorted(accepted or ())}. Rename them in "
-                "the data set, or pass unpack=lambda batch: (args, kwargs, targets)."
+                f"a batch has the keys {list(batch)}, and the model's forward takes {sorted(accepted or ())}. Rename "
+                "them in the data set, or pass unpack=lambda batch: (args, kwargs, targets)."
             )
         return ((), {k: v for k, v in inputs.items() if accepted is not None or isinstance(v, Tensor)}), batch[key]
 

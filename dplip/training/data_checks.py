@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from dplip.data import check_dataset
 from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.losses import Loss
+from dplip.losses.structure import is_shape, mapped, shapes
 from dplip.nn import BallProjection
 from dplip.runtime.device import device_of
 from dplip.runtime.example import Call, Example
@@ -56,16 +56,16 @@ def check_data(
         example = Example.of_batch(*call)
     walk = traced(model, example)
     output = _output(model, call, calls, what)
-    shape = tuple(output.shape[1:]) if walk is None else walk.shape(walk.output())
-    classes = loss.classes(math.prod(shape))
+    shape = shapes(loss.select(output)) if walk is None else walk.shape(walk.output())
+    classes = loss.classes(shape)
     neutralised = any(isinstance(module, BallProjection) for module in model.modules())
-    if plain and targets.ndim <= 2 and len(shape) <= 1:
+    if plain and targets.ndim <= 2 and is_shape(shape) and len(shape) <= 1:
         check_dataset(dataset, what=what, num_classes=classes, finite=not neutralised, finite_targets=classes is None)
     else:
         for index in range(length(dataset)):
             call, targets = calls.of(collate([dataset[index]]))
             _check_item(loss, shape, example, call, targets, f"{what}[{index}]", finite=not neutralised)
-    loss.check(torch.zeros(1, *shape), targets)  # the target must fit it
+    loss.validated(_zeros(shape), targets)  # the target must fit it
     return example
 
 
@@ -80,9 +80,12 @@ def _is_pair(dataset: Any) -> bool:
         return False
 
 
-def _check_item(
-    loss: Loss, shape: tuple[int, ...], example: Example, call: Call, targets: Any, what: str, finite: bool
-) -> None:
+def _zeros(shape: Any) -> Any:
+    """Outputs of one example."""
+    return mapped(lambda size: torch.zeros(1, *size), shape)
+
+
+def _check_item(loss: Loss, shape: Any, example: Example, call: Call, targets: Any, what: str, finite: bool) -> None:
     wrong = example.problem(call)
     if wrong:
         raise ConfigurationError(f"{what}: {wrong}")
@@ -90,7 +93,7 @@ def _check_item(
     if finite and not all(bool(t.isfinite().all()) for t in floats):
         raise ConfigurationError(f"{what} holds NaN or infinity: correct it or leave it out")
     try:
-        loss.check(torch.zeros(1, *shape), targets)
+        loss.validated(_zeros(shape), targets)
     except ConfigurationError as wrong:
         raise ConfigurationError(f"{what}: {wrong}") from None
 

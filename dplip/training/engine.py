@@ -95,8 +95,8 @@ class PrivacyEngine(Fixed):
             _refuse(
                 f"max_grad_norm={max_grad_norm}",
                 "gradients are bounded by the layers, not clipped afterwards",
-                f"Leave it out, and call dplip.nn.bound_gradients(model, radius={max_grad_norm}) first: every layer then holds "
-                "each example's gradient to that radius",
+                f"Leave it out, and call dplip.nn.bound_gradients(model, radius={max_grad_norm}) first: every layer "
+                "then holds each example's gradient to that radius",
             )
         if loss_reduction != "sum":
             _refuse(
@@ -114,7 +114,7 @@ class PrivacyEngine(Fixed):
             _refuse(
                 "criterion=None",
                 "noise is calibrated for the gradient of one loss",
-                "Give criterion=dplip.losses.CrossEntropy(), or another of dplip.losses, whose gradients have proved bounds",
+                "Give criterion=dplip.losses.CrossEntropy(), or another loss of dplip, whose gradient is bounded",
             )
         loader = _poisson(data_loader, public_size, max_physical_batch_size, seed)
         if self.secure_mode:

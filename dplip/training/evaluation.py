@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dplip.certificates import predictions
 from dplip.losses import Loss
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
@@ -27,22 +27,19 @@ LINF_RADII = (0.0, 2 / 255, 8 / 255, 0.1, 0.3)
 def evaluate(
     model: nn.Module, loss: Loss, dataset: Dataset[Any], calls: Calls, collate: Callable[[list[Any]], Any]
 ) -> dict[str, float]:
-    """The mean loss, and the accuracy (or the mean squared error of a regression)."""
-    regression, device = loss.classes(1) is None, device_of(model)
-    total = right = square = 0.0
-    count = 0
+    """The mean loss, and the means of what the loss measures; beside an accuracy that of the most frequent class."""
+    device, totals, classes, count = device_of(model), Counter[str](), Counter[float](), 0
     with evaluation(model):
         for batch in DataLoader(dataset, batch_size=2048, collate_fn=collate):
-            call, y = calls.of(batch)
-            z, y = calls.run(model, call, device), moved(y, device)
-            total += float(loss(z, y))
-            count += len(z)
-            if regression:
-                square += float((z - y.reshape(z.shape)).double().square().sum())
-            else:
-                right += float((predictions(z) == y.reshape(len(y))).sum())
-    scores = {"mse": square / count} if regression else {"accuracy": right / count}
-    return {**scores, "loss": total / count}
+            call, targets = calls.of(batch)
+            outputs, targets = loss.validated(calls.run(model, call, device), moved(targets, device))
+            found = {**loss.measures(outputs, targets), "loss": loss(outputs, targets, reduction="none")}
+            totals.update({name: float(values.double().sum()) for name, values in found.items()})
+            count += len(found["loss"])
+            if "accuracy" in found and isinstance(targets, Tensor) and targets.ndim == 1:
+                classes.update(targets.tolist())
+    majority = {"majority": max(classes.values()) / count} if classes else {}
+    return {**{name: total / count for name, total in totals.items()}, **majority}
 
 
 def certified(

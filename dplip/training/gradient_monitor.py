@@ -5,7 +5,7 @@
    public rows. It refuses other arguments than one batch of the declared shape, lower precision, and a part of the
    model that is called by itself (``_after_part``).
 3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values whose
-   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
+   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradients``); the
    monitor refuses more losses, or more examples at once, than the slack for rounding covers.
 4. The gradient that enters the model's output has to be the one that the loss sent (``_at_output``).
 5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses a gradient that a hook changed, and
@@ -97,7 +97,7 @@ class GradientMonitor(Observer):
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
         self.seen = Seen()
-        self._norms: Norms | None = None  # the bounds that the loss enforced on its gradient
+        self._norms: tuple[Any, Norms] | None = None  # the shape of the loss's gradient, and its enforced bounds
         self._gradients: Any = None  # as the last backward pass left them
         self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
@@ -107,7 +107,7 @@ class GradientMonitor(Observer):
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
         if self._state != self._present_state():
             self._report(CHANGED)
-        if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):
+        if self._norms is not None and self._norms[1] != self._loss.gradient_norms(self._norms[0]):
             self._report(CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
@@ -127,26 +127,26 @@ class GradientMonitor(Observer):
     def is_model_output(self, outputs: Tensor) -> bool:
         return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
-    def on_gradient(self, gradient: Tensor, of_model: bool) -> None:
+    def on_gradients(self, gradients: list[Tensor], of_model: bool, shape: Any) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != guards_of(self._loss):
             self._report(CHANGED)
-        norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
+        norms = shape, self._loss.gradient_norms(shape)
         if self._norms not in (None, norms):
             self._report(CHANGED)
         self._norms = norms
-        if self._rounds(gradient):
+        if self._rounds(gradients[0]):
             self._report(_ROUNDED)
         self._check_precision()
-        self.examples += len(gradient)
+        self.examples += len(gradients[0])
         self._losses += 1
-        self._together += len(gradient)
+        self._together += len(gradients[0])
         if self._together > self.most:
             self.crowded = _TOGETHER
         if self._losses > PASSES:
             self._report(_SEVERAL)
-        self._sent.append(weakref.ref(gradient))
+        self._sent += [weakref.ref(gradient) for gradient in gradients]
         if not of_model:
             self._report(self._unfit or _FOREIGN)
         torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
@@ -211,6 +211,7 @@ class GradientMonitor(Observer):
         if not self.seen.agrees(found):
             self._report(CHANGED)
         self._state, self.seen = state, self.seen | found
+        self.seen.shape = None if self._norms is None else self._norms[0]
         if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
             self._report(_HOOKED)
 

@@ -35,10 +35,12 @@ class Seen:
     Attributes:
         rows: a propagated model's outputs for the public rows at the forward pass; None: there were none.
         uses: an enforced model's uses of each parameter.
+        shape: the shape, or the shapes, of one example's outputs that the loss was given.
     """
 
     rows: list[Tensor] | None = None
     uses: dict[str, Use] = field(default_factory=dict)
+    shape: Any = None
 
     def agrees(self, other: Seen) -> bool:
         """Whether both are of one model."""
@@ -48,7 +50,7 @@ class Seen:
     def __or__(self, other: Seen) -> Seen:
         """What was seen of both."""
         uses = {name: use | self.uses.get(name, use) for name, use in other.uses.items()}
-        return Seen(other.rows, {**self.uses, **uses})
+        return Seen(other.rows, {**self.uses, **uses}, other.shape)
 
 
 class Passes(Protocol):

@@ -106,9 +106,10 @@ class Enforced:
 
     def __call__(self, seen: Seen | None) -> Mapping[str, float]:
         require_loss(self._loss)
-        if self._state != guards_of(self._loss):
-            require_separate(self._loss, self.model.shapes[0], _like(self.model.model))
-            self._state = guards_of(self._loss)
+        shape = None if seen is None else seen.shape
+        if shape is not None and self._state != (shape, guards_of(self._loss)):
+            require_separate(self._loss, shape, _like(self.model.model))
+            self._state = shape, guards_of(self._loss)
         found = {} if seen is None else seen.uses
         self._uses = {name: use | found.get(name, use) for name, use in self.model.planned.items()}
         return {name: use.bound * (1 + GRADIENT_SLACK) for name, use in self._uses.items()}
@@ -124,7 +125,9 @@ def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bo
         DPLipError: the model has neither.
     """
     walk = traced(model, example)
-    return Enforced(EnforcedModel(model, example), loss) if walk is None else Propagated(walk, loss, half_precision, cache)
+    if walk is None:
+        return Enforced(EnforcedModel(model, example), loss)
+    return Propagated(walk, loss, half_precision, cache)
 
 
 def traced(model: nn.Module, example: Example) -> Walk | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from helpers.separate import C, D, S, T, images, sequences, tokens, weight
+from torch import Tensor, nn
 
 RUNNING = torch.zeros(T, D)
 BATCH_NORM, INSTANCE = nn.BatchNorm2d(C), nn.InstanceNorm2d(C, track_running_stats=True)

@@ -99,7 +99,7 @@ class Told:
     def is_model_output(self, outputs):
         return any(outputs is z for z in self.outputs)
 
-    def on_gradients(self, gradients, of_model):
+    def on_gradients(self, gradients, of_model, shape):
         self.sent.append((gradients, of_model))
 
     def on_reweighting(self):

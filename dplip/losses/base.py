@@ -28,7 +28,8 @@ class Monitor(Protocol):
     """The watcher of a loss: it tells which outputs are the model's, and receives what the backward pass sends back.
 
     :class:`dplip.training.gradient_monitor.GradientMonitor` is one; its module gives the order of the calls. One that
-    watches models of several outputs has ``on_gradients(gradients: tuple[Tensor, ...], of_model: bool)`` too.
+    watches models of several outputs has ``on_gradients(gradients: tuple[Tensor, ...], shape, of_model: bool)`` too,
+    with the shapes that :meth:`Loss.gradient_norms` takes.
     """
 
     def is_model_output(self, outputs: Tensor) -> bool: ...
@@ -151,13 +152,13 @@ class Loss(nn.Module):
                 "Use 'sum' (the optimizer divides by the public expected batch size) or 'none'."
             )
         outputs, targets = self.validated(outputs, targets)
-        several = leaves(outputs)
-        if len(several) > 1 and self.monitor is not None and not hasattr(self.monitor, "on_gradients"):
+        shape = shapes(outputs)
+        if not is_shape(shape) and self.monitor is not None and not hasattr(self.monitor, "on_gradients"):
             raise ConfigurationError(
-                f"{len(several)} outputs: private training follows the gradient of one. Join them into one tensor, "
-                "and take them apart in a dplip.losses.PerExample."
+                f"outputs of shapes {shape}: private training follows the gradient of one tensor. Join them into one, "
+                "and take it apart in a dplip.losses.PerExample."
             )
-        bound = rebuilt(outputs, iter(_BoundGradient.apply(self, shapes(outputs), *several)))
+        bound = rebuilt(outputs, iter(_BoundGradient.apply(self, shape, *leaves(outputs))))
         values = _UnitWeights.apply(self.per_example(bound, targets), self)
         return values.sum() if reduction == "sum" else values
 
@@ -183,10 +184,10 @@ class _BoundGradient(torch.autograd.Function):
         loss: Loss = ctx.loss
         sent = leaves(bounded(rebuilt(ctx.shape, iter(gradients)), loss))
         monitor: Any = loss.monitor
-        if monitor is not None and len(sent) == 1:
+        if monitor is not None and is_shape(ctx.shape):
             monitor.on_gradient(sent[0], ctx.of_model)
         elif monitor is not None:
-            monitor.on_gradients(tuple(sent), ctx.of_model)
+            monitor.on_gradients(tuple(sent), ctx.shape, ctx.of_model)
         return None, None, *sent
 
 

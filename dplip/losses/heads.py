@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.losses.base import Loss, bounded
-from dplip.losses.structure import Structure, joint, mapped
+from dplip.losses.structure import Structure, is_shape, joint, mapped
 from dplip.norms import Norms
 
 
@@ -63,7 +63,7 @@ class Heads(Loss):
         return torch.stack(values).sum(0)
 
     def logit_gradient(self, shape: Any) -> Norms:
-        parts = [loss.gradient_norms(shape[key]) * weight for key, loss, weight in self.heads]
+        parts = [loss.gradient_norms(self._at(shape, key, "outputs")) * weight for key, loss, weight in self.heads]
         return Norms.concatenate(parts, joint(shape))
 
     def head_gradients(self, gradients: Structure) -> Structure:
@@ -93,14 +93,14 @@ class Heads(Loss):
     def check(self, outputs: Any, targets: Any) -> None:
         for key, loss, _ in self.heads:
             try:
-                loss.check(outputs[key], targets[key])
+                loss.check(self._at(outputs, key, "outputs"), self._at(targets, key, "targets"))
             except ConfigurationError as wrong:
                 raise ConfigurationError(f"head {key!r}: {wrong}") from None
 
     def _at(self, values: Any, key: Any, what: str) -> Any:
         """The value of one head."""
         try:
-            if isinstance(values, Tensor):
+            if isinstance(values, Tensor) or is_shape(values):
                 raise TypeError
             return values[key]
         except (KeyError, IndexError, TypeError):

@@ -100,7 +100,7 @@ class Told:
         return any(outputs is z for z in self.outputs)
 
     def on_gradients(self, gradients, of_model, shape):
-        self.sent.append((gradients, of_model))
+        self.sent.append((gradients, shape, of_model))
 
     def on_reweighting(self):
         raise AssertionError
@@ -112,7 +112,8 @@ def test_a_monitor_is_told_the_gradients_of_all_outputs_at_once():
     loss.monitor = told
     loss(z, Y).backward()
     loss({**z, "value": z["value"] * 1}, Y).backward()  # one of them is not the model's
-    assert [of_model for _, of_model in told.sent] == [True, False]
+    assert [of_model for *_, of_model in told.sent] == [True, False]
+    assert told.sent[0][1] == {"class": (3,), "value": (2,)}
     assert [g.shape for g in told.sent[0][0]] == [(3, 3), (3, 2)]
 
 
@@ -177,7 +178,12 @@ def test_a_function_of_several_outputs_needs_targets_for_the_probe():
 
 
 WRONG: Any = None
+INPUT = Norms((2,), l2=1.0)
 REFUSED = {
+    "a model of one output": (
+        lambda: dplip.sensitivity(nn.Linear(2, 3), two(), (2,), INPUT),
+        "outputs hold no 'class'",
+    ),
     "a batch mean": (lambda: PerExample(lambda z, y: z.mean(), 1.0)(torch.zeros(2, 3), torch.zeros(2)), "one number"),
     "no tensor": (lambda: PerExample(lambda z, y: WRONG, 1.0)(torch.zeros(2, 3), torch.zeros(2)), "type NoneType"),
     "no function": (lambda: PerExample(WRONG, 1.0), "function=None"),

@@ -111,8 +111,8 @@ LOSSES = [
     mutant(
         "heads bounded without their weights",
         "losses/heads.py",
-        "loss.gradient_norms(shape[key]) * weight",
-        "loss.gradient_norms(shape[key])",
+        """loss.gradient_norms(self._at(shape, key, "outputs")) * weight""",
+        """loss.gradient_norms(self._at(shape, key, "outputs"))""",
         f"{NEVER_RESCALED} -k heads",
     ),
     mutant(

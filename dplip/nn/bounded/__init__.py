@@ -1,5 +1,6 @@
 """Layers that bound each example's gradient of their own parameters, within one ordinary backward pass."""
 
+from dplip.nn.bounded import functional
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
@@ -13,6 +14,7 @@ from dplip.nn.bounded.normalization import (
     BoundedLayerNorm,
     BoundedRMSNorm,
 )
+from dplip.nn.bounded.parameter import BoundedParameter
 from dplip.nn.bounded.prelu import BoundedPReLU
 from dplip.nn.bounded.use import per_example
 
@@ -27,8 +29,10 @@ __all__ = [
     "BoundedLayerNorm",
     "BoundedLinear",
     "BoundedPReLU",
+    "BoundedParameter",
     "BoundedRMSNorm",
     "bound_gradients",
+    "functional",
     "per_example",
     "summed",
 ]

@@ -2,6 +2,8 @@
 
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
+from dplip.nn.bounded import functional
+from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
@@ -14,6 +16,7 @@ from dplip.nn.bounded.normalization import (
     BoundedLayerNorm,
     BoundedRMSNorm,
 )
+from dplip.nn.bounded.parameter import BoundedParameter
 from dplip.nn.bounded.prelu import BoundedPReLU
 from dplip.nn.bounded.use import per_example
 
@@ -29,9 +32,11 @@ __all__ = [
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",
+    "BoundedParameter",
     "BoundedRMSNorm",
     "bound_gradients",
     "bounds_gradients",
+    "functional",
     "per_example",
     "summed",
 ]

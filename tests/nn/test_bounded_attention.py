@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def layer(**options: object) -> nn.MultiheadAttention:
+def layer(**options: Any) -> nn.MultiheadAttention:
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(E, H, **options, dtype=torch.float64)  # type: ignore[arg-type]
+    attention = nn.MultiheadAttention(E, H, **options, dtype=torch.float64)
     for p in attention.parameters():
         p.data = torch.randn_like(p)
     return attention
@@ -37,7 +38,7 @@ OPTIONS = [
     {"add_zero_attn": True},
     {"kdim": 6, "vdim": 7, "add_bias_kv": True},
 ]
-MASKS = {
+MASKS: dict[str, dict[str, Any]] = {
     "none": {},
     "padding": {"key_padding_mask": PADDING},
     "float padding": {"key_padding_mask": torch.where(PADDING, -3.0, 0.5).double()},

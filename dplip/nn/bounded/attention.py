@@ -17,7 +17,7 @@ from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bound_gradients, bounds
 from dplip.nn.bounded.enforcing import checked_radius
 from dplip.nn.bounded.linear import BoundedLinear, LinearGradients
-from dplip.nn.bounded.use import per_example, trained, without_examples
+from dplip.nn.bounded.use import at_examples, trained, without_examples
 from dplip.separation import examples_first
 
 bounds(NonDynamicallyQuantizableLinear)(BoundedLinear)  # the class of torch's ``out_proj``, a linear map like others
@@ -101,7 +101,7 @@ class BoundedMultiheadAttention(nn.MultiheadAttention):
         n, bias = self.embed_dim, self.in_proj_bias
         biases = [None if bias is None else bias[i * n : (i + 1) * n] for i in range(3)]
         if not self._qkv_same_embed_dim:
-            weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+            weights: list[Tensor] = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         elif k is v:  # as between an encoder and a decoder: one use of the other two thirds
             ours = self._linear(q, k, self.in_proj_weight[:n], biases[0])
             theirs = self._linear(k, q, self.in_proj_weight[n:], None if bias is None else bias[n:])
@@ -114,19 +114,14 @@ class BoundedMultiheadAttention(nn.MultiheadAttention):
         """A bounded use of a projection. An input that depends on no example has them where the other input does."""
 
         def bounded(_: Tensor, x: Tensor) -> Tensor:
-            return LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))  # type: ignore[no-any-return]
+            return LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))
 
         place = other.flatten(1).sum(1)[:, None, None].expand_as(x) if without_examples(x) else x
-        return examples_first(bounded, place, x, expand=True)  # type: ignore[no-any-return]
+        return examples_first(bounded, place, x, expand=True)
 
     def _with_row(self, x: Tensor, row: Tensor) -> Tensor:
         """Keys or values, and one more that is a parameter."""
-
-        def appended(x: Tensor) -> Tensor:
-            own = per_example(row, len(x), self.radius).reshape(len(x), *[1] * (x.ndim - 2), -1)
-            return torch.cat([x, own.expand(*x.shape[:-2], 1, -1).to(x.dtype)], dim=-2)
-
-        return examples_first(appended, x)  # type: ignore[no-any-return]
+        return torch.cat([x, at_examples(row, x, self.radius).to(x.dtype).expand(len(x), 1, -1)], dim=1)
 
     def _mask(
         self, mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, batch: int, given: Any, keys: int

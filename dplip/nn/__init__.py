@@ -1,7 +1,16 @@
 """Layers that torch lacks; each module has a rule."""
 
 from dplip.nn.ball import BallProjection
-from dplip.nn.bounded import BoundedConv2d, BoundedLinear, bound_gradients
+from dplip.nn.bounded import (
+    BoundedConv1d,
+    BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
+    BoundedLinear,
+    bound_gradients,
+)
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
 from dplip.nn.frozen import Frozen
@@ -27,7 +36,12 @@ from dplip.nn.whitening import Whitening
 
 __all__ = [
     "BallProjection",
+    "BoundedConv1d",
     "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedLinear",
     "Center",
     "ChannelLowPass",

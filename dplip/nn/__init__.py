@@ -17,6 +17,14 @@ from dplip.nn.bounded import (
     BoundedRMSNorm,
     bound_gradients,
     per_example,
+    BoundedConv1d,
+    BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
+    BoundedLinear,
+    bound_gradients,
 )
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
@@ -43,6 +51,7 @@ from dplip.nn.whitening import Whitening
 
 __all__ = [
     "BallProjection",
+    "BoundedConv1d",
     "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
@@ -51,6 +60,10 @@ __all__ = [
     "BoundedInstanceNorm2d",
     "BoundedInstanceNorm3d",
     "BoundedLayerNorm",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",

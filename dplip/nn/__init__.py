@@ -2,7 +2,12 @@
 
 from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import (
+    BoundedConv1d,
     BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
     BoundedEmbedding,
     BoundedEmbeddingBag,
     BoundedGroupNorm,
@@ -17,14 +22,6 @@ from dplip.nn.bounded import (
     BoundedRMSNorm,
     bound_gradients,
     per_example,
-    BoundedConv1d,
-    BoundedConv2d,
-    BoundedConv3d,
-    BoundedConvTranspose1d,
-    BoundedConvTranspose2d,
-    BoundedConvTranspose3d,
-    BoundedLinear,
-    bound_gradients,
 )
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
@@ -53,6 +50,10 @@ __all__ = [
     "BallProjection",
     "BoundedConv1d",
     "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGroupNorm",
@@ -60,10 +61,6 @@ __all__ = [
     "BoundedInstanceNorm2d",
     "BoundedInstanceNorm3d",
     "BoundedLayerNorm",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",

@@ -1,11 +1,8 @@
 """Layers that bound each example's gradient of their own parameters, within one ordinary backward pass."""
 
+from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
-from dplip.nn.bounded import functional
-from dplip.nn.bounded.convert import bound_gradients
-from dplip.nn.bounded.convolution import BoundedConv2d
-from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -14,6 +11,7 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
 )
+from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
 from dplip.nn.bounded.normalization import (
@@ -29,7 +27,12 @@ from dplip.nn.bounded.prelu import BoundedPReLU
 from dplip.nn.bounded.use import per_example
 
 __all__ = [
+    "BoundedConv1d",
     "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGroupNorm",
@@ -46,13 +49,5 @@ __all__ = [
     "bounds_gradients",
     "functional",
     "per_example",
-    "BoundedConv1d",
-    "BoundedConv2d",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
-    "BoundedLinear",
-    "bound_gradients",
     "summed",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dplip.errors import ConfigurationError
-from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
+from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.norms import Norms
 from dplip.rules import Pullback
 from dplip.validate import positive

@@ -1,6 +1,7 @@
 """Layers that bound each example's gradient of their own parameters, within one ordinary backward pass."""
 
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
+from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
@@ -15,21 +16,28 @@ from dplip.nn.bounded.normalization import (
     BoundedRMSNorm,
 )
 from dplip.nn.bounded.prelu import BoundedPReLU
+from dplip.nn.bounded.recurrent import BoundedGRU, BoundedLSTM, BoundedRNN
 from dplip.nn.bounded.use import per_example
 
 __all__ = [
     "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
+    "BoundedGRU",
+    "BoundedGRUCell",
     "BoundedGroupNorm",
     "BoundedInstanceNorm1d",
     "BoundedInstanceNorm2d",
     "BoundedInstanceNorm3d",
+    "BoundedLSTM",
+    "BoundedLSTMCell",
     "BoundedLayerNorm",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",
     "BoundedRMSNorm",
+    "BoundedRNN",
+    "BoundedRNNCell",
     "bound_gradients",
     "per_example",
     "summed",

@@ -11,6 +11,9 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
 )
+from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
+from dplip.nn.bounded.convert import bound_gradients
+from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
@@ -24,6 +27,7 @@ from dplip.nn.bounded.normalization import (
 )
 from dplip.nn.bounded.parameter import BoundedParameter
 from dplip.nn.bounded.prelu import BoundedPReLU
+from dplip.nn.bounded.recurrent import BoundedGRU, BoundedLSTM, BoundedRNN
 from dplip.nn.bounded.use import per_example
 
 __all__ = [
@@ -35,16 +39,22 @@ __all__ = [
     "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
+    "BoundedGRU",
+    "BoundedGRUCell",
     "BoundedGroupNorm",
     "BoundedInstanceNorm1d",
     "BoundedInstanceNorm2d",
     "BoundedInstanceNorm3d",
+    "BoundedLSTM",
+    "BoundedLSTMCell",
     "BoundedLayerNorm",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",
     "BoundedParameter",
     "BoundedRMSNorm",
+    "BoundedRNN",
+    "BoundedRNNCell",
     "bound_gradients",
     "bounds_gradients",
     "functional",

@@ -1,0 +1,268 @@
+"""Recurrences over whole sequences as enforcing nodes: one use of each weight, whatever the number of steps.
+
+With d_t the cotangent of the sums that enter the gates at step t, an example's gradient of the weight of the input is
+``sum_t d_t x_t^T``, of the weight of the state ``sum_t d_t h_{t-1}^T``, and of a bias ``sum_t d_t``: each step adds the
+gradient of its own linear maps, and d_t contains all that comes back from later steps. The backward passes compute d_t
+for all t, one step after the other, for all examples at once. Each example's gradient is then formed, scaled into the
+radius and added to the others, so its norm is exact, and the rounding of the sum over steps lies within what is scaled.
+
+A step beyond a sequence's length changes nothing: the state is kept, and d_t = 0.
+
+Below, g_t is the cotangent of h_t: what the output of step t gets, and what comes from step t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dplip.nn.bounded.enforcing import Enforcing
+from dplip.nn.bounded.use import into_radius
+from dplip.nn.sums import BLOCK, HELD, of_parts, of_rows
+
+
+class Recurrence(Enforcing):
+    """Base of the recurrences.
+
+    The arguments are the input (sequences, steps, features), the first states (sequences, features), the weights and
+    biases, which steps lie within each sequence (sequences, steps) or None, how many sequences in turn belong to one
+    example, the radius, and a setting. The results are the output of all steps, and the last states.
+    """
+
+    given = 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        with torch.autocast(v[0].device.type, enabled=False):
+            return ctx._forward_cls.pulled(ctx, *v)
+
+
+def begun(ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float) -> tuple[Tensor, Sequence[Any]]:
+    """The input without what is beyond the lengths; for each step, which sequences it lies within."""
+    ctx.radius, ctx.terms, ctx.each = radius, 1, each
+    return (x, [None] * x.shape[1]) if alive is None else (x.masked_fill(~alive[..., None], 0.0), steps(alive))
+
+
+def steps(alive: Tensor | None) -> Sequence[Any]:
+    """For each step, which sequences it lies within."""
+    return [] if alive is None else alive.mT[..., None].unbind()
+
+
+def kept(on: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """What is new where a step lies within the sequence, what was there elsewhere."""
+    return new if on is None else torch.where(on, new, old)
+
+
+def front(x: Tensor) -> Tensor:
+    """The steps in front of the sequences, or the other way."""
+    return x.transpose(0, 1).contiguous()
+
+
+def sums_of(x: Tensor, weight: Tensor, *biases: Tensor | None) -> Tensor:
+    """``W x_t + b`` of all steps, with the steps in front."""
+    given = [b for b in biases if b is not None]
+    return F.linear(front(x), weight, sum(given[1:], given[0]) if given else None)
+
+
+def before(first: Tensor, states: Tensor) -> Tensor:
+    """The state before each step (sequences, steps, features)."""
+    return torch.cat([first[:, None], states[:, :-1]], 1)
+
+
+def by_example(ctx: Any, x: Tensor) -> Tensor:
+    """All steps of all sequences of an example (examples, steps, features)."""
+    return x.reshape(len(x) // ctx.each, ctx.each * x.shape[1], x.shape[2])
+
+
+def of_weight(ctx: Any, at: int, d: Tensor, x: Tensor) -> Tensor | None:
+    """The sum of the examples' gradients of the weight at a place of the arguments, each scaled into the radius."""
+    if not ctx.needs_input_grad[at]:
+        return None
+    rows, columns = by_example(ctx, d), by_example(ctx, x)
+
+    def of_some(start: int, end: int) -> Tensor:
+        return into_radius((rows[start:end].mT @ columns[start:end]).flatten(1), ctx.radius).sum(0)
+
+    shape = d.shape[2], x.shape[2]
+    return of_parts(of_some, len(rows), max(1, min(BLOCK, HELD // (shape[0] * shape[1])))).reshape(shape)
+
+
+def of_bias(ctx: Any, at: int, d: Tensor) -> Tensor | None:
+    """The same of a bias."""
+    if not ctx.needs_input_grad[at]:
+        return None
+    return of_rows(into_radius(by_example(ctx, d).sum(1), ctx.radius))
+
+
+def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tensor) -> tuple[Any, ...]:
+    """The gradients of the input, of both weights and of both biases, from both weights' cotangents of all steps."""
+    n = ctx._forward_cls.given
+    below = d @ w if ctx.needs_input_grad[0] else None
+    return (
+        *(below, of_weight(ctx, n, d, x), of_weight(ctx, n + 1, on_state, h)),
+        *(of_bias(ctx, n + 2, d), of_bias(ctx, n + 3, on_state)),
+    )
+
+
+def backwards(
+    v: Tensor, g: Tensor, slopes: Tensor, carried: Tensor | None, u: Tensor, alive: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``d_t = slopes_t g_t`` and g_t of all steps (sequences, steps, features), and the cotangent of the first state.
+
+    ``g_{t-1}`` is what its output gets, ``U^T d_t``, and ``carried_t g_t``.
+    """
+    ds, gs, on = [], [], steps(alive)
+    outputs, slope, carry = front(v).unbind(), slopes.unbind(), () if carried is None else carried.unbind()
+    for t in range(len(outputs) - 1, -1, -1):
+        g = g + outputs[t]
+        d = (slope[t] * g[:, None]).flatten(1)
+        if alive is not None:
+            d = torch.where(on[t], d, 0.0)
+        ds.append(d)
+        gs.append(g)
+        through = torch.zeros_like(g) if carried is None else carry[t] * g
+        g = torch.addmm(through if alive is None else torch.where(on[t], through, g), d, u)
+    return torch.stack(ds[::-1], 1), torch.stack(gs[::-1], 1), g
+
+
+class Elman(Recurrence):
+    """``h_t = s(W x_t + b + U h_{t-1} + c)``, with s = tanh, or relu.
+
+    Backward: ``d_t = s' g_t``, with s' = 1 - h_t^2, or whether h_t > 0, and ``g_{t-1} += U^T d_t``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, relu: bool
+    ) -> Any:
+        x, on = begun(ctx, x, alive, each, radius)
+        h, states = first, []
+        for t, a in enumerate(sums_of(x, w, b, c).unbind()):
+            a = torch.addmm(a, h, u.mT)
+            h = kept(on[t], a.relu() if relu else a.tanh(), h)
+            states.append(h)
+        y, ctx.relu = torch.stack(states, 1), relu
+        ctx.save_for_backward(x, first, w, u, y, alive)
+        return y, h
+
+    @staticmethod
+    def pulled(ctx: Any, v: Tensor, g: Tensor) -> Any:
+        x, first, w, u, y, alive = ctx.saved_tensors
+        h = front(y)[:, :, None]
+        d, _, g = backwards(v, g, (h > 0).to(h.dtype) if ctx.relu else 1 - h * h, None, u, alive)
+        below, *own = of_all(ctx, d, d, x, before(first, y), w)
+        return below, g, *own, None, None, None, None
+
+
+class Gru(Recurrence):
+    """``h_t = (1 - z) n + z h_{t-1}``, with r, z = s(sums of both weights), ``n = tanh(W_n x + b_n + r m)`` and
+    ``m = U_n h_{t-1} + c_n``.
+
+    Backward: of n's sum, ``(1 - z)(1 - n^2) g``; of m, r times that; of r's, m r (1 - r) times that; of z's,
+    ``(h_{t-1} - n) z (1 - z) g``. The weight of the state has m's cotangent where the weight of the input has n's.
+    ``g_{t-1} += z g_t + U^T d_t``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, _: Any
+    ) -> Any:
+        x, on = begun(ctx, x, alive, each, radius)
+        h, states, gates, size = first, [], [], first.shape[1]
+        for t, a in enumerate(sums_of(x, w, b).unbind()):
+            m = F.linear(h, u, c)
+            rz = (a[:, : 2 * size] + m[:, : 2 * size]).sigmoid()
+            m = m[:, 2 * size :]
+            n = torch.addcmul(a[:, 2 * size :], rz[:, :size], m).tanh()
+            h = kept(on[t], torch.lerp(n, h, rz[:, size:]), h)
+            states.append(h)
+            gates.append(torch.cat([rz, n, m], 1))
+        y = torch.stack(states, 1)
+        ctx.save_for_backward(x, first, w, u, y, torch.stack(gates), alive)
+        return y, h
+
+    @staticmethod
+    def pulled(ctx: Any, v: Tensor, g: Tensor) -> Any:
+        x, first, w, u, y, gates, alive = ctx.saved_tensors
+        r, z, n, m = gates.chunk(4, 2)
+        h = before(first, y)
+        of_n = (1 - z) * (1 - n * n)
+        slopes = torch.stack([of_n * m * r * (1 - r), (front(h) - n) * z * (1 - z), of_n * r], 2)
+        on_state, gs, g = backwards(v, g, slopes, z, u, alive)
+        of_n = front(of_n) * gs
+        of_n = of_n if alive is None else torch.where(alive[..., None], of_n, 0.0)
+        d = torch.cat([on_state[..., : 2 * first.shape[1]], of_n], 2)
+        below, *own = of_all(ctx, d, on_state, x, h, w)
+        return below, g, *own, None, None, None, None
+
+
+class Lstm(Recurrence):
+    """``c_t = f c_{t-1} + i n`` and ``h_t = P (o tanh c_t)``, with i, f, o = s(sums), n = tanh(sum); P may be missing.
+
+    Backward, with e_t the cotangent of c_t and ``q = P^T g``: ``e_t += q o (1 - tanh^2 c_t)``; of the sums of i, f, n
+    and o, ``e n i (1 - i)``, ``e c_{t-1} f (1 - f)``, ``e i (1 - n^2)`` and ``q tanh(c_t) o (1 - o)``; then
+    ``g_{t-1} += U^T d_t`` and ``e_{t-1} = f e_t``. P is one more linear map of all steps, with the cotangents g_t.
+    """
+
+    given = 3
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        first: Any,
+        cell: Any,
+        w: Any,
+        u: Any,
+        b: Any,
+        c: Any,
+        p: Any,
+        alive: Any,
+        each: int,
+        radius: float,
+    ) -> Any:
+        x, on = begun(ctx, x, alive, each, radius)
+        h, states, cells, gates, size = first, [], [cell], [], cell.shape[1]
+        for t, a in enumerate(sums_of(x, w, b, c).unbind()):
+            a = torch.addmm(a, h, u.mT)
+            i, f, _, o = a.sigmoid().chunk(4, 1)
+            n = a[:, 2 * size : 3 * size].tanh()
+            cell = kept(on[t], torch.addcmul(f * cell, i, n), cell)
+            out = o * cell.tanh()
+            h = kept(on[t], out if p is None else out @ p.mT, h)
+            states.append(h)
+            cells.append(cell)
+            gates.append(a)
+        y = torch.stack(states, 1)
+        ctx.save_for_backward(x, first, w, u, p, y, torch.stack(cells), torch.stack(gates), alive)
+        return y, h, cell
+
+    @staticmethod
+    def pulled(ctx: Any, v: Tensor, g: Tensor, e: Tensor) -> Any:
+        x, first, w, u, p, y, cells, gates, alive = ctx.saved_tensors
+        i, f, n, o = gates.chunk(4, 2)
+        i, f, n, o, top = i.sigmoid(), f.sigmoid(), n.tanh(), o.sigmoid(), cells[1:].tanh()
+        slopes = torch.cat([n * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - n * n), top * o * (1 - o)], 2).unbind()
+        of_cell, forgotten, outputs, on = (o * (1 - top * top)).unbind(), f.unbind(), front(v).unbind(), steps(alive)
+        ds, gs = [], []
+        for t in range(len(outputs) - 1, -1, -1):
+            now = on[t] if alive is not None else None
+            g = g + outputs[t]
+            q = g if p is None else g @ p
+            here = torch.addcmul(e, q, of_cell[t])
+            d = torch.cat([here, here, here, q], 1) * slopes[t]
+            d = d if now is None else torch.where(now, d, 0.0)
+            ds.append(d)
+            gs.append(g if now is None else torch.where(now, g, 0.0))
+            g = d @ u if now is None else torch.addmm(torch.where(now, 0.0, g), d, u)
+            e = kept(now, here * forgotten[t], e)
+        d = torch.stack(ds[::-1], 1)
+        below, *own = of_all(ctx, d, d, x, before(first, y), w)
+        onto = None if p is None else of_weight(ctx, 7, torch.stack(gs[::-1], 1), front(o * top))
+        return below, g, e, *own, onto, None, None, None

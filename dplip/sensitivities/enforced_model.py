@@ -139,7 +139,9 @@ class EnforcedModel:
         weights = [p for p in self.model.parameters() if p.requires_grad]
 
         def joined(*rows: Tensor) -> Tensor:
-            outputs = floats(self._run(self.example.with_tensors(list(rows))))
+            call = self.example.with_tensors(list(rows))
+            with self.watch(call):  # by which layers know where the examples are
+                outputs = floats(self._run(call))
             return torch.cat([output.flatten(1) for output in outputs], 1)
 
         rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))

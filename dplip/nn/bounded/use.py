@@ -163,5 +163,10 @@ def trained(layer: nn.Module, x: Tensor) -> bool:
     Of an input that depends on none, the cotangent is a sum over all examples, and has no bound. The layer then
     computes as torch's does, and a reader of the autograd graph sees that.
     """
+    return layer.training and not without_examples(x)
+
+
+def without_examples(x: Tensor) -> bool:
+    """Whether a value depends on no example, as far as the present watch knows."""
     watch = current()
-    return layer.training and (watch is None or watch.rows(x) is not None)
+    return watch is not None and watch.rows(x) is None

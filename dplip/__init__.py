@@ -22,12 +22,14 @@ from dplip.errors import (
     ConfigurationError,
     DPLipError,
     LedgerError,
+    MixedExamplesError,
     UnboundedInputError,
     UnboundedOperationError,
 )
 from dplip.norms import Norms, OperatorNorms
 from dplip.propagation import propagate
 from dplip.rules import rule
+from dplip.runtime.example import Example
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.sensitivities import parameter_bounds, sensitivity
 from dplip.training import DPLipOptimizer, DPLipTrainer, PrivacyEngine
@@ -55,9 +57,11 @@ __all__ = [
     "DPLipRegressor",
     "DPLipTrainer",
     "EntryBall",
+    "Example",
     "FixedSizeLoader",
     "FrobeniusBall",
     "LedgerError",
+    "MixedExamplesError",
     "Norms",
     "OperatorNorms",
     "Orthogonal",

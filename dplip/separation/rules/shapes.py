@@ -38,7 +38,9 @@ def as_strided(call: Call) -> list[Label]:
     self, offset = call["self"], call["storage_offset"]
     call.by_value = True
     new = [s for n, s in zip(call["size"], call["stride"], strict=True) if n != 1]
-    if tuple(call["size"]) == self.shape and new == [s for n, s in zip(self.shape, self.strides, strict=True) if n != 1]:
+    if tuple(call["size"]) == self.shape and new == [
+        s for n, s in zip(self.shape, self.strides, strict=True) if n != 1
+    ]:
         if offset is None:
             return [self.label]
     if isinstance(self.label, Rows):

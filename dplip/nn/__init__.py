@@ -15,6 +15,7 @@ from dplip.nn.bounded import (
     BoundedPReLU,
     BoundedRMSNorm,
     bound_gradients,
+    freeze_lora_a,
     per_example,
 )
 from dplip.nn.center import Center
@@ -85,6 +86,7 @@ __all__ = [
     "TabularInput",
     "Whitening",
     "bound_gradients",
+    "freeze_lora_a",
     "per_example",
     "relax",
 ]

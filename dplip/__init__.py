@@ -26,6 +26,7 @@ from dplip.errors import (
     UnboundedInputError,
     UnboundedOperationError,
 )
+from dplip.nn.bounded import fix
 from dplip.norms import Norms, OperatorNorms
 from dplip.propagation import propagate
 from dplip.rules import rule
@@ -76,6 +77,7 @@ __all__ = [
     "certify_monotonic",
     "constrain",
     "create_accountant",
+    "fix",
     "get_noise_multiplier",
     "lipschitz",
     "losses",

@@ -27,6 +27,7 @@ from dplip.nn.bounded import (
     BoundedRNN,
     BoundedRNNCell,
     bound_gradients,
+    freeze_lora_a,
     per_example,
 )
 from dplip.nn.center import Center
@@ -109,6 +110,7 @@ __all__ = [
     "TabularInput",
     "Whitening",
     "bound_gradients",
+    "freeze_lora_a",
     "per_example",
     "relax",
 ]

@@ -15,8 +15,10 @@ from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCe
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
+from dplip.nn.bounded.fix import fix
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
+from dplip.nn.bounded.lora import freeze_lora_a
 from dplip.nn.bounded.normalization import (
     BoundedGroupNorm,
     BoundedInstanceNorm1d,
@@ -57,6 +59,8 @@ __all__ = [
     "BoundedRNNCell",
     "bound_gradients",
     "bounds_gradients",
+    "fix",
+    "freeze_lora_a",
     "functional",
     "per_example",
     "summed",

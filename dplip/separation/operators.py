@@ -15,7 +15,7 @@ from dplip.separation.rules.elementwise import elementwise
 from dplip.separation.rules.indexing import index
 from dplip.separation.signature import Entry
 
-SAME = frozenset({"alias", "clone", "contiguous", "detach", "lift", "lift_fresh"})
+SAME = frozenset({"alias", "clone", "contiguous", "detach"})
 """Operators that give their argument's entries as they are; a signature leaves them out."""
 
 VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
@@ -93,7 +93,8 @@ def decide(
         ]
     else:
         labels = _ruled(call, operator.rule)
-    decision = Decision(tuple(labels), tuple(map(numbered, labels)), _entry(operator, call, labels), call.counted)
+    entry = _entry(operator, call, labels)
+    decision = Decision(tuple(labels), tuple(map(numbered, labels)), entry, call.counted)
     return decision, (operator.fixed or operator.rule is index) and not call.by_value
 
 
@@ -127,7 +128,11 @@ def _unknown(call: Call, operator: Operator) -> list[Label]:
 
 
 def _entry(operator: Operator, call: Call, labels: list[Label]) -> Entry:
-    named = [(name, _plain(value)) for name, value in call.args.items() if not isinstance(value, Seen)]
+    if operator.name == "lift_fresh":  # a constant that was made of Python numbers
+        call.by_value = True
+        named = [("value", _entries(call["self"].value))]
+    else:
+        named = [(name, _plain(value)) for name, value in call.args.items() if not isinstance(value, Seen)]
     name, args = ("view", ()) if operator.name in VIEWS else (operator.name, tuple(named))
     results = []
     for label, shape in zip(labels, call.shapes, strict=True):
@@ -135,6 +140,12 @@ def _entry(operator: Operator, call: Call, labels: list[Label]) -> Entry:
         known = rows != MIXED if rows is not None else operator.fixed
         results.append((rows, shape if known else ()))
     return Entry(name, args, tuple(results), SIZED.get(operator.name, frozenset()))
+
+
+def _entries(t: Tensor) -> Any:
+    """The entries of a constant; of a long one some of its sums."""
+    t = t.detach()
+    return repr(t.tolist() if t.numel() <= 64 else [t.sum(d).flatten()[:64].tolist() for d in range(t.ndim)])
 
 
 def _plain(value: Any) -> Any:

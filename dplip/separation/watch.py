@@ -67,7 +67,10 @@ class Watch:
     def rows(self, t: Tensor) -> Rows | None:
         """Where the examples are in a tensor; None if it depends on none."""
         with torch._C.DisableTorchFunction():
-            label = self._marks.of(t).label
+            try:
+                label = self._marks.of(t).label
+            except Refused as refused:
+                self.refuse("this", refused)
         return label if isinstance(label, Rows) else None
 
     def own(self, t: Tensor) -> None:
@@ -185,7 +188,7 @@ class Watch:
         return decision
 
     def _seen(self, t: Tensor) -> Seen:
-        return Seen(self._marks.of(t).label, tuple(t.shape), t.dtype, t)
+        return Seen(self._marks.of(t).label, tuple(t.shape), t.dtype, t, t.stride())
 
 
 def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
+from dplip.nn.bounded import functional
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
@@ -15,6 +16,7 @@ from dplip.nn.bounded.normalization import (
     BoundedLayerNorm,
     BoundedRMSNorm,
 )
+from dplip.nn.bounded.parameter import BoundedParameter
 from dplip.nn.bounded.prelu import BoundedPReLU
 from dplip.nn.bounded.recurrent import BoundedGRU, BoundedLSTM, BoundedRNN
 from dplip.nn.bounded.use import per_example
@@ -35,10 +37,12 @@ __all__ = [
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",
+    "BoundedParameter",
     "BoundedRMSNorm",
     "BoundedRNN",
     "BoundedRNNCell",
     "bound_gradients",
+    "functional",
     "per_example",
     "summed",
 ]

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.parameter import BoundedParameter, bounded
 from dplip.rules.registry import HARMLESS
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,10 +34,13 @@ def bounds(*classes: type | str) -> Callable[[C], C]:
 def bound_gradients(model: M, radius: float = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
+    Trained parameters that no such layer holds become bounded ones
+    (:class:`~dplip.nn.bounded.parameter.BoundedParameter`). Where nothing is trained, nothing is changed: call it again
+    after unfreezing.
+
     Args:
-        model: any module; subclasses that change what their layer computes are left as they are, and so are layers in
-            which nothing is trained (call it again after unfreezing some).
-        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
+        model: any module; subclasses that change what their layer computes keep their class.
+        radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones.
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
@@ -53,9 +58,18 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
                 getattr(kind, "check_settings", lambda layer: None)(layer)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{path or 'the model'}: {error}") from None
+        if any(isinstance(p, UninitializedParameter) for p in layer._parameters.values()):
+            raise ConfigurationError(
+                f"{path or 'the model'}: it has no weights yet. Run the model once, on a public batch."
+            )
     for layer, kind in found.items():
         layer.__class__ = kind
         layer.radius = float(radius)
+    converted = tuple(kind for kind in BOUNDED.values() if not getattr(kind, "used_elsewhere", False))
+    for layer in model.modules():
+        for p in () if isinstance(layer, converted) else layer._parameters.values():
+            if p is not None and p.requires_grad and not isinstance(p, BoundedParameter):
+                bounded(p, radius)
     return model
 
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius
+from dplip.nn.bounded.parameter import derived
 from dplip.nn.bounded.use import trained
 from dplip.nn.gradient_ball import row_norms, scale_into
-from dplip.separation import examples_first
+from dplip.separation import current, examples_first
 
 REFUSED = {
     "max_norm": "rows are rescaled while the model runs, without noise",
@@ -34,7 +35,9 @@ REFUSED = {
 
 
 class _Bounded(nn.Module):
-    """What both layers have in common."""
+    """What both layers have in common. Tables are bounded parameters too, since many models use them elsewhere."""
+
+    used_elsewhere = True
 
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -71,10 +74,10 @@ class BoundedEmbedding(_Bounded, nn.Embedding):
     """
 
     def forward(self, ids: Tensor) -> Tensor:
-        return examples_first(self._bounded, ids) if trained(self, ids) else super().forward(ids)
-
-    def _bounded(self, ids: Tensor) -> Tensor:
-        return EmbeddingGradients.apply(ids, self.weight, self.padding_idx, checked_radius(self.radius))
+        if self.training:
+            return rows_of(ids, self.weight, self.padding_idx, self.radius)
+        with torch._C.DisableTorchFunctionSubclass():  # the table is a bounded parameter, for its other uses
+            return super().forward(ids)
 
 
 @bounds(nn.EmbeddingBag)
@@ -95,7 +98,8 @@ class BoundedEmbeddingBag(_Bounded, nn.EmbeddingBag):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         if not trained(self, input):
-            return super().forward(input, offsets, per_sample_weights)
+            with torch._C.DisableTorchFunctionSubclass():
+                return super().forward(input, offsets, per_sample_weights)
         if offsets is not None or input.ndim != 2:
             raise ConfigurationError(
                 f"BoundedEmbeddingBag: ids of shape {tuple(input.shape)}"
@@ -108,7 +112,7 @@ class BoundedEmbeddingBag(_Bounded, nn.EmbeddingBag):
         return examples_first(self._bag, input, *weights)
 
     def _bag(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
-        rows = EmbeddingGradients.apply(ids, self.weight, self.padding_idx, checked_radius(self.radius))
+        rows = lookup(ids, self.weight, self.padding_idx, self.radius)
         real = (ids != (-1 if self.padding_idx is None else self.padding_idx))[..., None]
         if weights is not None:
             rows = rows * weights[..., None]
@@ -117,6 +121,29 @@ class BoundedEmbeddingBag(_Bounded, nn.EmbeddingBag):
             return torch.where(real.any(1), least, 0.0)
         total = rows.masked_fill(~real, 0.0).sum(1)
         return total / real.sum(1).clamp_min(1) if self.mode == "mean" else total
+
+
+def lookup(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Tensor:
+    """The rows that each example looks up, for ids with the examples first."""
+    rows = EmbeddingGradients.apply(ids, table, padding, checked_radius(radius))
+    watch = current()
+    if watch is not None:
+        watch.own(rows)
+    return rows
+
+
+def rows_of(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Tensor:
+    """The rows of a table for ids of examples; or for constant ids, such as positions, to be bounded where they meet an
+    example."""
+    watch = current()
+    if watch is None or watch.rows(ids) is not None:
+        return examples_first(lambda first: lookup(first, table, padding, radius), ids)
+
+    def again(table: Tensor) -> Tensor:
+        return F.embedding(ids, table, padding)
+
+    with torch._C.DisableTorchFunctionSubclass():
+        return derived(again(table), (table,), again, radius, ids, padding)
 
 
 class EmbeddingGradients(Enforcing):

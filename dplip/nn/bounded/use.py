@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.nn.sums import of_rows
 from dplip.separation import Rows, current
+
+Function = Callable[..., Tensor]
 
 
 def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
@@ -30,83 +33,56 @@ def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
     Guarantee: whatever the cotangent, example i adds to the parameter's gradient its own slice, scaled into the radius
     (nothing, if it is not finite or beyond 1e30). So any function of a parameter and an example has a bounded gradient.
     """
-    return _owned(PerExample.apply(p, examples, checked_radius(radius)))
+    return copies_of(None, (p,), examples, radius)
 
 
-def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int] | None = None) -> Tensor:
-    """A parameter repeated for each example of a value, in the value's layout, to be broadcast with it.
-
-    Args:
-        p: the parameter.
-        x: the value; its examples are where the present watch finds them, without one along axis 0.
-        radius: as for :func:`per_example`.
-        shape: the parameter's shape when it is broadcast with the value; None: its own.
-
-    Raises:
-        ConfigurationError: the parameter has entries along the axis of the examples.
-
-    Guarantee: that of :func:`per_example`.
-    """
-    watch, shape = current(), p.shape if shape is None else shape
-    rank = max(x.ndim, len(shape))
-    rows = Rows(0) if watch is None else watch.rows(x)
-    full = [1] * (rank - len(shape)) + list(shape)
-    axis = None if rows is None else rows.axis + rank - x.ndim
-    if rows is None or axis is None or axis >= rank or full[axis] != 1:
-        raise ConfigurationError(
-            f"a parameter of shape {tuple(p.shape)} meets a value of shape {tuple(x.shape)} that has no axis of "
-            "examples apart from the parameter's own. Give a batch, of one example as x[None]."
-        )
-    count = x.shape[rows.axis] // (rows.outer * rows.inner) if watch is None else watch.examples
-    rest = full[:axis] + full[axis + 1 :]
-    copies = per_example(p, count, radius).reshape(count, *rest)
-    if rows.outer * rows.inner != 1:
-        copies = copies[None, :, None].expand(rows.outer, -1, rows.inner, *rest).flatten(0, 2)
-    return copies.movedim(0, axis)
-
-
-def _owned(copies: Tensor) -> Tensor:
-    """Tell the watch that slice i belongs to example i, so that no other example may use it."""
+def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: float) -> Tensor:
+    """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
+    copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
     watch = current()
     if watch is not None:
         watch.own(copies)
     return copies
 
 
-def without_examples(x: Tensor) -> bool:
-    """Whether a value is known to depend on no example: its cotangent is a sum over all of them, and has no bound."""
-    watch = current()
-    return watch is not None and watch.rows(x) is None
-
-
-def trained(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer must bound gradients.
-
-    A layer whose input depends on no example cannot; it computes as torch's does, which a reader of the autograd graph
-    sees.
-    """
-    return layer.training and not without_examples(x)
-
-
 class PerExample(Enforcing):
-    """The expansion of a parameter, whose node bounds each example's slice of the gradient."""
+    """A function of parameters repeated for each example, whose node bounds each example's gradient of each parameter.
+
+    Without a function the gradient of the one parameter is the cotangent; with one, each example's gradient is its
+    vector-Jacobian product, which is as large as the parameter.
+    """
 
     given = 0
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(p: Tensor, examples: int, radius: float) -> Tensor:
-        return p.expand(examples, *p.shape)
+    def forward(function: Function | None, examples: int, radius: float, *parameters: Tensor) -> Tensor:
+        value = parameters[0] if function is None else function(*parameters)
+        return value.expand(examples, *value.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.radius, ctx.terms = inputs[2], 1
+        ctx.function, _, ctx.radius, *parameters = inputs
+        ctx.terms, ctx.dtype = 1, parameters[0].dtype
+        ctx.save_for_backward(*parameters if ctx.function is not None else ())
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
-        with torch.autocast(v.device.type, enabled=False):
-            rows = v.reshape(len(v), math.prod(v.shape[1:]))
-            return of_rows(into_radius(rows, ctx.radius)).reshape(v.shape[1:]), None, None
+        with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
+            given = [v.to(ctx.dtype)] if ctx.function is None else _pulled(ctx.function, ctx.saved_tensors, v)
+            sums = [
+                of_rows(into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)).reshape(g.shape[1:])
+                for g in given
+            ]
+        return None, None, None, *sums
+
+
+def _pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Sequence[Tensor]:
+    """Each example's gradient of each parameter."""
+    if not len(v):
+        return [p.new_zeros(0, *p.shape) for p in parameters]
+    pull: Any = torch.func.vjp(function, *(p.detach() for p in parameters))[1]
+    return tuple(torch.func.vmap(pull)(v))
 
 
 def into_radius(rows: Tensor, radius: float) -> Tensor:
@@ -114,3 +90,78 @@ def into_radius(rows: Tensor, radius: float) -> Tensor:
     norms = row_norms(rows)
     kept = norms <= LARGEST_NORM  # False for NaN
     return torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where copies go that are broadcast with a value: dimension ``axis`` of the result has the examples.
+
+    Attributes:
+        rows: the place of the examples in the value.
+        axis: the same dimension, of the result.
+        rest: the other dimensions of what is repeated, aligned with those of the result.
+        examples: their number.
+    """
+
+    rows: Rows
+    axis: int
+    rest: tuple[int, ...]
+    examples: int
+
+    def put(self, copies: Tensor) -> Tensor:
+        """Copies, with the examples first, in their place."""
+        copies, rows = copies.reshape(self.examples, *self.rest), self.rows
+        if rows.outer * rows.inner != 1:
+            copies = copies[None, :, None].expand(rows.outer, -1, rows.inner, *self.rest).flatten(0, 2)
+        return copies.movedim(0, self.axis)
+
+
+def place(shape: Sequence[int], x: Tensor, expanded: bool = False) -> Place | None:
+    """The place of copies of something of this shape in a value with which it is broadcast.
+
+    The examples are where the present watch finds them, without one along axis 0. None: the value depends on no
+    example, or the shape has entries along their axis (other than one for each example, if it is ``expanded``).
+    """
+    watch = current()
+    rows = Rows(0) if watch is None else watch.rows(x)
+    if rows is None or x.ndim == 0:
+        return None
+    rank = max(x.ndim, len(shape))
+    axis, aligned = rows.axis + rank - x.ndim, (*[1] * (rank - len(shape)), *shape)
+    count = x.shape[0] if watch is None else watch.examples
+    if aligned[axis] != 1 and not (expanded and aligned[axis] == count and rows.outer * rows.inner == 1):
+        return None
+    return Place(rows, axis, aligned[:axis] + aligned[axis + 1 :], count)
+
+
+def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Tensor:
+    """A parameter repeated for each example of a value, in the value's layout, to be broadcast with it.
+
+    Args:
+        p: the parameter.
+        x: the value.
+        radius: as for :func:`per_example`.
+        shape: the parameter's shape when it is broadcast with the value.
+
+    Raises:
+        ConfigurationError: the parameter has entries along the axis of the examples.
+
+    Guarantee: that of :func:`per_example`.
+    """
+    found = place(shape, x)
+    if found is None:
+        raise ConfigurationError(
+            f"a parameter of shape {tuple(p.shape)} meets a value of shape {tuple(x.shape)} that has no axis of "
+            "examples apart from the parameter's own. Give a batch, of one example as x[None]."
+        )
+    return found.put(per_example(p, found.examples, radius))
+
+
+def trained(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer must bound gradients: in training, for an input that depends on examples.
+
+    Of an input that depends on none, the cotangent is a sum over all examples, and has no bound. The layer then
+    computes as torch's does, and a reader of the autograd graph sees that.
+    """
+    watch = current()
+    return layer.training and (watch is None or watch.rows(x) is not None)

@@ -16,6 +16,8 @@ def embedding(call: Call) -> Carried:
 
 @rule("one_hot")
 def one_hot(call: Call) -> Carried:
+    if call["num_classes"] < 0:
+        refuse("takes the number of classes from the examples.", "Give num_classes.")
     return Carried([(call["self"], but(call["self"]))])
 
 

@@ -1,0 +1,173 @@
+"""What is known of each tensor of a pass, kept on the tensor itself; and of memory that examples were written into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dplip.separation.call import refuse
+from dplip.separation.rows import Label, Public, Rows, by_strides
+
+MARK = "_dplip_rows"
+"""The attribute of a tensor that holds its mark. An attribute stays with a tensor as long as torch keeps it."""
+
+_numbers: dict[Label, int] = {}
+_codes: dict[tuple[int, torch.Size, torch.dtype], int] = {}
+
+
+def numbered(label: Label) -> int:
+    """A number for a label."""
+    return _numbers.setdefault(label, len(_numbers))
+
+
+class Mark:
+    """What a watch knows of a tensor.
+
+    Attributes:
+        watch: a token of the watch.
+        label: where the examples are.
+        code: a number for label, shape and type together.
+        origin: which result of which operator it is.
+        base: the tensor that this is a part of, where torch does not know.
+        version: the tensor's count of writes when the mark was made; a later write may make a constant's mark untrue.
+    """
+
+    __slots__ = ("base", "code", "label", "origin", "version", "watch")
+
+    def __init__(self, watch: object, label: Label, code: int, origin: Any, version: int) -> None:
+        self.watch, self.label, self.code, self.origin, self.version = watch, label, code, origin, version
+        self.base: Tensor | None = None
+
+    def __deepcopy__(self, memo: Any) -> Mark:
+        return self
+
+    def __reduce__(self) -> Any:  # a token is of no use elsewhere
+        return Mark, (None, self.label, 0, None, 0)
+
+
+class Marks:
+    """The marks of one watch."""
+
+    def __init__(self, examples: int, model: nn.Module | None) -> None:
+        self._token = object()
+        self._examples = examples
+        self._names = _names(model)
+        self._given: dict[int, tuple[Tensor, Mark]] = {}
+        self._claims: dict[int, tuple[Tensor, int]] = {}
+        self._unsafe = False  # whether examples were written by a part of a tensor that torch does not count writes of
+
+    def put(self, t: Tensor, label: Label, number: int, origin: Any, version: int) -> None:
+        """Mark a tensor: on itself, or here if it was there before the pass."""
+        key = number, t.shape, t.dtype
+        code = _codes.get(key)
+        if code is None:
+            code = _codes[key] = len(_codes)
+        mark = Mark(self._token, label, code, origin, version)
+        if id(t) in self._given:
+            self._given[id(t)] = t, mark
+        else:
+            setattr(t, MARK, mark)
+
+    def of(self, t: Tensor) -> Mark:
+        """The mark of a tensor, up to date."""
+        mark: Mark | None = getattr(t, MARK, None)
+        if mark is None or mark.watch is not self._token:
+            known = self._given.get(id(t))
+            mark = known[1] if known is not None else self._met(t)
+        if isinstance(mark.label, Public) and (mark.version != t._version or (self._unsafe and self._claimed(t))):
+            self.mark(t, self._claimed(t) or Public(frozenset(), True, True), mark.origin, t._version)
+            mark = self.of(t)
+        return mark
+
+    def mark(self, t: Tensor, label: Label, origin: Any, version: int) -> None:
+        self.put(t, label, numbered(label), origin, version)
+
+    def enter(self, t: Tensor, origin: Any) -> None:
+        """Mark an input, whose axis 0 counts the examples, and its memory."""
+        self.mark(t, Rows(0), origin, t._version)
+        if t.numel() and t.stride(0):
+            self._claims[t.untyped_storage()._cdata] = t, t.stride(0)
+
+    def parts(self, parts: list[Tensor], base: Tensor) -> None:
+        """Remember what tensors are parts of, where torch does not."""
+        for t in parts:
+            self.of(t).base = base
+
+    def made(self, t: Tensor) -> bool:
+        """Whether an operator of this pass has made a tensor."""
+        mark: Mark | None = getattr(t, MARK, None)
+        return mark is not None and mark.watch is self._token
+
+    def _met(self, t: Tensor) -> Mark:
+        """The mark of a tensor that no operator of this pass has made."""
+        if t.layout != torch.strided or t.is_nested or t.is_inference():
+            refuse("meets a tensor that is sparse, nested, or of inference mode.", "Use plain tensors.")
+        label: Label | None = self._claimed(t)
+        if label is None:
+            if t.grad_fn is not None:
+                refuse(
+                    "meets a tensor that was computed outside of this forward pass, where nobody saw of what.",
+                    "Compute it inside the model's forward, in the same thread and not compiled.",
+                )
+            strides = zip(t.shape, t.stride(), strict=True)
+            label = Public(frozenset(k for k, (size, stride) in enumerate(strides) if size == 1 or stride == 0))
+        origin = self._names.get(id(t)) or ("given", len(self._given))
+        self._given[id(t)] = t, Mark(self._token, label, 0, origin, t._version)
+        self.mark(t, label, origin, t._version)
+        return self._given[id(t)][1]
+
+    def _claimed(self, t: Tensor) -> Rows | None:
+        """The place of the examples in a tensor over memory that holds examples."""
+        claim = self._claims.get(t.untyped_storage()._cdata) if self._claims else None
+        if claim is None:
+            return None
+        rows = self._placed(t, claim[1])
+        if rows is None:
+            refuse("reads a part of examples' memory that does not have them along one dimension.", "Index it anew.")
+        return rows
+
+    def _placed(self, t: Tensor, distance: int) -> Rows | None:
+        return by_strides(distance, t.shape, t.stride(), int(t.storage_offset()), self._examples)
+
+    def claim(self, t: Tensor, rows: Rows) -> None:
+        """Examples are about to be written into a constant: it and all views of its memory hold examples from now on.
+
+        Allowed where this pass made the constant, and its other entries are equal along the batch axis.
+        """
+        part = self.of(t).base
+        self._unsafe = self._unsafe or part is not None
+        base = part if part is not None else t if t._base is None else t._base
+        mark, storage = self.of(base), base.untyped_storage()
+        distance = rows.inner * t.stride(rows.axis)
+        place, mine = self._placed(base, distance), self._placed(t, distance)
+        made = id(base) not in self._given and base.numel() * base.element_size() == storage.nbytes()
+        if not made or place is None or mine != rows:
+            refuse(
+                "writes examples into a constant: a buffer, a weight, or a tensor without a batch axis.",
+                "Return it in place of keeping it; or make the tensor in forward: x.new_zeros(len(x), ...).",
+            )
+        if isinstance(mark.label, Public) and base is not t and not _alike(mark.label, place):
+            refuse(
+                "writes examples into a part of a tensor whose entries already differ along the batch axis.",
+                "Make the tensor of equal entries: x.new_zeros(len(x), ...).",
+            )
+        self._claims[storage._cdata] = base, distance
+        self.mark(base, place, mark.origin, base._version)
+
+
+def _alike(label: Public, place: Rows) -> bool:
+    return place.axis in label.equal or place in label.equal
+
+
+def _names(model: nn.Module | None) -> dict[int, Any]:
+    """Names of the tensors that a model holds: weights, buffers, and attributes."""
+    names: dict[int, Any] = {}
+    for path, module in model.named_modules() if model is not None else ():
+        held = {**module._parameters, **module._buffers, **vars(module)}
+        for name, value in held.items():
+            for i, t in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+                if isinstance(t, Tensor):
+                    names.setdefault(id(t), (path, name, i))
+    return names

@@ -1,0 +1,201 @@
+"""A watch over a forward pass: which tensors hold examples, and where, by the operators that really run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dplip.errors import ConfigurationError
+from dplip.separation.call import Refused, Seen
+from dplip.separation.exits import Exits
+from dplip.separation.marks import Marks
+from dplip.separation.operators import SAME, Decision, Operator, decide
+from dplip.separation.place import mixed
+from dplip.separation.rows import Public, Rows
+from dplip.separation.signature import Signature
+
+_local = threading.local()
+_operators: dict[Any, Operator] = {}
+_decisions: dict[Any, Decision] = {}
+_KEPT = 100_000
+"""Decisions that are remembered; more are forgotten together."""
+
+
+def current() -> Watch | None:
+    """The watch of this thread, if one is active."""
+    return getattr(_local, "watch", None)
+
+
+class Watch:
+    """Follow the examples through the operators of a forward pass, and refuse what mixes them.
+
+    Guarantee: each entry of a tensor with :class:`Rows` depends on the inputs of one example alone, the one that Rows
+    names, and in the same way for each; other tensors depend on no example. Assumes that all that computes with
+    examples are operators of torch in this thread; the known ways out of torch are refused.
+
+    Args:
+        inputs: tensors whose axis 0 counts the examples.
+        examples: their number.
+        model: for the names of its modules in messages, and of its weights in the signature.
+
+    Raises:
+        ConfigurationError: if an input does not count the examples, or another watch is active.
+        MixedExamplesError: inside the block, by the operator that mixes examples or is not known.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], examples: int, model: nn.Module | None = None) -> None:
+        for t in inputs:
+            if not t.ndim or len(t) != examples:
+                raise ConfigurationError(
+                    f"inputs: a tensor of shape {tuple(t.shape)} does not have {examples} examples along axis 0. Give "
+                    "the tensors that hold one row for each example."
+                )
+        self.examples = examples
+        self.signature = Signature()
+        self._inputs = list(inputs)
+        self._model = model
+        self._marks = Marks(examples, model)
+        self._operators = _Operators(self)
+        self._exits = Exits(self)
+
+    def rows(self, t: Tensor) -> Rows | None:
+        """Where the examples are in a tensor; None if it depends on none."""
+        with torch._C.DisableTorchFunction():
+            label = self._marks.of(t).label
+        return label if isinstance(label, Rows) else None
+
+    def made(self, t: Tensor) -> bool:
+        """Whether a tensor is a constant that an operator of this pass has made."""
+        with torch._C.DisableTorchFunction():
+            return self._marks.made(t) and isinstance(self._marks.of(t).label, Public)
+
+    def refuse(self, what: str, refused: Refused) -> NoReturn:
+        """Raise the error that says where in the model examples mix, by what, and what to do."""
+        raise mixed(self._model, what, refused) from None
+
+    def __enter__(self) -> Watch:
+        if current() is not None:
+            raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
+        if torch.is_inference_mode_enabled():
+            raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")
+        for i, t in enumerate(self._inputs):
+            self._marks.enter(t, ("input", i))
+        _local.watch = self
+        self._exits.__enter__()
+        self._operators.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._operators.__exit__(kind, value, traceback)
+        self._exits.__exit__(kind, value, traceback)
+        _local.watch = None
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator and mark its results."""
+        operator = _operators.get(function)
+        if operator is None:
+            operator = _operators[function] = Operator(function)
+        try:
+            return self._ran(operator, function, args, kwargs)
+        except Refused as refused:
+            self.refuse(operator.name, refused)
+
+    def _ran(self, operator: Operator, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        origins: list[Any] = []
+        of = self._marks.of
+
+        def keyed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                mark = of(value)
+                origins.append(mark.origin)
+                return mark.code
+            if isinstance(value, (list, tuple)):
+                return tuple([keyed(v) for v in value])
+            return value
+
+        key = function, self.examples, tuple([keyed(a) for a in args]), *[(k, keyed(v)) for k, v in kwargs.items()]
+        decision = _decisions.get(key)
+        seen: dict[str, Any] = {}
+        if decision is None:
+            if operator.rule is None and not operator.written:
+                with self._operators:
+                    result = function.decompose(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            seen = operator.bound(_map(args, self._seen), {k: _map(v, self._seen) for k, v in kwargs.items()})
+            if operator.in_place:
+                decision = self._decide(operator, seen, [tuple(args[0].shape)], key)
+            elif operator.written and not operator.reshapes:
+                decide(operator, seen, [], self.examples)
+        if operator.in_place and decision is not None and isinstance(decision.labels[0], Rows):
+            if isinstance(of(args[0]).label, Public):
+                self._marks.claim(args[0], decision.labels[0])
+        result = function(*args, **kwargs)
+        results = [result] if isinstance(result, Tensor) else _tensors(result)
+        if decision is None:
+            decision = self._decide(operator, seen, [tuple(t.shape) for t in results], key)
+        self._note(operator, decision, results, origins)
+        if operator.name.startswith("unsafe_"):
+            self._marks.parts(results, args[0])
+        if operator.written and not operator.in_place and not operator.reshapes:
+            bound = operator.bound(args, kwargs)
+            for t in _tensors([bound[name] for name in operator.written]):
+                self._marks.mark(t, Public(frozenset(), True, True), of(t).origin, t._version + 1)
+        return result
+
+    def _note(self, operator: Operator, decision: Decision, results: Sequence[Tensor], origins: list[Any]) -> None:
+        """Mark the results and keep the entry."""
+        signature = self.signature
+        at = len(signature.entries)
+        if decision.counted:
+            signature.counted.add(at)
+        same = operator.name in SAME
+        if not same:
+            signature.entries.append((decision.entry, tuple(origins)))
+        # torch counts a write after it is done; detach_ is none
+        later = 1 if (operator.in_place or operator.reshapes) and not same else 0
+        for i, t in enumerate(results):
+            origin = origins[0] if same else (at, i)
+            self._marks.put(t, decision.labels[i], decision.numbers[i], origin, t._version + later)
+
+    def _decide(self, operator: Operator, seen: dict[str, Any], shapes: list[tuple[int, ...]], key: Any) -> Decision:
+        decision, lasting = decide(operator, seen, shapes, self.examples)
+        if lasting:
+            if len(_decisions) > _KEPT:
+                _decisions.clear()
+            _decisions[key] = decision
+        return decision
+
+    def _seen(self, t: Tensor) -> Seen:
+        return Seen(self._marks.of(t).label, tuple(t.shape), t.dtype, t)
+
+
+def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    return type(value)(_map(v, function) for v in value) if type(value) in (list, tuple) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+class _Operators(TorchDispatchMode):
+    """Hands every operator to the watch."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._watch.run(func, args, kwargs or {})

@@ -40,6 +40,7 @@ from dplip.nn.sums import SPREAD, of_matrices, of_products, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.linear import AFFINE, linear
+from dplip.separation import examples_first
 
 GRAM = 8
 """Gram matrices are used up to this many times the share of the gradient's cost that they take of its own memory."""
@@ -65,6 +66,9 @@ class BoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight, self.bias)
+        return examples_first(self._bounded, x)
+
+    def _bounded(self, x: Tensor) -> Tensor:
         return LinearGradients.apply(x, self.weight, self.bias, None, self.radius)
 
     def extra_repr(self) -> str:

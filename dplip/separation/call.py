@@ -19,6 +19,7 @@ class Seen(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     value: Tensor
+    strides: tuple[int, ...]
 
     @property
     def rank(self) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dplip.separation.call import Refused
 from dplip.separation.place import called_from
@@ -54,6 +57,9 @@ class Exits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in EXITS or func == DATA:
             self._check(func, args)
+        if func is F.one_hot:  # which reads its argument, only to say what is out of range
+            with _disable_current_modes():
+                return self._watch.run(torch.ops.aten.one_hot.default, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def _check(self, function: Any, args: Any) -> None:

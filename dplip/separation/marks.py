@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dplip.separation.call import refuse
-from dplip.separation.rows import Label, Public, Rows, by_strides
+from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 
 MARK = "_dplip_rows"
 """The attribute of a tensor that holds its mark. An attribute stays with a tensor as long as torch keeps it."""
 
 _numbers: dict[Label, int] = {}
-_codes: dict[tuple[int, torch.Size, torch.dtype], int] = {}
+_codes: dict[tuple[int, torch.Size, torch.dtype], object] = {}
 
 
 def numbered(label: Label) -> int:
@@ -28,7 +28,7 @@ class Mark:
     Attributes:
         watch: a token of the watch.
         label: where the examples are.
-        code: a number for label, shape and type together.
+        code: stands for label, shape and type together; no number, which arguments may be.
         origin: which result of which operator it is.
         base: the tensor that this is a part of, where torch does not know.
         version: the tensor's count of writes when the mark was made; a later write may make a constant's mark untrue.
@@ -36,7 +36,7 @@ class Mark:
 
     __slots__ = ("base", "code", "label", "origin", "version", "watch")
 
-    def __init__(self, watch: object, label: Label, code: int, origin: Any, version: int) -> None:
+    def __init__(self, watch: object, label: Label, code: object, origin: Any, version: int) -> None:
         self.watch, self.label, self.code, self.origin, self.version = watch, label, code, origin, version
         self.base: Tensor | None = None
 
@@ -63,7 +63,7 @@ class Marks:
         key = number, t.shape, t.dtype
         code = _codes.get(key)
         if code is None:
-            code = _codes[key] = len(_codes)
+            code = _codes[key] = object()
         mark = Mark(self._token, label, code, origin, version)
         if id(t) in self._given:
             self._given[id(t)] = t, mark
@@ -86,7 +86,7 @@ class Marks:
 
     def enter(self, t: Tensor, origin: Any) -> None:
         """Mark an input, whose axis 0 counts the examples, and its memory."""
-        self.mark(t, Rows(0), origin, t._version)
+        self.mark(t, Rows(0) if self._examples > 1 else alone(t.shape), origin, t._version)
         if t.numel() and t.stride(0):
             self._claims[t.untyped_storage()._cdata] = t, t.stride(0)
 
@@ -129,6 +129,8 @@ class Marks:
         return rows
 
     def _placed(self, t: Tensor, distance: int) -> Rows | None:
+        if self._examples == 1:
+            return alone(t.shape)
         return by_strides(distance, t.shape, t.stride(), int(t.storage_offset()), self._examples)
 
     def claim(self, t: Tensor, rows: Rows) -> None:

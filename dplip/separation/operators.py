@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import dplip.separation.rules  # noqa: F401  # registers them
-from dplip.separation.call import RULES, SIZED, Call, Rule, Seen, carry, refuse
+from dplip.separation.call import RULES, SIZED, Call, Carried, Refused, Rule, Seen, carry, refuse
 from dplip.separation.marks import numbered
-from dplip.separation.rows import Label, Public, Rows
+from dplip.separation.rows import MIXED, Label, Public, Rows, alone
 from dplip.separation.rules.elementwise import elementwise
+from dplip.separation.rules.indexing import index
 from dplip.separation.signature import Entry
 
-SAME = frozenset({"alias", "clone", "contiguous", "detach", "lift", "lift_fresh"})
+SAME = frozenset({"alias", "clone", "contiguous", "detach"})
 """Operators that give their argument's entries as they are; a signature leaves them out."""
 
 VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
@@ -30,6 +31,7 @@ class Operator:
         written: names of the arguments that it writes to.
         in_place: whether it writes to the entries of its first argument alone, and returns it.
         reshapes: whether it changes the shape of its first argument, and no entry.
+        views: whether its results are views of its first argument.
         fixed: whether shapes of arguments say the shapes of results.
     """
 
@@ -40,6 +42,7 @@ class Operator:
         alone = bool(self.written) and self.written == [schema.arguments[0].name]
         self.reshapes = torch.Tag.inplace_view in function.tags
         self.in_place = alone and not self.reshapes
+        self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.fixed = torch.Tag.dynamic_output_shape not in function.tags
         if alone and name.startswith("__i"):
             name = "__" + name[3:]
@@ -77,17 +80,31 @@ def decide(
     call = Call(operator.name, args, shapes, examples, tensors=tensors)
     if operator.rule is None or (operator.written and not operator.in_place and not operator.reshapes):
         labels = _unknown(call, operator)
+    elif examples == 1 and call.has_rows:  # one example mixes with none: its pass must fit the template of others
+        try:
+            labels = _ruled(call, operator.rule)
+        except Refused:
+            if not shapes:
+                raise
+            labels = [Rows(0)] * len(shapes)
+        labels = [
+            alone(s) if isinstance(label, Rows) and label != MIXED else label
+            for label, s in zip(labels, shapes, strict=True)
+        ]
     else:
-        said = operator.rule(call)
-        if isinstance(said, list):
-            labels = said
-        else:
-            number = len(shapes) if said.outputs is None else said.outputs
-            labels = [carry(call, said, shape) for shape in shapes[:number] or [()]]
-            labels += [Public()] * (len(shapes) - len(labels))
-    labels = labels[: len(shapes)]
-    decision = Decision(tuple(labels), tuple(map(numbered, labels)), _entry(operator, call, labels), call.counted)
-    return decision, operator.fixed and not call.by_value
+        labels = _ruled(call, operator.rule)
+    entry = _entry(operator, call, labels)
+    decision = Decision(tuple(labels), tuple(map(numbered, labels)), entry, call.counted)
+    return decision, (operator.fixed or operator.rule is index) and not call.by_value
+
+
+def _ruled(call: Call, rule: Rule) -> list[Label]:
+    said = rule(call)
+    if isinstance(said, Carried):
+        number = len(call.shapes) if said.outputs is None else said.outputs
+        labels = [carry(call, said, shape) for shape in call.shapes[:number] or [()]]
+        said = [*labels, *[Public()] * (len(call.shapes) - len(labels))]
+    return said[: len(call.shapes)]
 
 
 def _unknown(call: Call, operator: Operator) -> list[Label]:
@@ -111,13 +128,24 @@ def _unknown(call: Call, operator: Operator) -> list[Label]:
 
 
 def _entry(operator: Operator, call: Call, labels: list[Label]) -> Entry:
-    named = [(name, _plain(value)) for name, value in call.args.items() if not isinstance(value, Seen)]
-    args = () if operator.name in VIEWS else tuple(named)
-    results = tuple(
-        (label if isinstance(label, Rows) else None, shape if operator.fixed else ())
-        for label, shape in zip(labels, call.shapes, strict=False)
-    )
-    return Entry(operator.name, args, results, SIZED.get(operator.name, frozenset()))
+    if operator.name == "lift_fresh":  # a constant that was made of Python numbers
+        call.by_value = True
+        named = [("value", _entries(call["self"].value))]
+    else:
+        named = [(name, _plain(value)) for name, value in call.args.items() if not isinstance(value, Seen)]
+    name, args = ("view", ()) if operator.name in VIEWS else (operator.name, tuple(named))
+    results = []
+    for label, shape in zip(labels, call.shapes, strict=True):
+        rows = label if isinstance(label, Rows) else None
+        known = rows != MIXED if rows is not None else operator.fixed
+        results.append((rows, shape if known else ()))
+    return Entry(name, args, tuple(results), SIZED.get(operator.name, frozenset()))
+
+
+def _entries(t: Tensor) -> Any:
+    """The entries of a constant; of a long one some of its sums."""
+    t = t.detach()
+    return repr(t.tolist() if t.numel() <= 64 else [t.sum(d).flatten()[:64].tolist() for d in range(t.ndim)])
 
 
 def _plain(value: Any) -> Any:

@@ -46,6 +46,11 @@ MIXED = Rows(-1, 0, 0)
 """The label of what depends on all examples, such as a kernel's workspace: no dimension carries it."""
 
 
+def alone(shape: Shape) -> Rows:
+    """The place of the only example of a batch of one: all entries are its."""
+    return Rows(0, 1, shape[0]) if shape and shape[0] else MIXED
+
+
 def span(shape: Shape, axis: int) -> int:
     """How far apart two entries are in row-major order that are neighbours along a dimension."""
     return math.prod(shape[axis + 1 :])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dplip.errors import MixedExamplesError
-from dplip.separation.rows import Label, Rows
+from dplip.separation.rows import MIXED, Label, Rows, alone
 
 
 class Entry(NamedTuple):
@@ -89,10 +90,17 @@ class Template:
         return cls(merged)
 
     def fits(self, signature: Signature, examples: int) -> bool:
-        """Whether a pass over ``examples`` examples is one of this template."""
+        """Whether a pass over ``examples`` examples is one of this template.
+
+        For one example torch lays products out in other ways (a size of 1 can be anywhere), so there the arithmetic
+        alone is compared: its operators in turn, with their numbers and how many results they have.
+        """
         if examples not in self._at:
             self._at[examples] = [_of(entry, examples) for entry in self._entries]
-        return self._at[examples] == signature.entries
+        expected = self._at[examples]
+        return expected == signature.entries or (
+            examples == 1 and _arithmetic(expected) == _arithmetic(signature.entries)
+        )
 
 
 def _depends(at: int, signature: Signature, what: str) -> MixedExamplesError:
@@ -138,6 +146,23 @@ def _same(one: Any, two: Any, few: int, many: int, sized: bool) -> Any:
     raise Unlike(f"has the numbers {one} and {two}")
 
 
+_MOVES = frozenset({"view", "transpose", "t", "permute", "expand", "unsqueeze", "squeeze"})
+
+
+def _arithmetic(entries: list[tuple[Entry, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """The operators that compute, products and their sums by one name whatever their layout."""
+    found: list[tuple[Any, ...]] = []
+    for entry, _ in entries:
+        counts = tuple(math.prod(shape) for _, shape in entry.results)
+        if entry.name in ("mm", "bmm"):
+            found.append(("product", counts))
+        elif entry.name in ("addmm", "baddbmm") and dict(entry.args) == {"beta": 1, "alpha": 1}:
+            found += [("product", counts), ("add", (("alpha", 1),), counts)]
+        elif entry.name not in _MOVES:
+            found.append((entry.name, entry.args, counts))
+    return found
+
+
 def _of(entry: tuple[Entry, tuple[Any, ...]], examples: int) -> tuple[Entry, tuple[Any, ...]]:
     one, origins = entry
 
@@ -146,5 +171,9 @@ def _of(entry: tuple[Entry, tuple[Any, ...]], examples: int) -> tuple[Entry, tup
             return value.factor * examples
         return tuple(at(v) for v in value) if isinstance(value, tuple) and not isinstance(value, Rows) else value
 
+    def placed(label: Label | None, shape: tuple[int, ...]) -> Label | None:
+        return alone(shape) if examples == 1 and isinstance(label, Rows) and label != MIXED else label
+
     args = tuple((name, at(value)) for name, value in one.args)
-    return Entry(one.name, args, tuple((label, at(shape)) for label, shape in one.results), one.sized), origins
+    results = tuple((placed(label, at(shape)), at(shape)) for label, shape in one.results)
+    return Entry(one.name, args, results, one.sized), origins

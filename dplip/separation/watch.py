@@ -67,7 +67,10 @@ class Watch:
     def rows(self, t: Tensor) -> Rows | None:
         """Where the examples are in a tensor; None if it depends on none."""
         with torch._C.DisableTorchFunction():
-            label = self._marks.of(t).label
+            try:
+                label = self._marks.of(t).label
+            except Refused as refused:
+                self.refuse("this", refused)
         return label if isinstance(label, Rows) else None
 
     def made(self, t: Tensor) -> bool:
@@ -142,7 +145,7 @@ class Watch:
         results = [result] if isinstance(result, Tensor) else _tensors(result)
         if decision is None:
             decision = self._decide(operator, seen, [tuple(t.shape) for t in results], key)
-        self._note(operator, decision, results, origins)
+        self._note(operator, decision, results, origins, args[0] if operator.views else None)
         if operator.name.startswith("unsafe_"):
             self._marks.parts(results, args[0])
         if operator.written and not operator.in_place and not operator.reshapes:
@@ -151,7 +154,9 @@ class Watch:
                 self._marks.mark(t, Public(frozenset(), True, True), of(t).origin, t._version + 1)
         return result
 
-    def _note(self, operator: Operator, decision: Decision, results: Sequence[Tensor], origins: list[Any]) -> None:
+    def _note(
+        self, operator: Operator, decision: Decision, results: Sequence[Tensor], origins: list[Any], viewed: Any
+    ) -> None:
         """Mark the results and keep the entry."""
         signature = self.signature
         at = len(signature.entries)
@@ -160,11 +165,14 @@ class Watch:
         same = operator.name in SAME
         if not same:
             signature.entries.append((decision.entry, tuple(origins)))
-        # torch counts a write after it is done; detach_ is none
+        # torch counts a write, and ties a view to what it is of, after the operator is done; detach_ is no write
         later = 1 if (operator.in_place or operator.reshapes) and not same else 0
+        version = viewed._version if operator.views and viewed is not None else None
         for i, t in enumerate(results):
             origin = origins[0] if same else (at, i)
-            self._marks.put(t, decision.labels[i], decision.numbers[i], origin, t._version + later)
+            self._marks.put(
+                t, decision.labels[i], decision.numbers[i], origin, t._version + later if version is None else version
+            )
 
     def _decide(self, operator: Operator, seen: dict[str, Any], shapes: list[tuple[int, ...]], key: Any) -> Decision:
         decision, lasting = decide(operator, seen, shapes, self.examples)
@@ -175,7 +183,7 @@ class Watch:
         return decision
 
     def _seen(self, t: Tensor) -> Seen:
-        return Seen(self._marks.of(t).label, tuple(t.shape), t.dtype, t)
+        return Seen(self._marks.of(t).label, tuple(t.shape), t.dtype, t, t.stride())
 
 
 def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dplip.separation.call import Call, Carried, Dimensions, Seen, right, rule
-
 from dplip.separation.rows import Label
 
 

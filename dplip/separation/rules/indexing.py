@@ -16,6 +16,8 @@ def embedding(call: Call) -> Carried:
 
 @rule("one_hot")
 def one_hot(call: Call) -> Carried:
+    if call["num_classes"] < 0:
+        refuse("takes the number of classes from the examples.", "Give num_classes.")
     return Carried([(call["self"], but(call["self"]))])
 
 
@@ -47,7 +49,7 @@ def index_add(call: Call) -> Carried:
 
 
 def _layout(call: Call, self: Seen, indices: list[Seen | None]) -> tuple[list[int], int, int, list[int]]:
-    """The indexed dimensions, the indices' first dimension in the result, how many they have, and the dimensions left."""
+    """The indexed dimensions; where the indices' own dimensions begin in the result; their number; those that are left."""
     indexed = [k for k, index in enumerate(indices) if index is not None]
     rank = max(t.rank for t in indices if t is not None)
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
@@ -114,6 +116,7 @@ def _counts(call: Call, counter: Seen) -> int | None:
 def _masked(call: Call, self: Seen, given: list[Seen], indices: list[Seen | None]) -> Carried:
     """A mask as the only index: reading gives as many entries as it has, writing one number keeps them in place."""
     mask = given[0]
+    call.by_value = True
     if not call.has_rows:
         return Carried([(t, {}) for t in call.tensors])
     if call.name in ("index", "_unsafe_index"):

@@ -31,8 +31,8 @@ def convolution(call: Call) -> Carried:
     "mkldnn_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
     "adaptive_avg_pool1d", "mkldnn_adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "fractional_max_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
     "replication_pad3d",
 )  # fmt: skip
@@ -128,7 +128,8 @@ def recurrent(call: Call) -> Carried | list[Label]:
     batch = 0 if call["batch_first"] and call.name == "_cudnn_rnn" else 1
     for t in call.tensors:
         place = {batch: 0} if t is x else {t.rank - 2: 0} if any(t is s for s in states) else {}
-        carry(call, Carried([(x, {batch: 0}), (t, place)]), (x.shape[batch],))
+        if call.examples > 1:
+            carry(call, Carried([(x, {batch: 0}), (t, place)]), (x.shape[batch],))
     if not isinstance(x.label, Rows):
         refuse("starts a sequence that depends on no example from states that do.", "Start from zeros.")
     labels: list[Label] = [x.label.moved(batch if i == 0 else len(s) - 2) for i, s in enumerate(call.shapes[:3])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dplip.separation.call import Call, Carried, rule
+from dplip.separation.call import Call, Carried, refuse, rule
 from dplip.separation.rows import Label, Public
 
 
@@ -29,4 +29,10 @@ def ordered(call: Call) -> list[Label]:
 @rule("_local_scalar_dense", "is_nonzero", "equal", "is_same_size", "sym_size", "item")
 def number(call: Call) -> Carried:
     """A Python number: no dimension is left."""
+    if call.has_rows:
+        refuse(
+            "reads a number off examples, which the code may then use for any of them.",
+            "Keep it a tensor: write torch.where(condition, a, b) in place of if, x.gather or torch.arange(len(x)) in "
+            "place of an index.",
+        )
     return Carried([(t, {}) for t in call.tensors])

@@ -49,6 +49,17 @@ def linear(call: Call) -> Carried:
     return Carried(parts)
 
 
+@rule("_trilinear")
+def trilinear(call: Call) -> Carried:
+    """A sum of products of three tensors, each with new dimensions, over some dimensions."""
+    summed = call["sumdim"]
+    parts = []
+    for t, new in ((call[f"i{n}"], call[f"expand{n}"]) for n in (1, 2, 3)):
+        places = [k for k in range(t.rank + len(new)) if k not in new]
+        parts.append((t, {i: k - sum(s < k for s in summed) for i, k in enumerate(places) if k not in summed}))
+    return Carried(parts)
+
+
 @rule("_cdist_forward", "cdist", "_euclidean_dist")
 def cdist(call: Call) -> Carried:
     """Distances of rows of matrices in the last two dimensions."""

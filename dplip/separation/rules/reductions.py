@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dplip.separation.call import Call, Carried, but, rule, without, wrap
+from dplip.separation.call import Call, Carried, but, refuse, rule, without, wrap
 from dplip.separation.rules.elementwise import elementwise
 
 
@@ -17,6 +17,13 @@ def reduction(call: Call) -> Carried:
         return elementwise(call)
     self = call["self"]
     used = wrap(call.get("dim"), self.rank)
+    if call.has_rows and call.get("dim") is None:
+        refuse(
+            "computes over all entries of a tensor, of all examples.",
+            "Compute over dimensions of one example alone, as in x.mean(dim=1); write torch.where in place of if. "
+            "(transformers asks whether a padding mask masks anything: give it one of four dimensions, "
+            "mask[:, None, None, :].bool().)",
+        )
     return Carried([(self, but(self, *used) if call.get("keepdim") else without(self, used))])
 
 

@@ -32,6 +32,20 @@ def view(call: Call) -> list[Label]:
     return [found]
 
 
+@rule("as_strided", sized=("size",))
+def as_strided(call: Call) -> list[Label]:
+    """Refused, but for other strides of dimensions of size 1, which move nothing (torch's pooling sets them)."""
+    self, offset = call["self"], call["storage_offset"]
+    call.by_value = True
+    new = [s for n, s in zip(call["size"], call["stride"], strict=True) if n != 1]
+    if tuple(call["size"]) == self.shape and new == [s for n, s in zip(self.shape, self.strides, strict=True) if n != 1]:
+        if offset is None:
+            return [self.label]
+    if isinstance(self.label, Rows):
+        refuse("reads memory by its own strides, where examples cannot be followed.", "Use view, expand or unfold.")
+    return [Public(frozenset(), True, True)]
+
+
 @rule("permute")
 def permute(call: Call) -> Carried:
     self = call["self"]

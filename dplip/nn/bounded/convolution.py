@@ -52,7 +52,7 @@ class _Bounded(nn.modules.conv._ConvNd):
 class _Forward(_Bounded):
     def _of(self, x: Tensor) -> Tensor:
         if not self.training:
-            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[call-arg, attr-defined]
+            return self._conv_forward(x, self.weight, self.bias)
         return self._bounded(x, (0,) * len(self.kernel_size))
 
 

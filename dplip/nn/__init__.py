@@ -23,6 +23,14 @@ from dplip.nn.bounded import (
     BoundedRNNCell,
     bound_gradients,
     per_example,
+    BoundedConv1d,
+    BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
+    BoundedLinear,
+    bound_gradients,
 )
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
@@ -49,6 +57,7 @@ from dplip.nn.whitening import Whitening
 
 __all__ = [
     "BallProjection",
+    "BoundedConv1d",
     "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
@@ -61,6 +70,10 @@ __all__ = [
     "BoundedLSTM",
     "BoundedLSTMCell",
     "BoundedLayerNorm",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",

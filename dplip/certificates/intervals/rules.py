@@ -29,7 +29,7 @@ def functional_linear(call: Call, input: Box, weight: Tensor, bias: Tensor | Non
     return linear_box(weight, bias, input, F.linear)
 
 
-@interval(nn.Conv1d, nn.Conv2d, dn.BoundedConv2d)
+@interval(nn.Conv1d, nn.Conv2d, dn.BoundedConv1d, dn.BoundedConv2d)
 def convolution(module: nn.Conv1d | nn.Conv2d, x: Box) -> Box:
     return linear_box(module.weight, module.bias, x, lambda t, w: module._conv_forward(t, w, None))
 

@@ -6,6 +6,14 @@ from dplip.nn.bounded import functional
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
+from dplip.nn.bounded.convolution import (
+    BoundedConv1d,
+    BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
+)
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
 from dplip.nn.bounded.normalization import (
@@ -44,5 +52,13 @@ __all__ = [
     "bound_gradients",
     "functional",
     "per_example",
+    "BoundedConv1d",
+    "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
+    "BoundedLinear",
+    "bound_gradients",
     "summed",
 ]

@@ -68,42 +68,42 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     def pullback(v: Norms) -> Any:
         below, named = inner(v)
         if module.training:
-            positions = output.size // module.weight.shape[0]
-            # Each example was scaled to the radius before the sum over its positions, which rounds.
-            named = {k: n & Norms(n.shape, l2=radius).summed(positions) for k, n in named.items()}
+            named = {k: n & Norms(n.shape, l2=radius) for k, n in named.items()}
         return below, named
 
     return output, pullback
 
 
-def scaled_rows(
-    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
-) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
-
-    All are in the weight's type. With a radius, each example is scaled so that ``reuse |v| |x|`` and
-    ``sqrt(positions) |v|`` lie within it.
-    """
-    x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
+def into_radius(gradients: Tensor, radius: float | None) -> Tensor:
+    """One row for each example's gradient, scaled into the radius; None: as it is."""
     if radius is None:
-        return x, v, lambda: v
-    sizes, lengths = row_norms(x), row_norms(v)
-    kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # False for NaN
-    # The scaling is skipped only where it would change no row, so that a row never depends on the others.
-    if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROW_SLACK))):
-        if not _all(kept):
-            x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
-            # The norms are not recomputed: a copy may differ in memory layout, which would change the rounding of all.
-            sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))
-        norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # scale the smaller of the two tensors
-        inputs = x * scale_into(radius, norms, x) if on_input else x
-        cotangents = v if on_input else v * scale_into(radius, norms, v)
-    else:
-        inputs, cotangents = x, v
-    return inputs, cotangents, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
+        return gradients.flatten(1)
+    rows, scale = _rows_and_scale(gradients, radius)
+    return rows * scale[:, None]
 
 
-def _all(condition: Tensor) -> bool:
+def sum_into_radius(gradients: Tensor, radius: float | None) -> Tensor:
+    """The sum of examples' gradients, each scaled into the radius.
+
+    Each is a sum over positions that has been computed already. Its norm is that of the computed numbers, so how they
+    were rounded does not matter: an example adds a multiple of fixed numbers, which depend on no other example.
+    """
+    if radius is None:
+        return gradients.sum(0)
+    rows, scale = _rows_and_scale(gradients, radius)
+    return (scale @ rows).reshape(gradients.shape[1:])
+
+
+def _rows_and_scale(gradients: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    rows = gradients.flatten(1)
+    norms = row_norms(rows)
+    kept = norms <= LARGEST_NORM  # False for NaN
+    if not known(kept):
+        rows = torch.where(kept[:, None], rows, 0.0)
+    return rows, scale_into(radius, torch.where(kept, norms, math.inf), rows[:, 0])
+
+
+def known(condition: Tensor) -> bool:
     """Whether the condition is known to hold for every example."""
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return False

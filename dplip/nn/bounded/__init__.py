@@ -3,6 +3,9 @@
 from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
+from dplip.nn.bounded.convert import bound_gradients
+from dplip.nn.bounded.convolution import BoundedConv2d
+from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -39,6 +42,7 @@ __all__ = [
     "BoundedConvTranspose1d",
     "BoundedConvTranspose2d",
     "BoundedConvTranspose3d",
+    "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -63,5 +67,13 @@ __all__ = [
     "freeze_lora_a",
     "functional",
     "per_example",
+    "BoundedConv1d",
+    "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
+    "BoundedLinear",
+    "bound_gradients",
     "summed",
 ]

@@ -13,13 +13,16 @@ from dplip.norms import Norms, OperatorNorms
 from dplip.rules import Pullback, refuse_module, rule, through
 from dplip.validate import positive
 
+PART = 2**18
+"""The most entries of differences of tokens in memory at once, but for those of a single example."""
+
 
 class DistanceAttention(nn.Module):
     """Move each token towards all others, with weights that fall with the distance.
 
     ``y_t = x_t - 1/T sum_s w_ts (x_t - x_s)`` for T tokens, ``w_ts = 1 / sqrt(1 + |x_t - x_s|^2 / scale^2)``: a mean of
     all tokens with weights ``w_ts / T`` and the rest on t itself. It has no parameters: put orthogonal maps before and
-    behind. Its memory grows with T^2 features.
+    behind. Its time grows with T^2.
 
     Args:
         heads: number of equal parts of the features, each with distances of its own; must divide the features.
@@ -60,7 +63,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: float) -> Tensor:
-        return x - scale * _pulls(x, scale)[0].mean(-2)
+        return torch.cat([_stepped(rows, scale) for rows in _parts(x)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -70,10 +73,24 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        pulls, w = _pulls(x, ctx.scale)
-        apart = v.unsqueeze(-2) - v.unsqueeze(-3)
-        along = (pulls * apart).sum(-1, keepdim=True)
-        return v - (w * (apart - pulls * along)).mean(-2), None
+        parts = zip(_parts(x), _parts(v), strict=True)
+        return torch.cat([_pulled_back(rows, cotangent, ctx.scale) for rows, cotangent in parts]), None
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """A few examples at a time, since each has a difference of every two tokens."""
+    return x.split(max(1, PART // max(1, x[0].numel() * x.shape[-2]))) if len(x) else (x,)
+
+
+def _stepped(x: Tensor, scale: float) -> Tensor:
+    return x - scale * _pulls(x, scale)[0].mean(-2)
+
+
+def _pulled_back(x: Tensor, v: Tensor, scale: float) -> Tensor:
+    pulls, w = _pulls(x, scale)
+    apart = v.unsqueeze(-2) - v.unsqueeze(-3)
+    along = (pulls * apart).sum(-1, keepdim=True)
+    return v - (w * (apart - pulls * along)).mean(-2)
 
 
 def _pulls(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class RollChannels(nn.Module):
     1711.08141), which pads where this rolls.
     """
 
-    def __init__(self, along: tuple[int, ...] = (2, 3), dim: int = 1) -> None:
+    def __init__(self, along: int | tuple[int, ...] = (2, 3), dim: int = 1) -> None:
         super().__init__()
         along = (along,) if isinstance(along, int) else tuple(along)
         if not along or dim == 0 or 0 in along or dim in along or len(set(along)) < len(along):

@@ -1,5 +1,6 @@
 """Layers that torch lacks; each module has a rule."""
 
+from dplip.nn.attention import DistanceAttention
 from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import (
     BoundedConv1d,
@@ -45,7 +46,7 @@ from dplip.nn.frozen import Frozen
 from dplip.nn.gradient_ball import GradientBall
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
-from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
+from dplip.nn.linear import OrthogonalConv2d, OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.linf.sortnet import SortNetLinear
 from dplip.nn.log_compression import LogCompression
@@ -54,6 +55,7 @@ from dplip.nn.monotonic import Monotonic
 from dplip.nn.opponent import OpponentColors
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.private_mean import PrivateMean
+from dplip.nn.roll_channels import RollChannels
 from dplip.nn.scattering import Scattering2d
 from dplip.nn.shift import Shift
 from dplip.nn.splines.constraints import SplineProj
@@ -92,6 +94,7 @@ __all__ = [
     "ChannelLowPass",
     "Clamp",
     "CoefficientSpline",
+    "DistanceAttention",
     "Frozen",
     "FullSort",
     "GradientBall",
@@ -107,8 +110,10 @@ __all__ = [
     "Mirror",
     "Monotonic",
     "OpponentColors",
+    "OrthogonalConv2d",
     "OrthogonalLinear",
     "PrivateMean",
+    "RollChannels",
     "ScaledL2NormPool2d",
     "Scattering2d",
     "Shift",

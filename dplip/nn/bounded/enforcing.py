@@ -56,16 +56,18 @@ class Enforcing(torch.autograd.Function):
     """
 
     given = 1
+    grouped = False  # whether several rows in turn may belong to one example, as an argument says
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         watch = current()
         if watch is not None:
             for x in [a for a in args if isinstance(a, Tensor)][: cls.given]:
-                if watch.rows(x) not in (None, Rows(0)):  # None: the same value for each example
+                rows = watch.rows(x)  # None: the same value for each example
+                if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):
                     raise MixedExamplesError(
                         f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
-                        f"{tuple(x.shape)} with the examples at {watch.rows(x)}. Bring the batch to axis 0."
+                        f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
                     )
         return super().apply(*args)  # type: ignore[no-untyped-call]
 

@@ -5,6 +5,7 @@ Many are bugs that private-training libraries have had."""
 from attacks.mutants.accounting import ACCOUNTING, EPSILONS
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
+from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
 from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
@@ -39,4 +40,5 @@ MUTANTS = [
     *READ_BEFORE_TRAINING_AND_THREADS,
     *INNER_NODES,
     *FILES,
+    *ENFORCED,
 ]

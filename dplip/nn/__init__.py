@@ -2,7 +2,12 @@
 
 from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import (
+    BoundedConv1d,
     BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
     BoundedEmbedding,
     BoundedEmbeddingBag,
     BoundedGroupNorm,
@@ -23,14 +28,6 @@ from dplip.nn.bounded import (
     BoundedRNNCell,
     bound_gradients,
     per_example,
-    BoundedConv1d,
-    BoundedConv2d,
-    BoundedConv3d,
-    BoundedConvTranspose1d,
-    BoundedConvTranspose2d,
-    BoundedConvTranspose3d,
-    BoundedLinear,
-    bound_gradients,
 )
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
@@ -59,6 +56,10 @@ __all__ = [
     "BallProjection",
     "BoundedConv1d",
     "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -70,10 +71,6 @@ __all__ = [
     "BoundedLSTM",
     "BoundedLSTMCell",
     "BoundedLayerNorm",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",

@@ -1,11 +1,9 @@
 """Layers that bound each example's gradient of their own parameters, within one ordinary backward pass."""
 
+from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
-from dplip.nn.bounded import functional
 from dplip.nn.bounded.convert import bound_gradients
-from dplip.nn.bounded.convolution import BoundedConv2d
-from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -14,6 +12,7 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
 )
+from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
 from dplip.nn.bounded.normalization import (
@@ -30,7 +29,12 @@ from dplip.nn.bounded.recurrent import BoundedGRU, BoundedLSTM, BoundedRNN
 from dplip.nn.bounded.use import per_example
 
 __all__ = [
+    "BoundedConv1d",
     "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -52,13 +56,5 @@ __all__ = [
     "bound_gradients",
     "functional",
     "per_example",
-    "BoundedConv1d",
-    "BoundedConv2d",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
-    "BoundedLinear",
-    "bound_gradients",
     "summed",
 ]

@@ -7,7 +7,7 @@ from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
-from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
+from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
@@ -28,6 +28,7 @@ MUTANTS = [
     *RECORDS,
     *WHATEVER_THE_WEIGHTS,
     *OWN_GRADIENTS,
+    *SEQUENCES,
     *CERTIFICATES,
     *MEAN,
     *WEIGHTS_MOVED,

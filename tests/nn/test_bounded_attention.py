@@ -32,7 +32,7 @@ def layer(**options: Any) -> nn.MultiheadAttention:
 
 PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] + [True] * 4])
 CAUSAL = torch.ones(T, S, dtype=torch.bool).triu(1)
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": False},
     {"add_bias_kv": True},

@@ -154,3 +154,83 @@ SUMS = [
         "nn/test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",
     ),
 ]
+
+SEQUENCES = [
+    mutant(
+        "steps beyond a sequence's length counted",
+        "nn/bounded/recurrence.py",
+        "(slope[t] * g[:, None]).flatten(1), 0.0)",
+        "(slope[t] * g[:, None]).flatten(1), (slope[t] * g[:, None]).flatten(1))",
+        "nn/test_bounded_recurrent.py::test_what_lies_beyond_a_sequence_is_not_read",
+    ),
+    mutant(
+        "the weight of a GRU's state takes the cotangent of the input's",
+        "nn/bounded/recurrence.py",
+        "below, *own = of_all(ctx, d, on_state, x, h, w)",
+        "below, *own = of_all(ctx, d, d, x, h, w)",
+        "nn/test_bounded_recurrent.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "later steps send nothing to earlier ones",
+        "nn/bounded/recurrence.py",
+        "e = kept(on[t], here * forgotten[t], e)",
+        "e = kept(on[t], torch.zeros_like(here), e)",
+        "nn/test_bounded_recurrent.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "a bias of a recurrent layer is not scaled",
+        "nn/bounded/recurrence.py",
+        "into_radius(by_example(ctx, d).sum(1), ctx.radius)",
+        "into_radius(by_example(ctx, d).sum(1), None)",
+        "nn/test_bounded_recurrent.py::test_no_magnitude_takes_an_example_beyond_the_radius",
+    ),
+    mutant(
+        "each of an example's sequences is scaled by itself",
+        "nn/bounded/recurrent.py",
+        "return found.pop().inner",
+        "return 1",
+        "nn/test_bounded_recurrent.py::test_a_watch_says_which_sequences_are_one_example_s",
+    ),
+    mutant(
+        "sequences are taken for examples wherever these are",
+        "nn/bounded/recurrent.py",
+        "if len(found) != 1 or any(r.axis or r.outer != 1 for r in found):",
+        "if not found:",
+        "nn/test_bounded_recurrent.py::test_examples_along_another_axis_are_refused_under_a_watch",
+    ),
+    mutant(
+        "a layer's radius is looked at only when it is made",
+        "nn/bounded/recurrent.py",
+        "alive, each, checked_radius(self.radius))",
+        "alive, each, 1.0)",
+        "nn/test_bounded_recurrent.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "the packed projection of attention is used without a bound",
+        "nn/bounded/attention.py",
+        "LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))",
+        "F.linear(x, weight, bias)",
+        "nn/test_bounded_attention.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "the output of attention is projected as torch's layer does",
+        "nn/bounded/attention.py",
+        "self.out_proj(out.transpose(1, 2).flatten(2))",
+        "F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)",
+        "nn/test_bounded_attention.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "places of attention are taken for examples",
+        "nn/bounded/attention.py",
+        "t if self.batch_first else t.transpose(0, 1) for t",
+        "t for t",
+        "nn/test_bounded_attention.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "a row of keys is used without a bound",
+        "nn/bounded/attention.py",
+        "at_examples(row, x, self.radius, row.shape)",
+        "row",
+        "nn/test_bounded_attention.py::test_no_use_takes_an_example_beyond_the_radius",
+    ),
+]

@@ -8,7 +8,7 @@ from attacks.mutants.data import TABLES
 from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
-from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
+from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
@@ -29,6 +29,7 @@ MUTANTS = [
     *RECORDS,
     *WHATEVER_THE_WEIGHTS,
     *OWN_GRADIENTS,
+    *SEQUENCES,
     *CERTIFICATES,
     *MEAN,
     *WEIGHTS_MOVED,

@@ -44,6 +44,12 @@ def written_then_counted(x: Tensor) -> Tensor:
     return x + out
 
 
+def uncounted(x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 1, 1)
+    out.data.copy_(torch.arange(len(x)).view(-1, 1, 1))
+    return x + out
+
+
 def as_a_branch(x: Tensor) -> Tensor:
     return 2 * x if (x > 0).all() else x
 
@@ -127,6 +133,7 @@ MIX_SEQUENCES = {
     "hidden by a view": hidden_by_a_view,
     "hidden by an older view": hidden_by_an_older_view,
     "written by place": written_then_counted,
+    "written out of sight": uncounted,
     "written across": written_across,
     "written into uneven": uneven,
     "out": lambda x: torch.add(x.detach(), x.detach(), out=torch.empty(x.shape)),

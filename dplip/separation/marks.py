@@ -187,9 +187,10 @@ def _names(model: nn.Module | None) -> dict[int, Any]:
     """Names of the tensors that a model holds: weights, buffers, and attributes."""
     names: dict[int, Any] = {}
     for path, module in model.named_modules() if model is not None else ():
-        held = {**module._parameters, **module._buffers, **vars(module)}
-        for name, value in held.items():
-            for i, t in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-                if isinstance(t, Tensor):
-                    names.setdefault(id(t), (path, name, i))
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    names.setdefault(id(value), (path, name))
+                elif value and type(value) in (list, tuple):
+                    names.update((id(t), (path, name, i)) for i, t in enumerate(value) if isinstance(t, Tensor))
     return names

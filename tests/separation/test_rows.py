@@ -15,7 +15,7 @@ SIZES = [1, 2, 3, 4, 6]
 
 
 def shape_of(r: random.Random, entries: int) -> list[int]:
-    shape = []
+    shape: list[int] = []
     while entries > 1 and len(shape) < 3:
         shape.append(r.choice([d for d in range(1, entries + 1) if entries % d == 0]))
         entries //= shape[-1]
@@ -80,8 +80,8 @@ def test_equal_entries_stay_equal_in_a_view(seed: int) -> None:
         new = shape_of(r, math.prod(shape))
         moved = of.reshape(new)
         for place in viewed_equal(frozenset(equal), shape, new, examples):
-            rows = place if isinstance(place, Rows) else None
-            split = moved.movedim(place, 0) if rows is None else moved
-            if rows is not None:
-                split = moved.unflatten(rows.axis, (rows.outer, examples, rows.inner)).movedim(rows.axis + 1, 0)
+            if isinstance(place, int):
+                split = moved.movedim(place, 0)
+            else:
+                split = moved.unflatten(place.axis, (place.outer, examples, place.inner)).movedim(place.axis + 1, 0)
             assert torch.equal(split, split[:1].expand_as(split))

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dplip.errors import ConfigurationError
-from dplip.separation.call import Refused, Seen
+from dplip.separation.call import Refused, Seen, refuse
 from dplip.separation.exits import Exits
 from dplip.separation.marks import Marks, code_of
 from dplip.separation.operators import Decision, Operator, decide
 from dplip.separation.place import mixed
-from dplip.separation.rows import Public, Rows
+from dplip.separation.rows import UNKNOWN, Rows
 from dplip.separation.signature import Signature
 
 _local = threading.local()
@@ -37,7 +37,8 @@ class Watch:
 
     Guarantee: each entry of a tensor with :class:`Rows` depends on the inputs of one example alone, the one that Rows
     names, and in the same way for each; other tensors depend on no example. Assumes that all that computes with
-    examples are operators of torch in this thread; the known ways out of torch are refused.
+    examples are operators of torch in this thread; the known ways out of torch are refused. One example mixes with
+    none, so a pass over one is only followed: it must fit the template of passes over more.
 
     Args:
         inputs: tensors whose axis 0 counts the examples.
@@ -81,7 +82,7 @@ class Watch:
     def made(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that an operator of this pass has made."""
         with torch._C.DisableTorchFunction():
-            return self._marks.made(t) and isinstance(self._marks.of(t).label, Public)
+            return self._marks.made(t)
 
     def refuse(self, what: str, refused: Refused) -> NoReturn:
         """Raise the error that says where in the model examples mix, by what, and what to do."""
@@ -112,6 +113,8 @@ class Watch:
         if operator is None:
             operator = _operators[id(function)] = Operator(function)
         try:
+            if torch.is_inference_mode_enabled():
+                refuse("runs in inference mode, whose tensors do not count writes.", "Use torch.no_grad().")
             origins: list[Any] = []
             keys: list[Any] = [operator, self.examples]
             self._key(args, keys, origins)
@@ -149,11 +152,6 @@ class Watch:
         function, decision = operator.function, _decisions.get(key)
         seen: dict[str, Any] = {}
         if decision is None:
-            if operator.rule is None and not operator.written:
-                with self._operators:
-                    result = function.decompose(*args, **kwargs)
-                if result is not NotImplemented:
-                    return result
             seen = operator.bound(_map(args, self._seen), {k: _map(v, self._seen) for k, v in kwargs.items()})
             if operator.in_place:
                 decision = self._decide(operator, seen, [tuple(args[0].shape)], key)
@@ -174,7 +172,8 @@ class Watch:
         if operator.written and not operator.in_place and not operator.reshapes:
             bound = operator.bound(args, kwargs)
             for t in _tensors([bound[name] for name in operator.written]):
-                self._marks.mark(t, Public(frozenset(), True, True), self._marks.of(t).origin, t._version + 1)
+                self._marks.wrote(t, UNKNOWN)
+                self._marks.mark(t, UNKNOWN, self._marks.of(t).origin, t._version + 1)
         return result
 
     def _note(

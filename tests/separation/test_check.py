@@ -54,6 +54,18 @@ def test_dropout_and_caches_are_no_obstacle() -> None:
     check_separation(model, [vectors(7)], model)
 
 
+def test_a_number_is_no_tensor() -> None:
+    """An operator takes a tensor or a number at the same place: neither is taken for the other."""
+    x = vectors(5)
+    for number in range(400):
+        with Watch([x], 5) as watch:
+            x * number
+        assert dict(watch.signature.entries[0][0].args) == {"other": number}
+        with Watch([x], 5) as watch:
+            x * x
+        assert watch.signature.entries[0][0].args == ()
+
+
 def test_several_inputs_and_tokens() -> None:
     embedding = nn.Embedding(11, 8)
     check_separation(lambda ids, x: (embedding(ids) + x).flatten(1), [tokens(7), sequences(7)], embedding)

@@ -16,6 +16,7 @@ from attacks.mutants.records import FILES, RECORDS
 from attacks.mutants.rules import BOUNDS
 from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
 from attacks.mutants.sampling import SAMPLING
+from attacks.mutants.separation import SEPARATION
 from attacks.mutants.training import MEAN
 
 MUTANTS = [
@@ -35,6 +36,7 @@ MUTANTS = [
     *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
+    *SEPARATION,
     *ROUNDINGS,
     *TABLES,
     *SUMS,

@@ -1,7 +1,8 @@
 """Train a model of patches, or of a sequence of tokens with attention, privately, and certify its predictions.
 
 usage: python examples/certified_sequences.py [--mixing rolls|attention] [--epsilon 8] [--epochs 40] [--seed 0]
-       python examples/certified_sequences.py --data mnist --data-dir DIR --epsilon 3 --epochs 8 --batch-size 3000
+       python examples/certified_sequences.py --data mnist --data-dir DIR --epsilon 3 --epochs 8 --batch-size 3000 \\
+           --radius 10
 
 An image is cut into patches, which are the tokens. They are mixed by moves (``RollChannels``) or by attention
 (``DistanceAttention``), and turned by orthogonal maps with sorting between them. Every layer is 1-Lipschitz in l2, so
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--radius", type=float, default=10.0, help="of the ball that inputs are projected onto")
+    parser.add_argument("--radius", type=float, default=5.0, help="of the ball that inputs are projected onto")
     parser.add_argument("--temperature", type=float, default=8.0)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

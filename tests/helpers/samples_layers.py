@@ -28,6 +28,11 @@ LINEAR = [
     Sample(
         "BoundedLinear on tokens", lambda: dn.BoundedLinear(4, 5, radius=0.7), TOKENS, EVERY, train=True, linear=False
     ),
+    Sample(
+        *("BoundedLinear on many tokens", lambda: dn.BoundedLinear(3, 2, radius=0.7), (8, 3), EVERY),
+        train=True,
+        linear=False,
+    ),
     calls("F.linear", F.linear, (*BOTH, "w", "b"), w=(5, 4), b=(5,)),
     calls("x @ w", operator.matmul, (*BOTH, "w"), w=(4, 5)),
     calls("torch.matmul of tokens", torch.matmul, (*BOTH, "w"), TOKENS, w=(4, 5)),
@@ -96,6 +101,12 @@ CONVOLUTIONS = [
         lambda: dn.BoundedConv2d(2, 2, 3, padding=1, groups=2, radius=0.7),
         (2, 5, 5),
         ("bias",),
+        train=True,
+        linear=False,
+    ),
+    Sample("BoundedConv1d", lambda: dn.BoundedConv1d(2, 3, 2, stride=2), (2, 6), EVERY),
+    Sample(
+        *("BoundedConv1d in training", lambda: dn.BoundedConv1d(2, 3, 2, padding=1, radius=0.7), (2, 5), ("bias",)),
         train=True,
         linear=False,
     ),

@@ -89,7 +89,11 @@ class Windows(nn.Module):
 class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.middle, self.up = nn.Conv2d(C, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, C, 1)
+        self.down, self.middle, self.up = (
+            nn.Conv2d(C, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(16, C, 1),
+        )
         self.transposed, self.norm = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.GroupNorm(2, 8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +116,9 @@ class Translator(nn.Module):
         padding = ids < 2
         x = self.tokens(ids) + self.places(torch.arange(T).expand(len(ids), -1))
         causal = nn.Transformer.generate_square_subsequent_mask(T).bool()
-        y = self.mixer(x, x, x, key_padding_mask=padding & (torch.arange(T) > 0), attn_mask=causal, need_weights=False)[0]
+        y = self.mixer(x, x, x, key_padding_mask=padding & (torch.arange(T) > 0), attn_mask=causal, need_weights=False)[
+            0
+        ]
         x = self.norm(x + y)
         last = (~padding).long().cumsum(1).argmax(1)
         return self.out(x[torch.arange(len(ids)), last])

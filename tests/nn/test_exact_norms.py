@@ -12,6 +12,7 @@ import dplip.nn as dn
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn import sums
 from dplip.nn.bounded import convert
+from dplip.nn.bounded.enforcing import CANCELLED
 from dplip.nn.bounded.linear import by_itself, norm_of_sum
 from dplip.nn.gradient_ball import row_norms
 from dplip.propagation import Walk
@@ -248,6 +249,21 @@ def test_what_cancels_within_an_example_rounds_no_further_than_is_said():
     for i in range(20):
         (scaled,) = gradients(layer, x[i : i + 1].double(), v[i : i + 1].double())
         assert float(scaled.norm() / own[i].norm() * magnitudes[i]) <= sums.SPREAD * (1 + 1e-5)
+
+
+def test_what_cancels_in_a_gradient_by_itself_is_scaled_by_its_magnitudes():
+    """So that a product that rounds otherwise in another batch moves no example by more than a small share."""
+    linear, conv = dn.BoundedLinear(3, 2, bias=False), dn.BoundedConv1d(3, 2, 1, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(1, 20, 2, generator=generator, dtype=torch.float64)
+    v, x = v - v.mean(1, keepdim=True) + 1e-6, torch.full((1, 20, 3), 1e4, dtype=torch.float64)
+    magnitudes = float((v.norm(dim=2) * x.norm(dim=2)).sum())
+    true = float((v.mT @ x).norm())
+    assert by_itself(20, 3, 2) and magnitudes > 1e4 * true
+    for layer, given, sent in ((linear, x, v), (conv, x.mT, v.mT)):
+        (found,) = gradients(layer.double(), given, sent)
+        share = float(found.norm()) / true * magnitudes
+        assert CANCELLED / 2 <= share <= CANCELLED * (1 + 1e-5)
 
 
 def test_several_terms_of_an_example_are_charged_their_magnitudes():

@@ -29,6 +29,13 @@ BOUNDED = [
         "nn/test_exact_norms.py::test_what_cancels_within_an_example_rounds_no_further_than_is_said",
     ),
     mutant(
+        "magnitudes that cancel in a gradient by itself are not bounded",
+        "nn/bounded/enforcing.py",
+        "torch.maximum(row_norms(rows), magnitudes / CANCELLED)",
+        "row_norms(rows)",
+        "nn/test_exact_norms.py::test_what_cancels_in_a_gradient_by_itself_is_scaled_by_its_magnitudes",
+    ),
+    mutant(
         "magnitudes that cancel are not charged",
         "nn/sums.py",
         "depth *= SPREAD if terms > 1 else 1",
@@ -52,8 +59,8 @@ BOUNDED = [
     mutant(
         "an example's gradient by itself at the sum's norm",
         "nn/bounded/enforcing.py",
-        "    norms = row_norms(rows)\n",
-        "    norms = row_norms(rows[:, :1])\n",
+        "torch.maximum(row_norms(rows), magnitudes / CANCELLED)",
+        "magnitudes / CANCELLED",
         LAW,
     ),
     mutant(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def tokens(side: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def products(layer: nn.Module, x: Tensor, v: Tensor) -> tuple[float, float]:
+def products(layer: Any, x: Tensor, v: Tensor) -> tuple[float, float]:
     """The products of norms that bound the gradients of weight and bias."""
     size, length = float(x.norm()), float(v.norm())
     if isinstance(layer, nn.Conv2d):
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def measure(
-    layers: list[tuple[str, nn.Module]],
+    layers: list[tuple[str, Any]],
     model: nn.Module,
     x: Tensor,
     y: Tensor,

@@ -2,9 +2,8 @@
 
 from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
-from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
 from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
-from dplip.nn.bounded.convert import bound_gradients
+from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -13,12 +12,8 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
 )
-from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
-from dplip.nn.bounded.convert import bound_gradients
-from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.fix import fix
-from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
 from dplip.nn.bounded.lora import freeze_lora_a
@@ -37,11 +32,6 @@ from dplip.nn.bounded.use import per_example
 
 __all__ = [
     "BoundedConv1d",
-    "BoundedConv2d",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
     "BoundedConv2d",
     "BoundedConv3d",
     "BoundedConvTranspose1d",

@@ -85,7 +85,8 @@ class LinearGradients(Summed):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         Summed.setup_context(ctx, inputs, output)
-        ctx.terms = summation(tuple(inputs[1].shape), tuple(output.shape[1:])).terms
+        if isinstance(output, Tensor):  # and not a symbol of torch.fx, which goes into a subclass without a rule
+            ctx.terms = summation(tuple(inputs[1].shape), tuple(output.shape[1:])).terms
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:

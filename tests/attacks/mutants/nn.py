@@ -5,7 +5,7 @@ from attacks.mutants.mutant import mutant
 AUTOCAST_OFF = "        with torch.autocast(v.device.type, enabled=False):\n"
 LINEAR_BACKWARD = (
     "            if for_weight or for_bias:\n"
-    "                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+    "                # In the weight's type, which has as many digits: (examples, positions, features).\n"
 )
 
 WHATEVER_THE_WEIGHTS = [
@@ -25,16 +25,16 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "a bounded layer that forgets its input",
-        "nn/bounded/enforcing.py",
-        "norms, on_input = reuse * sizes * lengths,",
-        "norms, on_input = reuse * lengths,",
+        "nn/bounded/linear.py",
+        "norms = (sizes * lengths).sum(1)\n    # The",
+        "norms = lengths.sum(1)\n    # The",
         "nn/test_bounded.py::test_every_example_is_scaled_by_itself_to_the_radius",
     ),
     mutant(
         "a bounded layer that stays in half precision",
-        "nn/bounded/enforcing.py",
-        "x, v = x.to(weight.dtype), v.to(weight.dtype)",
-        "x, v = x.to(v.dtype), v",
+        "nn/bounded/linear.py",
+        "(t.to(weight.dtype).reshape",
+        "(t.to(v.dtype).reshape",
         "nn/test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
     ),
     mutant(
@@ -114,15 +114,15 @@ SUMS = [
     mutant(
         "an attribute turns sums in blocks off",
         "nn/bounded/hooks.py",
-        "done = bounded and module.training",
+        "done = type(module).forward in BOUNDED and module.training",
         'done = hasattr(module, "radius") and module.training',
         "nn/test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
     ),
     mutant(
         "norms are taken anew when an example is left out",
-        "nn/bounded/enforcing.py",
-        "sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))",
-        "sizes, lengths = row_norms(x), row_norms(v)",
+        "nn/bounded/linear.py",
+        "norms = torch.where(kept, norms, 0.0)",
+        "norms = row_norms(x) * row_norms(v)",
         "nn/test_sums.py::test_an_example_that_is_left_out_moves_no_other",
     ),
     mutant(

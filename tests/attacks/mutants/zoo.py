@@ -3,6 +3,7 @@
 Many are bugs that private-training libraries have had."""
 
 from attacks.mutants.accounting import ACCOUNTING, EPSILONS
+from attacks.mutants.bounded import BOUNDED
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
 from attacks.mutants.enforced import ENFORCED
@@ -40,6 +41,7 @@ MUTANTS = [
     *ROUNDINGS,
     *TABLES,
     *SUMS,
+    *BOUNDED,
     *READ_BEFORE_TRAINING_AND_THREADS,
     *INNER_NODES,
     *FILES,

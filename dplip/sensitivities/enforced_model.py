@@ -1,4 +1,4 @@
-"""Enforced models: whatever their code, layers bound the gradient of each trained parameter, and examples do not mix."""
+"""Enforced models: whatever their code, layers bound the gradient of each parameter, and examples do not mix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The uses of parameters are read off the graph that ran: radii add up over uses, and nothing else may send a gradient."""
+"""Uses of parameters are read off the graph that ran: radii add up, and nothing else may send a gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enforced models: whatever their code, neighbouring sums lie within the radii, and what no operator shows is refused."""
+"""Enforced models: whatever their code, neighbouring sums lie within the radii; what mixes examples is refused."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Enforcing(torch.autograd.Function):
                         f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
                         f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
                     )
-        return super().apply(*args)  # type: ignore[no-untyped-call]
+        return super().apply(*args)
 
 
 def is_enforcing(node: Any) -> bool:

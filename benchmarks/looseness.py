@@ -2,9 +2,9 @@
 
 usage: python benchmarks/looseness.py [--data-dir DIR] [--dataset digits] [--steps 200] [--examples 100]
 
-Each network is trained without noise. Then, for each layer and parameter, medians over examples of: what the layer takes
-the norm for, over the exact norm (an example is scaled to r times the quotient of the two, for r half its norm); and the
-products of norms ``sqrt(m) |v| |x|``, of the bias ``sqrt(positions) |v|``, over the exact norm.
+Each network is trained without noise. Then, for each layer and parameter, medians over examples of: what the layer
+takes the norm for, over the exact norm (an example is scaled to r times the quotient of the two, for r half its norm);
+and the products of norms ``sqrt(m) |v| |x|``, of the bias ``sqrt(positions) |v|``, over the exact norm.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from dplip.errors import (
     ConfigurationError,
     DPLipError,
     LedgerError,
+    MixedExamplesError,
     UnboundedInputError,
     UnboundedOperationError,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "FixedSizeLoader",
     "FrobeniusBall",
     "LedgerError",
+    "MixedExamplesError",
     "Norms",
     "OperatorNorms",
     "Orthogonal",

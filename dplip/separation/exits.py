@@ -39,7 +39,7 @@ EXITS: dict[Callable[..., Any], tuple[str, str]] = {
             _TENSOR.numpy, _TENSOR.__array__, _TENSOR.tolist, _TENSOR.data_ptr, _TENSOR.untyped_storage,
             _TENSOR.storage, _TENSOR._typed_storage, _TENSOR.__dlpack__, _TENSOR.__reduce_ex__, _TENSOR.__deepcopy__,
             _TENSOR.share_memory_, _TENSOR.apply_, _TENSOR.map_, _TENSOR.map2_, _TENSOR.data.__set__,
-            _TENSOR.__cuda_array_interface__.__get__,
+            _TENSOR.__cuda_array_interface__.__get__, _TENSOR.__repr__, _TENSOR.__format__,
         ],
         _LEAVES,
     ),

@@ -17,7 +17,7 @@ from dplip.separation.exits import Exits
 from dplip.separation.marks import Marks, code_of
 from dplip.separation.operators import Decision, Operator, decide
 from dplip.separation.place import mixed
-from dplip.separation.rows import UNKNOWN, Rows
+from dplip.separation.rows import UNKNOWN, Public, Rows
 from dplip.separation.signature import Signature
 
 _local = threading.local()
@@ -93,6 +93,7 @@ class Watch:
             raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
         if torch.is_inference_mode_enabled():
             raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")
+        torch.clear_autocast_cache()  # weights that another pass has cast
         for i, t in enumerate(self._inputs):
             self._marks.enter(t, ("input", i))
         _local.watch = self
@@ -171,9 +172,10 @@ class Watch:
             self._marks.parts(_tensors(result), args[0])
         if operator.written and not operator.in_place and not operator.reshapes:
             bound = operator.bound(args, kwargs)
+            written = next((label for label in decision.labels if isinstance(label, Public)), UNKNOWN)
             for t in _tensors([bound[name] for name in operator.written]):
-                self._marks.wrote(t, UNKNOWN)
-                self._marks.mark(t, UNKNOWN, self._marks.of(t).origin, t._version + 1)
+                self._marks.wrote(t, written)
+                self._marks.mark(t, written, self._marks.of(t).origin, t._version + 1)
         return result
 
     def _note(

@@ -167,6 +167,8 @@ MIX_SEQUENCES = {
 
 MIX_IMAGES = {
     "batch norm": lambda x: BATCH_NORM(x),
+    "batch norm of channels": lambda x: F.batch_norm(x.permute(1, 2, 0, 3), None, None, None, None, True),
+    "printed": lambda x: x * len(str(x)),
     "functional batch norm": lambda x: F.batch_norm(x, None, None, training=True),
     "instance norm by batch norm": lambda x: INSTANCE(x),
     "regrouped group norm": lambda x: F.group_norm(x.transpose(0, 1), 1).transpose(0, 1),

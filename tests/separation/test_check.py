@@ -66,6 +66,15 @@ def test_a_number_is_no_tensor() -> None:
         assert watch.signature.entries[0][0].args == ()
 
 
+def test_weights_may_be_computed_and_cast() -> None:
+    computed = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+    scaled = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    model = nn.Sequential(computed, nn.ReLU(), scaled)
+    check_separation(model, [vectors(7)], model, probe=False)  # the first moves with every pass
+    with torch.autocast("cpu", torch.bfloat16):
+        check_separation(nn.Linear(8, 3), [vectors(7)], probe=False)
+
+
 def test_several_inputs_and_tokens() -> None:
     embedding = nn.Embedding(11, 8)
     check_separation(lambda ids, x: (embedding(ids) + x).flatten(1), [tokens(7), sequences(7)], embedding)

@@ -108,8 +108,11 @@ class Watch:
         self._exits.__exit__(kind, value, traceback)
         _local.watch = None
 
-    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and mark its results."""
+    def run(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], instead: Callable[..., Any] | None = None
+    ) -> Any:
+        """Run an operator, or what stands for it, and mark its results."""
+        call = instead or function
         operator = _operators.get(id(function))
         if operator is None:
             operator = _operators[id(function)] = Operator(function)
@@ -125,8 +128,8 @@ class Watch:
             key = tuple(keys)
             decision = _decisions.get(key)
             if decision is None or operator.written or operator.parts:
-                return self._carefully(operator, args, kwargs, key, origins)
-            result = function(*args, **kwargs)
+                return self._carefully(operator, call, args, kwargs, key, origins)
+            result = call(*args, **kwargs)
             self._note(operator, decision, result, origins, args)
             return result
         except Refused as refused:
@@ -147,10 +150,10 @@ class Watch:
                 keys.append(value)
 
     def _carefully(
-        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
+        self, operator: Operator, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
     ) -> Any:
         """Run an operator that is new, or writes to its arguments: it is asked before it writes."""
-        function, decision = operator.function, _decisions.get(key)
+        decision = _decisions.get(key)
         seen: dict[str, Any] = {}
         if decision is None:
             seen = operator.bound(_map(args, self._seen), {k: _map(v, self._seen) for k, v in kwargs.items()})
@@ -164,7 +167,7 @@ class Watch:
                 self._marks.claim(args[0], label)
             else:
                 self._marks.wrote(args[0], label)
-        result = function(*args, **kwargs)
+        result = call(*args, **kwargs)
         if decision is None:
             decision = self._decide(operator, seen, [tuple(t.shape) for t in _tensors(result)], key)
         self._note(operator, decision, result, origins, args)

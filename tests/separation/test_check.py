@@ -8,6 +8,7 @@ from helpers.separate import Twice, Windows, images, made, sequences, tokens, ve
 from torch import Tensor, nn
 
 from dplip.errors import MixedExamplesError
+from dplip.runtime.secret import Secret, lent
 from dplip.separation import Watch, check_separation
 
 
@@ -64,6 +65,18 @@ def test_a_number_is_no_tensor() -> None:
         with Watch([x], 5) as watch:
             x * x
         assert watch.signature.entries[0][0].args == ()
+
+
+def test_secret_masks_are_drawn_for_each_entry_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 3))
+    template = check_separation(model, [vectors(7)], model)
+    with lent(Secret(), True):
+        for n in (1, 3, 7):
+            x = vectors(n)
+            with Watch([x], n, model) as watch:
+                result = model(x)
+            assert template.fits(watch.signature, n)
+            result.sum().backward()
 
 
 def test_weights_may_be_computed_and_cast() -> None:

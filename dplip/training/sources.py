@@ -113,7 +113,7 @@ class Enforced:
             require_separate(self._loss, shape, _like(self.model.model))
             self._state = shape, guards_of(self._loss)
         found = {} if seen is None else seen.uses
-        self._uses = {name: use | found.get(name, use) for name, use in self.model.planned.items()}
+        self._uses = {name: found.get(name, use) for name, use in self.model.planned.items()}
         return {name: use.bound * (1 + GRADIENT_SLACK) for name, use in self._uses.items()}
 
     def passes(self) -> Passes:

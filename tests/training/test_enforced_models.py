@@ -124,40 +124,35 @@ def step(model: nn.Module, optimizer: Any, loader: Any, x: Tensor) -> None:
 
 
 class Counting(Gated):
-    """A model that does something else with more than eight examples."""
+    """A model that does something else with some numbers of examples."""
+
+    other = 9
 
     def forward(self, x: Tensor) -> Tensor:
         z = super().forward(x)
-        return z / 2 if len(x) > 8 else z
+        return z / 2 if len(x) == self.other else z
 
 
-def test_another_number_of_examples_must_run_the_same_operators() -> None:
+@pytest.mark.parametrize("count", [1, 9])
+def test_another_number_of_examples_must_run_the_same_operators(count: int) -> None:
     model, optimizer, loader = private(Counting(), LOSS, items(CASES["a product"]))
+    model.other = count
     step(model, optimizer, loader, torch.randn(7, 6))
     weights = [p.detach().clone() for p in model.parameters()]
-    optimizer._bounds.source.model._known[9] = optimizer._bounds.source.model._known[5]
     with pytest.raises(ConfigurationError, match="other operators"):
-        step(model, optimizer, loader, torch.randn(9, 6))
+        step(model, optimizer, loader, torch.randn(count, 6))
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 
 
-class Twice(Gated):
-    twice = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = super().forward(x)
-        return z + super().forward(-x) if self.twice else z
-
-
-def test_a_use_more_than_was_planned_is_noised() -> None:
-    """The same operators on public examples, so nothing mixes; but each weight is used twice."""
-    model, optimizer, loader = private(Twice(), LOSS, items(CASES["a product"]))
+def test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for() -> None:
+    model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]))
     assert optimizer.sensitivities()["a.weight"] == pytest.approx(1.0, rel=0.01)
-    model.twice = True
+    model.a.radius = model.b.radius = 3.0
     drawn: list[float] = []
     optimizer.noise.add_ = lambda t, std: drawn.append(std)
     step(model, optimizer, loader, torch.randn(7, 6))
-    assert min(drawn) >= 2.0
+    assert optimizer.sensitivities()["a.weight"] >= 3.0 and optimizer.sensitivities()["head.weight"] < 1.1
+    assert sum(std >= 3.0 for std in drawn) == 4
 
 
 def test_a_node_refuses_examples_that_are_not_in_front() -> None:

@@ -44,7 +44,7 @@ ENFORCED = [
     mutant(
         "operators other than were tried pass",
         "sensitivities/enforced_model.py",
-        "if self._known[count].entries == watch.signature.entries:",
+        "if self._templates[self._precision()].fits(watch.signature, watch.examples):",
         "if True:",
         f"{MODELS}::test_another_number_of_examples_must_run_the_same_operators",
     ),
@@ -67,7 +67,7 @@ ENFORCED = [
         "training/passes.py",
         "return Seen(uses=self._uses)",
         "return Seen()",
-        f"{MODELS}::test_a_use_more_than_was_planned_is_noised",
+        f"{MODELS}::test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for",
     ),
     mutant(
         "examples of any shape are taken",

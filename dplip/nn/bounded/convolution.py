@@ -8,6 +8,7 @@ own, before a convolution without padding.
 from __future__ import annotations
 
 import math
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, into_radius, sum_into_radius
+from dplip.nn.gradient_ball import row_norms
 from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import of_convolution, of_rows
 from dplip.norms import Norms

@@ -22,6 +22,7 @@ from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
+from dplip.training.learned import Learned, Learning
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
@@ -102,7 +103,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
-        self._steps = 0
+        self._steps, self._learning = 0, Learning()
         self._project_every = whole("project_every", project_every, least=1)
         self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
@@ -159,6 +160,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         return self._bounds()
 
+    def learned(self) -> Learned:
+        """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
+        return self._learning.learned()
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take one private step, or accumulate while the batch is incomplete.
@@ -206,12 +211,14 @@ class DPLipOptimizer(Fixed, Optimizer):
                 p.grad = torch.zeros_like(p)
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
+        self._learning.record(parameters, {name: std / self.expected_batch_size for name, std in stds.items()})
         keep_gradients_of(list(parameters.values()), self.original)
         self._settings, self._only.open = None, True
         try:
             self.original.step()
         finally:
             self._only.open = False
+        self._learning.compare(parameters)
         self._monitor.reset()  # the gradients are public now
         self._steps += 1
         if self._steps % self._project_every == 0:

@@ -20,9 +20,11 @@ from dplip.noise import GaussianNoise, split
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
+from dplip.training.adam import CorrectedAdam
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
 from dplip.training.learned import Learned, Learning
+from dplip.training.radii import Radii
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
@@ -104,6 +106,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
         self._steps, self._learning = 0, Learning()
+        self._radii = Radii(model, batches.expected_batch_size)
+        self._radii.clear()
         self._project_every = whole("project_every", project_every, least=1)
         self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
@@ -211,7 +215,11 @@ class DPLipOptimizer(Fixed, Optimizer):
                 p.grad = torch.zeros_like(p)
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
-        self._learning.record(parameters, {name: std / self.expected_batch_size for name, std in stds.items()})
+        self._adapt(sums, stds, empty)
+        deviations = {name: std / self.expected_batch_size for name, std in stds.items()}
+        self._learning.record(parameters, deviations)
+        if isinstance(self.original, CorrectedAdam):
+            self.original.tell({p: deviations[name] for name, p in parameters.items()})
         keep_gradients_of(list(parameters.values()), self.original)
         self._settings, self._only.open = None, True
         try:
@@ -227,16 +235,25 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def _collect(self) -> None:
         """Add the gradients of a physical batch to those of the others, and clear them."""
-        for name, p in self.model.named_parameters():
+        for name, p in [*self.model.named_parameters(), *self._radii.leaves()]:
             if p.grad is not None:
                 self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
                 p.grad = None
+
+    def _adapt(self, sums: dict[str, Tensor], stds: dict[str, float], empty: bool) -> None:
+        """Add noise to the slack of adaptive layers, and move their radii by it, for the steps to come."""
+        if self._radii:
+            noisy = self._radii.noisy(self.noise, sums, stds, empty)
+            radii = self._radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.walk.summations.items()})
+            self._bounds.after(lambda: self._radii.set(radii))
+            self.state["radii"] = radii
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
         if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
+        self._radii.clear()
         self._monitor.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,6 +263,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._settings is not None:
             raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
         self.original.load_state_dict(state_dict)
+        self._bounds.after(lambda: self._radii.set(self.state.get("radii", {})))
         self._watch_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

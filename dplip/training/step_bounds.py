@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dplip.accounting import NEIGHBORING
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
+from dplip.nn.bounded.slack import adaptive_layers
 from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.norms import NormCache
 from dplip.propagation import Walk
@@ -64,6 +66,11 @@ class StepBounds:
         self._warned = False
 
     @property
+    def _slack(self) -> bool:
+        """Whether some layer has a slack coordinate."""
+        return any(True for _ in adaptive_layers(self._model))
+
+    @property
     def most_in_part(self) -> int:
         """The most examples in a physical batch, but for a negligible chance."""
         return most_examples(getattr(self._batches, "expected_part_size", self._batches.expected_batch_size))
@@ -79,7 +86,9 @@ class StepBounds:
         state = guards_of(self._loss), self._loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
             require_separate(self._loss, shape, next(p for p in self._model.parameters() if p.requires_grad))
-            constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)
+            # A slack coordinate fills the radius, so the radius is charged even where propagated norms are smaller.
+            enforced = self._half or self._slack
+            constant = enforced_sensitivity(self.walk) if enforced else constant_sensitivity(self.walk, self._loss)
             self._constant = state, constant
         bounds = self._constant[1]
         if bounds is None:
@@ -93,6 +102,31 @@ class StepBounds:
             }
         )
 
+    def after(self, change: Callable[[], None]) -> None:
+        """Let radii change, and nothing else in the model: the trace holds none of them, and bounds scale with them."""
+        traced, before = guards_of(self._model) == self.walk.guards, self._radii()
+        change()
+        if not traced:
+            return
+        self.walk.guards, now = guards_of(self._model), self._radii()
+        factors = {name: {new / old for new, old in zip(now[name], before[name], strict=True)} for name in now}
+        state, bounds = self._constant or (None, None)
+        if bounds is None or any(len(found) > 1 for found in factors.values()):
+            self._constant = None  # layers that share a parameter: computed again
+        else:
+            scaled = {name: bound * max(factors.get(name, {1.0})) for name, bound in bounds.items()}
+            self._constant = state, Sensitivities(scaled)
+
+    def _radii(self) -> dict[str, list[float]]:
+        """The radii of all layers that use a parameter, by its name."""
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        found: dict[str, list[float]] = {}
+        for layer in self._model.modules():
+            radius = 1.0 if getattr(layer, "slack", None) is None else float(layer.radius)  # type: ignore[arg-type]
+            for p in layer.parameters(recurse=False):
+                found.setdefault(names[id(p)], []).append(radius)
+        return found
+
     def _lost(self, name: str) -> float:
         how, p = self.walk.summations[name], self._model.get_parameter(name)
         return lost(self.most, how.terms * how.uses, p.numel(), p.dtype)
@@ -103,10 +137,11 @@ class StepBounds:
         A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
         """
         part, found = self.most_in_part, {}
+        of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
         for name, how in self.walk.summations.items():
             dtype = self._model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
         return found
 
     def warn_of_rounding(self) -> None:
@@ -122,7 +157,7 @@ class StepBounds:
 
     def warn_of_growth(self, total: float) -> None:
         """Warn once if the sensitivity has grown much since the first step, before the budget is spent."""
-        if total > GROWTH * self.planned and not self._warned:
+        if total > GROWTH * self.planned and not self._warned and not self._slack:
             self._warned = True
             warnings.warn(
                 f"the sensitivity has grown from {self.planned:.3g} to {total:.3g}, and the noise with it, because "

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.slack import FIRST, new_slack
 from dplip.rules.registry import HARMLESS
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,23 +30,29 @@ def bounds(*classes: type | str) -> Callable[[C], C]:
     return register
 
 
-def bound_gradients(model: M, radius: float = 1.0) -> M:
+def bound_gradients(model: M, radius: float | str = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
     Args:
         model: any module; subclasses that change what their layer computes are left as they are.
-        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
+        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones. ``"auto"``: the private
+            optimizer adapts each layer's radius at every step, by what the step releases anyway
+            (:mod:`dplip.training.radii`).
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
     """
-    checked_radius(radius)
+    automatic = isinstance(radius, str)
+    if automatic and radius != "auto":
+        raise ConfigurationError(f"radius={radius!r}: give a number, or 'auto'.")
+    first = FIRST if isinstance(radius, str) else checked_radius(radius)
     layer: Any
     for layer in list(model.modules()):
         kind = counterpart(layer)
         if kind is not None:
             layer.__class__ = kind
-            layer.radius = float(radius)
+            layer.radius = first
+            layer.slack = new_slack(layer.weight.device) if automatic else None
             getattr(layer, "check_settings", lambda: None)()
     return model
 

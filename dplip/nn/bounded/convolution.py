@@ -13,6 +13,7 @@ from torch.nn.grad import conv2d_input
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, scaled_rows
+from dplip.nn.bounded.slack import slack_of
 from dplip.nn.sums import of_convolution, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
@@ -32,6 +33,8 @@ class BoundedConv2d(nn.Conv2d):
     Guarantee: as for :class:`BoundedLinear`.
     """
 
+    slack: Tensor | None = None
+
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.radius = checked_radius(radius)
@@ -50,7 +53,7 @@ class BoundedConv2d(nn.Conv2d):
         settings = (self.stride, self.padding, self.dilation, self.groups)
         padding = tuple((int(p), int(p)) for p in self.padding)
         reuse = math.sqrt(most_reads(tuple(x.shape[2:]), self.kernel_size, self.stride, padding, self.dilation))
-        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, reuse, settings)
+        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack, reuse, settings)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -66,6 +69,7 @@ class ConvolutionGradients(Summed):
         bias: Tensor | None,
         output: Tensor | None,
         radius: float | None,
+        slack: Tensor | None,
         reuse: float,
         settings: Any,
     ) -> Tensor:
@@ -74,22 +78,24 @@ class ConvolutionGradients(Summed):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+        for_x, for_weight, for_bias, _, _, for_slack, *_ = ctx.needs_input_grad
         (reuse, settings), shapes = ctx.geometry, (x.shape, weight.shape)
         if v.ndim == 3:  # a sequence is treated as an image of height 1
             x, weight, v = (t.unsqueeze(2) for t in (x, weight, v))
             settings = (*((n, *s) for n, s in zip((1, 0, 1), settings[:3], strict=True)), settings[3])
-        gradient = bias = below = None
+        gradient = bias = below = slack = None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = scaled_rows(x, v, weight, ctx.radius, reuse, math.prod(v.shape[2:]))
+                inputs, scaled, sent, norms = scaled_rows(x, v, weight, ctx.radius, reuse, math.prod(v.shape[2:]))
                 if for_weight:
                     gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
                 bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
+                if for_slack and norms is not None:
+                    slack = slack_of(ctx.radius, norms[0] if for_weight else norms[1])
                 del inputs, scaled, sent  # frees the scaled copy before the next product
             if for_x:
                 below = conv2d_input(x.shape, weight.to(v.dtype), v, *settings).reshape(shapes[0])
-        return below, gradient, bias, None, None, None, None
+        return below, gradient, bias, None, None, slack, None, None
 
 
 @rule(BoundedConv2d)

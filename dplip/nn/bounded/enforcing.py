@@ -78,15 +78,15 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
 
 def scaled_rows(
     x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
-) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
+) -> tuple[Tensor, Tensor, Callable[[], Tensor], tuple[Tensor, Tensor] | None]:
+    """Inputs and cotangents for the weight's gradient, a function that gives the cotangents for the bias's, and norms.
 
     All are in the weight's type. With a radius, each example is scaled so that ``reuse |v| |x|`` and
-    ``sqrt(positions) |v|`` lie within it.
+    ``sqrt(positions) |v|`` lie within it. The norms are those two before scaling, for each example.
     """
     x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
     if radius is None:
-        return x, v, lambda: v
+        return x, v, lambda: v, None
     sizes, lengths = row_norms(x), row_norms(v)
     kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # False for NaN
     # The scaling is skipped only where it would change no row, so that a row never depends on the others.
@@ -100,7 +100,8 @@ def scaled_rows(
         cotangents = v if on_input else v * scale_into(radius, norms, v)
     else:
         inputs, cotangents = x, v
-    return inputs, cotangents, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
+    of_bias = math.sqrt(positions) * lengths
+    return inputs, cotangents, lambda: v * scale_into(radius, of_bias, v), (reuse * sizes * lengths, of_bias)
 
 
 def _all(condition: Tensor) -> bool:
@@ -120,6 +121,6 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, *ctx.geometry = inputs
+        x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

@@ -20,13 +20,13 @@ def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     if done or not (trained and isinstance(output, Tensor) and output.requires_grad):
         return None
     if isinstance(module, nn.Linear):
-        return LinearGradients.apply(args[0], module.weight, module.bias, output.detach(), None)
+        return LinearGradients.apply(args[0], module.weight, module.bias, output.detach(), None, None)
     x, padding = args[0], module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * (x.ndim - 2)
     settings = (module.stride, padding, module.dilation, module.groups)
-    return ConvolutionGradients.apply(x, module.weight, module.bias, output.detach(), None, 1.0, settings)
+    return ConvolutionGradients.apply(x, module.weight, module.bias, output.detach(), None, None, 1.0, settings)
 
 
 SUMMED.update({nn.Linear.forward, BoundedLinear.forward})

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, scaled_rows
+from dplip.nn.bounded.slack import slack_of
 from dplip.nn.sums import of_products, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, rule
@@ -40,6 +41,8 @@ class BoundedLinear(nn.Linear):
     Source: clipping by layer with the norm of an outer product, Goodfellow, 2015, arXiv 1510.01799.
     """
 
+    slack: Tensor | None = None
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, radius: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.radius = checked_radius(radius)
@@ -47,7 +50,7 @@ class BoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight, self.bias)
-        return LinearGradients.apply(x, self.weight, self.bias, None, self.radius)
+        return LinearGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -57,22 +60,31 @@ class LinearGradients(Summed):
     """A linear map, whose node bounds the gradients of weight and bias."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None) -> Tensor:
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor | None,
+        radius: float | None,
+        slack: Tensor | None = None,
+    ) -> Tensor:
         return F.linear(x, weight, bias) if output is None else output
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-        gradient = bias = below = None
+        for_x, for_weight, for_bias, _, _, for_slack = ctx.needs_input_grad
+        gradient = bias = below = slack = None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = scaled_rows(x, v, weight, ctx.radius, 1.0, math.prod(v.shape[1:-1]))
+                inputs, scaled, sent, norms = scaled_rows(x, v, weight, ctx.radius, 1.0, math.prod(v.shape[1:-1]))
                 gradient = of_products(scaled.flatten(0, -2), inputs.flatten(0, -2)) if for_weight else None
                 bias = of_rows(sent().flatten(0, -2)) if for_bias else None
+                if for_slack and norms is not None:
+                    slack = slack_of(ctx.radius, norms[0] if for_weight else norms[1])
                 del inputs, scaled, sent  # frees the scaled copy before the next product
             below = v @ weight.to(v.dtype) if for_x else None
-        return below, gradient, bias, None, None
+        return below, gradient, bias, None, None, slack
 
 
 @rule(BoundedLinear)

@@ -65,6 +65,9 @@ class DPLipOptimizer(Fixed, Optimizer):
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
             if it keeps gradients of its own, what it releases has no noise. Reports name it.
 
+    Attributes:
+        radii: the radii that follow the gradients (:class:`dplip.training.radii.Radii`).
+
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
 
@@ -106,8 +109,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
         self._steps, self._learning = 0, Learning()
-        self._radii = Radii(model, batches.expected_batch_size)
-        self._radii.clear()
+        self.radii = Radii(model, batches.expected_batch_size)
         self._project_every = whole("project_every", project_every, least=1)
         self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
@@ -235,17 +237,17 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def _collect(self) -> None:
         """Add the gradients of a physical batch to those of the others, and clear them."""
-        for name, p in [*self.model.named_parameters(), *self._radii.leaves()]:
+        for name, p in [*self.model.named_parameters(), *self.radii.leaves()]:
             if p.grad is not None:
                 self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
                 p.grad = None
 
     def _adapt(self, sums: dict[str, Tensor], stds: dict[str, float], empty: bool) -> None:
         """Add noise to the slack of adaptive layers, and move their radii by it, for the steps to come."""
-        if self._radii:
-            noisy = self._radii.noisy(self.noise, sums, stds, empty)
-            radii = self._radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.walk.summations.items()})
-            self._bounds.after(lambda: self._radii.set(radii))
+        if self.radii:
+            noisy = self.radii.noisy(self.noise, sums, stds, empty)
+            radii = self.radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.walk.summations.items()})
+            self._bounds.after(lambda: self.radii.set(radii))
             self.state["radii"] = radii
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -253,7 +255,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
-        self._radii.clear()
+        self.radii.clear()
         self._monitor.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,7 +265,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._settings is not None:
             raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
         self.original.load_state_dict(state_dict)
-        self._bounds.after(lambda: self._radii.set(self.state.get("radii", {})))
+        self._bounds.after(lambda: self.radii.set(self.state.get("radii", {})))
         self._watch_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

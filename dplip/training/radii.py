@@ -100,7 +100,7 @@ class Radii:
         """
         found = {}
         for path, layer, owner in self.layers():
-            reach = layer.radius * uses[owner] * self._size
+            reach = layer.radius * uses.get(owner, 1) * self._size
             share, noise = float(noisy[path]) / reach, stds[owner] / reach
             self.shares[path] = share = min(1.0, max(0.0, share))
             rate = RATE * min(1.0, NOISY / noise) if noise else RATE

@@ -52,7 +52,7 @@ def bound_gradients(model: M, radius: float | str = 1.0) -> M:
         if kind is not None:
             layer.__class__ = kind
             layer.radius = first
-            layer.slack = new_slack(layer.weight.device) if automatic else None
+            layer.slack = new_slack(layer.weight.device) if automatic and hasattr(kind, "slack") else None
             getattr(layer, "check_settings", lambda: None)()
     return model
 

@@ -48,7 +48,8 @@ class Enforcing(torch.autograd.Function):
     ``radius`` and ``terms`` are set for each node, ``given`` is the class's.
 
     Guarantee: for every input, cotangent and parameter, the sum over one example of the gradient of each parameter has
-    an l2 norm of at most ``radius``. The examples are the first axis of the inputs.
+    an l2 norm of at most ``radius``. The examples are the first axis of the inputs. A tensor argument may be the leaf
+    of a slack coordinate (:mod:`dplip.nn.bounded.slack`), which fills the radius of the first trained parameter.
     """
 
     given = 1

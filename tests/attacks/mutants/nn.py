@@ -47,7 +47,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "propagated bounds used under autocast",
         "training/step_bounds.py",
-        "enforced_sensitivity(self.walk) if self._half else ",
+        "enforced_sensitivity(self.walk) if enforced else ",
         "",
         "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
     ),

@@ -64,14 +64,18 @@ class Movement:
 class Learned(Mapping[str, Movement]):
     """Parameter name -> how it moved in the steps so far; ``str`` gives a table.
 
+    Attributes:
+        steps: the number of steps that were looked at: all of this optimizer's.
+        radii: the present radius of each layer whose radius follows its gradients.
+
     Guarantee: a function of what the steps released, so it costs no privacy. A layer that no gradient reached is taken
     to have learned with a probability of 0.3%.
 
     Source: the cube root of a chi-square is nearly normal, Wilson and Hilferty 1931.
     """
 
-    def __init__(self, movements: Mapping[str, Movement], steps: int) -> None:
-        self._movements, self.steps = dict(movements), steps
+    def __init__(self, movements: Mapping[str, Movement], steps: int, radii: Mapping[str, float]) -> None:
+        self._movements, self.steps, self.radii = dict(movements), steps, dict(radii)
 
     def __getitem__(self, name: str) -> Movement:
         return self._movements[name]
@@ -102,10 +106,8 @@ class Learned(Mapping[str, Movement]):
 
     def plain(self) -> dict[str, Any]:
         """The entry of a report."""
-        return {
-            "steps": self.steps,
-            "parameters": {n: {**asdict(m), "deviations": m.deviations} for n, m in self.items()},
-        }
+        found = {name: {**asdict(m), "deviations": m.deviations} for name, m in self.items()}
+        return {"steps": self.steps, "parameters": found, "radii": self.radii}
 
     def warn(self) -> None:
         """Warn, once, of parameters that did not learn, by name."""
@@ -161,9 +163,10 @@ class Learning:
             self._moved[name] = not torch.equal(before, _some(parameters[name]))
         self._before.clear()
 
-    def learned(self) -> Learned:
-        """What the steps so far tell."""
-        return Learned({n: _movement(self._moved.get(n, False), *kept) for n, kept in self._sums.items()}, self._steps)
+    def learned(self, radii: Mapping[str, float] | None = None) -> Learned:
+        """What the steps so far tell, beside the radii that they have led to."""
+        found = {n: _movement(self._moved.get(n, False), *kept) for n, kept in self._sums.items()}
+        return Learned(found, self._steps, radii or {})
 
 
 def _movement(moved: bool, total: Tensor, steps: int) -> Movement:

@@ -168,7 +168,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def learned(self) -> Learned:
         """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
-        return self._learning.learned()
+        return self._learning.learned(self.radii.present())
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

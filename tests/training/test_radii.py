@@ -240,5 +240,6 @@ def test_a_resumed_run_goes_on_with_its_radii(tmp_path):
     second._run.open(resume=True)
     second._run.close()
     assert radii(second.model) == kept[-1] != [1.0, 1.0]
-    third = trainer(adaptive(), output_dir=tmp_path, checkpoint_every=3).fit(resume=True)
+    third: Any = trainer(adaptive(), output_dir=tmp_path, checkpoint_every=3).fit(resume=True)
     assert third.accountant.num_steps == 16
+    assert third.report()["learned"]["radii"] == {"0": third.model[0].radius, "2": third.model[2].radius}

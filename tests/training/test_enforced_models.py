@@ -161,7 +161,7 @@ def test_a_node_refuses_examples_that_are_not_in_front() -> None:
 
     layer, x = dplip.nn.BoundedLinear(6, 2), torch.randn(4, 5, 6)
     with Watch([x], 4), pytest.raises(MixedExamplesError, match="axis 0"):
-        LinearGradients.apply(x.transpose(0, 1), layer.weight, layer.bias, None, 1.0)
+        LinearGradients.apply(x.transpose(0, 1), layer.weight, layer.bias, None, 1.0, None)
 
 
 def test_a_parameter_that_no_layer_bounds_is_refused_by_name() -> None:

@@ -13,6 +13,7 @@ from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
+from attacks.mutants.radii import ADAM, LEARNED, SLACK
 from attacks.mutants.records import FILES, RECORDS
 from attacks.mutants.rules import BOUNDS
 from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
@@ -46,4 +47,7 @@ MUTANTS = [
     *INNER_NODES,
     *FILES,
     *ENFORCED,
+    *LEARNED,
+    *SLACK,
+    *ADAM,
 ]

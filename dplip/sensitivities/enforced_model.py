@@ -60,15 +60,16 @@ class EnforcedModel:
             outputs = self._template()
             self.draws = self._draws()
             self._require_separate()
-        self.planned = self.uses(outputs)
+        found = self.uses(outputs)
         for name in self._names().values():
-            if name not in self.planned:
+            if name not in found:
                 refuse(
                     name,
                     "a trainable parameter",
                     "is not used by the model's output.",
                     "Freeze it with requires_grad_(False).",
                 )
+        self.planned = {name: found[name] for name in self._names().values()}
 
     def watch(self, call: Call) -> Watch:
         """A watch of a pass with this call, which refuses operators that mix examples."""

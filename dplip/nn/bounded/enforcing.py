@@ -59,20 +59,22 @@ class Enforcing(torch.autograd.Function):
     """
 
     given = 1
-    grouped = False  # whether several rows in turn may belong to one example, as an argument says
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        watch = current()
-        if watch is not None:
-            for x in [a for a in args if isinstance(a, Tensor)][: cls.given]:
-                rows = watch.rows(x)  # None: the same value for each example
-                if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):
-                    raise MixedExamplesError(
-                        f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
-                        f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
-                    )
-        return super().apply(*args)
+
+def require_in_front(x: Tensor, grouped: bool = False) -> None:
+    """Refuse an input of a node whose examples are not its first axis, as far as the present watch knows.
+
+    Args:
+        x: the input.
+        grouped: whether several rows in turn may belong to one example.
+    """
+    watch = current()
+    rows = None if watch is None else watch.rows(x)  # None: the same value for each example
+    if rows not in (None, Rows(0, inner=rows.inner if rows is not None and grouped else 1)):
+        raise MixedExamplesError(
+            f"a layer that bounds each example's gradient was given a value of shape {tuple(x.shape)} with the "
+            f"examples at {rows}. Bring the batch to axis 0."
+        )
 
 
 def is_enforcing(node: Any) -> bool:
@@ -157,6 +159,7 @@ class Summed(Enforcing):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
+        require_in_front(x)
         ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

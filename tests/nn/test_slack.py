@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import examples
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from dplip.errors import ConfigurationError
 from dplip.nn import BoundedConv2d, BoundedLinear, bound_gradients
@@ -68,7 +69,7 @@ def test_the_search_ascends_to_the_radius_and_not_beyond():
     x: Any = torch.randn(1, 2, 4, 4, requires_grad=True)
     v: Any = torch.randn(1, 3, 4, 4, requires_grad=True)
     for _ in range(60):
-        gradient = torch.nn.grad.conv2d_weight(x, layer.weight.shape, v, padding=1)
+        gradient = conv2d_weight(x, layer.weight.shape, v, padding=1)
         (gradient.norm() / (x.norm() * v.norm())).backward()
         with torch.no_grad():
             for t in (x, v):

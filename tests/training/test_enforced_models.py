@@ -78,7 +78,8 @@ class Changing(Gated):
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.way, self.kept, self.count = way, None, 0
+        self.way, self.count = way, 0
+        self.kept: Tensor | None = None
         self.register_buffer("mean", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Recurrence(Enforcing):
     """
 
     given = 2
+    grouped = True
 
     @staticmethod
     @once_differentiable

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from separation.zoo.cases import VECTOR, Case, Of
+from separation.zoo.mixing_late import enlarge
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -70,7 +71,7 @@ def a_hook_of_a_parameter_enlarges(m: Any) -> None:
 
 @mixes
 def a_hook_after_accumulation_enlarges(m: Any) -> None:
-    m.a.weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(100))
+    m.a.weight.register_post_accumulate_grad_hook(enlarge)
 
 
 @mixes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,7 +77,7 @@ class EnforcedModel:
         tensors = self.example.tensors(call)
         return Watch(tensors, len(tensors[0]), self.model)
 
-    def problem(self, watch: Watch, outputs: list[Tensor]) -> str | None:
+    def problem(self, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> str | None:
         """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
         for output in outputs:
             if watch.rows(output) != Rows(0):
@@ -85,10 +85,10 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        if self._template.fits(watch.signature, watch.examples):
+        if self._fits(watch, uses):
             return None
         self.plan()  # the model may have been changed between steps: then it does the same on public examples
-        if self._template.fits(watch.signature, watch.examples):
+        if self._fits(watch, uses):
             return None
         return (
             f"the model has run other operators on {watch.examples} examples than on {COUNTS[0]} and {COUNTS[1]} "
@@ -96,6 +96,11 @@ class EnforcedModel:
             "Let it do the same at every step, whatever len(x); give torch.cdist "
             'compute_mode="donot_use_mm_for_euclid_dist".'
         )
+
+    def _fits(self, watch: Watch, uses: Mapping[str, Use]) -> bool:
+        """Whether a pass is as on public examples, on the way there and back."""
+        counts = [{name: use.summation.uses for name, use in each.items()} for each in (uses, self.planned)]
+        return counts[0] == counts[1] and self._template.fits(watch.signature, watch.examples)
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
         """Per trained parameter, its uses in the graph of these outputs."""

@@ -140,7 +140,7 @@ class Watch:
                 self._key(value, inner, origins)
                 keys.append(tuple(inner))
             else:
-                keys.append(value)
+                keys += type(value), value  # 2 is not 2.0
 
     def _carefully(
         self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]

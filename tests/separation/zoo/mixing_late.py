@@ -124,6 +124,14 @@ def a_weight_follows_the_data_at_a_late_call(m: Any, x: Tensor) -> Tensor:
 
 
 @mixes(steps=40)
+def weights_are_scaled_by_the_data_at_a_late_call(m: Any, x: Tensor) -> Tensor:
+    if late(m) and m.calls == 31:
+        with torch.no_grad():
+            m.a.weight /= m.a(x).std()
+    return m.head(m.a(x))
+
+
+@mixes(steps=40)
 def a_backward_of_its_own_at_a_late_call(m: Any, x: Tensor) -> Tensor:
     h = m.a(x)
     return m.head(CentredBack.apply(h) if late(m) else h.clone())

@@ -285,15 +285,6 @@ def data_are_written_into_a_frozen_parameter(m: Any, x: Tensor) -> Tensor:
 
 
 @mixes()
-def initialised_by_the_first_batch(m: Any, x: Tensor) -> Tensor:
-    if not hasattr(m, "ready"):
-        m.ready = True
-        with torch.no_grad():
-            m.a.weight /= m.a(x).std()
-    return m.head(m.a(x))
-
-
-@mixes()
 def written_behind_the_call(m: Any, x: Tensor) -> Tensor:
     z = m.head(m.a(x))
     m.head.bias.data += 1e-3 * z.detach().mean(0)

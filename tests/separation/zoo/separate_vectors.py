@@ -302,7 +302,8 @@ def pixel_shuffle_and_pads(m: Any, x: Tensor) -> Tensor:
 def spatial_transformer(m: Any, x: Tensor) -> Tensor:
     h = m.a(x)
     theta = m.grid(pooled(h)).view(-1, 2, 3)
-    return m.head(pooled(F.grid_sample(h, F.affine_grid(theta, list(h.shape), align_corners=False))))
+    grid = F.affine_grid(theta, list(h.shape), align_corners=False)
+    return m.head(pooled(F.grid_sample(h, grid, align_corners=False)))
 
 
 @apart(IMAGE, {"inner": nn.Linear(3 * 16, 8)})

@@ -7,6 +7,7 @@ from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
+from attacks.mutants.mixing import WHATEVER_THE_NUMBER
 from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
@@ -30,6 +31,7 @@ MUTANTS = [
     *OWN_GRADIENTS,
     *CERTIFICATES,
     *MEAN,
+    *WHATEVER_THE_NUMBER,
     *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,

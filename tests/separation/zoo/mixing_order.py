@@ -136,7 +136,7 @@ def words_of_all_in_one_row_split_wrongly(m: Any, x: Tensor, lengths: Tensor) ->
 @mixes(LENGTHS)
 def ragged_rows_as_a_nested_tensor_whose_values_are_centred(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
     rows = [row[: int(n)] for row, n in zip(m.a(x), lengths, strict=True)]
-    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    nested: Any = torch.nested.nested_tensor(rows, layout=torch.jagged)
     flat = nested.values()
     padded = torch.nested.nested_tensor_from_jagged(flat - flat.mean(0), nested.offsets()).to_padded_tensor(0.0)
     return m.head(padded.sum(1))

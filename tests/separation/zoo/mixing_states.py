@@ -168,7 +168,7 @@ def kept_in_a_generator(m: Any, x: Tensor) -> Tensor:
 def kept_in_a_context_variable(m: Any, x: Tensor) -> Tensor:
     h = m.a(x)
     z = m.head(h + KEPT_BY_THREAD.get())
-    KEPT_BY_THREAD.set(h.detach().mean())  # type: ignore[arg-type]
+    KEPT_BY_THREAD.set(h.detach().mean())
     return z
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from separation.zoo.cases import Case, Of, linear
 from separation.zoo.mixing_backward import BACKWARD
 from separation.zoo.mixing_branches import BRANCHES
 from separation.zoo.mixing_late import LATE
@@ -50,6 +53,19 @@ def test_what_does_not_mix_is_trained(name: str) -> None:
 def test_what_is_not_understood_is_refused(name: str) -> None:
     with pytest.raises((UnboundedOperationError, ConfigurationError), match=REFUSED[name]):
         SEPARATE[name].train()
+
+
+def test_numbers_of_other_types_are_other_numbers() -> None:
+    for power in (2, 2.0, 2):
+        Case(
+            lambda power=power: Of(lambda m, x: m.head(m.a(x) / m.a(x).norm(power, 1, keepdim=True)), **linear(6))
+        ).train()
+    SEPARATE["siamese"].train()
+
+
+def test_batches_of_one_are_as_others() -> None:
+    for name in ("perceiver", "vision transformer", "lstm"):
+        replace(SEPARATE[name], batch=1, steps=20).train()
 
 
 def test_no_name_stands_for_two_models() -> None:

@@ -105,11 +105,6 @@ def _of_examples(part: Callable[[slice], Tensor], examples: int, held: int) -> T
     return _tree(chained, 0, examples, step * CHAIN)
 
 
-def of_parts(of: Callable[[int, int], Tensor], examples: int, part: int) -> Tensor:
-    """The sum of what a function gives for the examples of a range, over ranges of at most ``part`` (a block)."""
-    return _tree(of, 0, examples, part)
-
-
 def _tree(of: Callable[[int, int], Tensor], start: int, end: int, leaf: int) -> Tensor:
     """The sum over a range by a tree: the range is halved until a part is a leaf."""
     leaves = -(-(end - start) // leaf)

@@ -114,8 +114,9 @@ class SecureNoise(GaussianNoise):
 
 
 def secure_noise(noise_multiplier: float, model: nn.Module) -> SecureNoise:
-    """The noise of all trainable parameters of a model."""
-    return SecureNoise(noise_multiplier, max(1, sum(p.requires_grad for p in model.parameters())))
+    """The noise of all trainable parameters of a model, and of the slack coordinates beside them."""
+    slack = sum(getattr(m, "slack", None) is not None for m in model.modules())
+    return SecureNoise(noise_multiplier, max(1, slack + sum(p.requires_grad for p in model.parameters())))
 
 
 def check_secure(accountant: str, seed: int | None, sampling: str = "poisson") -> None:

@@ -146,9 +146,8 @@ class DPLipTrainer(Fixed):
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
-        self.norm, self.show_private_loss = norm, show_private_loss
+        self.norm, self.show_private_loss, self.autocast = norm, show_private_loss, autocast
         model.to(resolve_device(device, model))  # in place: the optimizer's parameters stay the model's
-        self.autocast = autocast
         if autocast is not None:
             require_autocast(device_of(model).type, autocast)
         self._calls = Calls(model, unpack, output)
@@ -295,6 +294,7 @@ class DPLipTrainer(Fixed):
                 bar.close()
             self._run.close()
             self._run.seconds += time.perf_counter() - started
+        self.optimizer.learned().warn()
         return self
 
     @full_precision()
@@ -336,6 +336,7 @@ class DPLipTrainer(Fixed):
         return {
             "privacy": self._run.spent(),
             "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},
+            "learned": self.optimizer.learned().plain(),
             "certified": certified(accuracy_at, radii, self.norm if norm is None else norm),
             "time": self._run.time(),
             "resume": {"begun": self._run.begun, "numbers": self._run.resumes},

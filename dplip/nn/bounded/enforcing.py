@@ -28,6 +28,9 @@ radius."""
 CANCELLED = 256.0
 """Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
+CANCELLED = 256.0
+"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
+
 
 def checked_radius(radius: float) -> float:
     if positive(radius) < SMALLEST:
@@ -69,7 +72,7 @@ class Enforcing(torch.autograd.Function):
                         f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
                         f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
                     )
-        return super().apply(*args)  # type: ignore[no-untyped-call]
+        return super().apply(*args)
 
 
 def is_enforcing(node: Any) -> bool:
@@ -92,16 +95,21 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def into_radius(gradients: Tensor, radius: float | None) -> Tensor:
+def into_radius(gradients: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
     """One row for each example's gradient, scaled into the radius; None: as it is."""
     if radius is None:
         return gradients.flatten(1)
     rows = gradients.flatten(1)
-    rows, scale = _scaled(rows, row_norms(rows), radius)
+    norms = row_norms(rows)
+    if told is not None:
+        told.append(norms)
+    rows, scale = _scaled(rows, norms, radius)
     return rows * scale[:, None]
 
 
-def sum_into_radius(gradients: Tensor, radius: float | None, magnitudes: Tensor | None) -> Tensor:
+def sum_into_radius(
+    gradients: Tensor, radius: float | None, magnitudes: Tensor | None, told: list[Tensor] | None = None
+) -> Tensor:
     """The sum of examples' gradients, each scaled into the radius; with no radius and magnitudes, as they are.
 
     Each is a sum over positions that has been computed already. Its norm is that of the computed numbers, so how they
@@ -111,11 +119,15 @@ def sum_into_radius(gradients: Tensor, radius: float | None, magnitudes: Tensor 
         magnitudes: per example, a bound of the norm of the sum of the magnitudes of its terms. They are scaled into
             ``CANCELLED`` times the radius, so that even a product that rounded otherwise in another batch would move an
             example's share by few hundred roundings of the radius.
+        told: gets the bounds of the norms before scaling (:mod:`dplip.nn.bounded.slack`).
     """
     if radius is None or magnitudes is None:
         return gradients.sum(0)
     rows = gradients.flatten(1)
-    rows, scale = _scaled(rows, torch.maximum(row_norms(rows), magnitudes / CANCELLED), radius)
+    norms = torch.maximum(row_norms(rows), magnitudes / CANCELLED)
+    if told is not None:
+        told.append(norms)
+    rows, scale = _scaled(rows, norms, radius)
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
@@ -144,7 +156,7 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, *ctx.geometry = inputs
+        x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
         ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

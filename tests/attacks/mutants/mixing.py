@@ -8,9 +8,9 @@ WHATEVER_THE_NUMBER = [
     mutant(
         "a pass compared with public passes of its own number of examples alone",
         "sensitivities/enforced_model.py",
-        "        self.plan()  # the model may have been changed between steps",
-        "        if self._try(watch.examples)[1].entries == watch.signature.entries:\n            return None\n"
-        "        self.plan()  # the model may have been changed between steps",
+        '            return None\n        return (\n            f"with',
+        "            return None\n        if self._try(watch.examples)[0].entries == watch.signature.entries:\n"
+        '            return None\n        return (\n            f"with',
         f"{ZOO}[another activation for large batches]",
     ),
     mutant(

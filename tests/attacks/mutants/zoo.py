@@ -9,6 +9,7 @@ from attacks.mutants.data import TABLES
 from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
+from attacks.mutants.mixing import WHATEVER_THE_NUMBER
 from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
@@ -35,6 +36,7 @@ MUTANTS = [
     *SEQUENCES,
     *CERTIFICATES,
     *MEAN,
+    *WHATEVER_THE_NUMBER,
     *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,

@@ -1,5 +1,6 @@
 """Layers that torch lacks; each module has a rule."""
 
+from dplip.nn.attention import DistanceAttention
 from dplip.nn.ball import BallProjection
 from dplip.nn.bounded import (
     BoundedConv1d,
@@ -8,6 +9,7 @@ from dplip.nn.bounded import (
     BoundedConvTranspose1d,
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
+    BoundedConv2d,
     BoundedEmbedding,
     BoundedEmbeddingBag,
     BoundedGroupNorm,
@@ -27,7 +29,16 @@ from dplip.nn.bounded import (
     BoundedRNN,
     BoundedRNNCell,
     bound_gradients,
+    freeze_lora_a,
     per_example,
+    BoundedConv1d,
+    BoundedConv2d,
+    BoundedConv3d,
+    BoundedConvTranspose1d,
+    BoundedConvTranspose2d,
+    BoundedConvTranspose3d,
+    BoundedLinear,
+    bound_gradients,
 )
 from dplip.nn.center import Center
 from dplip.nn.clamp import Clamp
@@ -35,7 +46,7 @@ from dplip.nn.frozen import Frozen
 from dplip.nn.gradient_ball import GradientBall
 from dplip.nn.groupsort import FullSort, GroupSort, MaxMin
 from dplip.nn.householder import Householder
-from dplip.nn.linear import OrthogonalLinear, SpectralConv2d, SpectralLinear
+from dplip.nn.linear import OrthogonalConv2d, OrthogonalLinear, SpectralConv2d, SpectralLinear
 from dplip.nn.linf.linf_distance import LInfDistance, LInfDistance2d, relax
 from dplip.nn.linf.sortnet import SortNetLinear
 from dplip.nn.log_compression import LogCompression
@@ -44,6 +55,7 @@ from dplip.nn.monotonic import Monotonic
 from dplip.nn.opponent import OpponentColors
 from dplip.nn.pooling import ScaledL2NormPool2d
 from dplip.nn.private_mean import PrivateMean
+from dplip.nn.roll_channels import RollChannels
 from dplip.nn.scattering import Scattering2d
 from dplip.nn.shift import Shift
 from dplip.nn.splines.constraints import SplineProj
@@ -56,10 +68,6 @@ __all__ = [
     "BallProjection",
     "BoundedConv1d",
     "BoundedConv2d",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -71,6 +79,10 @@ __all__ = [
     "BoundedLSTM",
     "BoundedLSTMCell",
     "BoundedLayerNorm",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
     "BoundedLinear",
     "BoundedMultiheadAttention",
     "BoundedPReLU",
@@ -82,6 +94,7 @@ __all__ = [
     "ChannelLowPass",
     "Clamp",
     "CoefficientSpline",
+    "DistanceAttention",
     "Frozen",
     "FullSort",
     "GradientBall",
@@ -97,8 +110,10 @@ __all__ = [
     "Mirror",
     "Monotonic",
     "OpponentColors",
+    "OrthogonalConv2d",
     "OrthogonalLinear",
     "PrivateMean",
+    "RollChannels",
     "ScaledL2NormPool2d",
     "Scattering2d",
     "Shift",
@@ -109,6 +124,7 @@ __all__ = [
     "TabularInput",
     "Whitening",
     "bound_gradients",
+    "freeze_lora_a",
     "per_example",
     "relax",
 ]

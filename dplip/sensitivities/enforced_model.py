@@ -47,10 +47,13 @@ class EnforcedModel:
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        _check(model)
         self.model, self.example = model, example
-        self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        self._like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+        self.plan()
+
+    def plan(self) -> None:
+        """Try the model on public examples, and take from their passes what later ones are held against."""
+        _check(self.model)
+        self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
         self._known: dict[int, Any] = {}  # number of examples -> the signature of a public pass
         with undisturbed():
             self._try(COUNTS[0])  # may fill caches
@@ -59,7 +62,7 @@ class EnforcedModel:
             self.draws = self._draws()
             self._require_separate()
         self.planned = self.uses(outputs)
-        for name in self._names.values():
+        for name in self._names().values():
             if name not in self.planned:
                 refuse(
                     name,
@@ -96,7 +99,14 @@ class EnforcedModel:
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
         """Per trained parameter, its uses in the graph of these outputs."""
-        return uses_of(outputs, self._names)
+        return uses_of(outputs, self._names())
+
+    def current(self) -> bool:
+        """Whether the trained parameters are those of the plan."""
+        return self.planned.keys() == set(self._names().values())
+
+    def _names(self) -> dict[int, str]:
+        return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _try(self, count: int) -> list[Tensor]:
         """The outputs of a pass over so many public examples, whose first is the same with each number of them."""

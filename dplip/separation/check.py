@@ -43,8 +43,8 @@ def check_separation(
     for t in inputs:
         if len(t) < max(sizes):
             raise ValueError(f"inputs: {len(t)} rows; sizes={tuple(sizes)} need {max(sizes)}.")
-    passes = [watched(run, [t[:n] for t in inputs], model) for n in (sizes[0], *sizes)]  # the first may fill caches
-    template = Template.of(list(zip(passes[1:], sizes, strict=True)))
+    passes = [(watched(run, [t[:n] for t in inputs], model), n) for n in (*sizes, *sizes)]
+    template = Template.of(passes[len(sizes) :])  # the first of each size may have filled caches
     if probe:
         _probe(run, inputs, model)
     return template

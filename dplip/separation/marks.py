@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dplip.separation.call import refuse
 from dplip.separation.rows import Label, Public, Rows, alone, by_strides
@@ -13,13 +14,12 @@ from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 MARK = "_dplip_rows"
 """The attribute of a tensor that holds its mark. An attribute stays with a tensor as long as torch keeps it."""
 
-_numbers: dict[Label, int] = {}
-_codes: dict[tuple[int, torch.Size, torch.dtype], object] = {}
+_codes: dict[tuple[Label, torch.Size, torch.dtype], object] = {}
 
 
-def numbered(label: Label) -> int:
-    """A number for a label."""
-    return _numbers.setdefault(label, len(_numbers))
+def code_of(label: Label, t: Tensor) -> object:
+    """What stands for label, shape and type together; no number, which arguments of operators may be."""
+    return _codes.setdefault((label, t.shape, t.dtype), object())
 
 
 class Mark:
@@ -28,23 +28,25 @@ class Mark:
     Attributes:
         watch: a token of the watch.
         label: where the examples are.
-        code: stands for label, shape and type together; no number, which arguments may be.
+        constant: whether the tensor depends on no example.
+        code: see :func:`code_of`.
         origin: which result of which operator it is.
         base: the tensor that this is a part of, where torch does not know.
         version: the tensor's count of writes when the mark was made; a later write may make a constant's mark untrue.
     """
 
-    __slots__ = ("base", "code", "label", "origin", "version", "watch")
+    __slots__ = ("base", "code", "constant", "label", "origin", "version", "watch")
 
     def __init__(self, watch: object, label: Label, code: object, origin: Any, version: int) -> None:
         self.watch, self.label, self.code, self.origin, self.version = watch, label, code, origin, version
+        self.constant = isinstance(label, Public)
         self.base: Tensor | None = None
 
     def __deepcopy__(self, memo: Any) -> Mark:
         return self
 
     def __reduce__(self) -> Any:  # a token is of no use elsewhere
-        return Mark, (None, self.label, 0, None, 0)
+        return Mark, (None, self.label, None, None, 0)
 
 
 class Marks:
@@ -55,20 +57,17 @@ class Marks:
         self._examples = examples
         self._names = _names(model)
         self._given: dict[int, tuple[Tensor, Mark]] = {}
-        self._claims: dict[int, tuple[Tensor, int]] = {}
-        self._unsafe = False  # whether examples were written by a part of a tensor that torch does not count writes of
+        self._claims: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._written: dict[int, tuple[StorageWeakRef, bool, bool]] = {}
+        self._unsafe = False  # whether there are parts of tensors whose writes torch counts apart
 
-    def put(self, t: Tensor, label: Label, number: int, origin: Any, version: int) -> None:
+    def put(self, t: Tensor, label: Label, code: object, origin: Any, version: int) -> None:
         """Mark a tensor: on itself, or here if it was there before the pass."""
-        key = number, t.shape, t.dtype
-        code = _codes.get(key)
-        if code is None:
-            code = _codes[key] = object()
         mark = Mark(self._token, label, code, origin, version)
         if id(t) in self._given:
             self._given[id(t)] = t, mark
         else:
-            setattr(t, MARK, mark)
+            t._dplip_rows = mark  # type: ignore[attr-defined]
 
     def of(self, t: Tensor) -> Mark:
         """The mark of a tensor, up to date."""
@@ -76,22 +75,27 @@ class Marks:
         if mark is None or mark.watch is not self._token:
             known = self._given.get(id(t))
             mark = known[1] if known is not None else self._met(t)
-        if isinstance(mark.label, Public) and (mark.version != t._version or (self._unsafe and self._claimed(t))):
-            self.mark(t, self._claimed(t) or Public(frozenset(), True, True), mark.origin, t._version)
+        if mark.constant and (mark.version != t._version or (self._unsafe and self._claimed(t))):
+            self.mark(t, self._claimed(t) or self._overwritten(t, mark), mark.origin, t._version)
             mark = self.of(t)
         return mark
 
     def mark(self, t: Tensor, label: Label, origin: Any, version: int) -> None:
-        self.put(t, label, numbered(label), origin, version)
+        self.put(t, label, code_of(label, t), origin, version)
 
     def enter(self, t: Tensor, origin: Any) -> None:
         """Mark an input, whose axis 0 counts the examples, and its memory."""
         self.mark(t, Rows(0) if self._examples > 1 else alone(t.shape), origin, t._version)
-        if t.numel() and t.stride(0):
-            self._claims[t.untyped_storage()._cdata] = t, t.stride(0)
+        self.hold(t, Rows(0))
+
+    def hold(self, t: Tensor, rows: Rows) -> None:
+        """Remember that a tensor's memory has examples; while it is, no other memory is known by the same number."""
+        storage = StorageWeakRef(t.untyped_storage())
+        self._claims[storage.cdata] = storage, rows.inner * t.stride(rows.axis) if t.ndim else 0
 
     def parts(self, parts: list[Tensor], base: Tensor) -> None:
         """Remember what tensors are parts of, where torch does not."""
+        self._unsafe = True
         for t in parts:
             self.of(t).base = base
 
@@ -120,19 +124,32 @@ class Marks:
             strides = zip(t.shape, t.stride(), strict=True)
             label = Public(frozenset(k for k, (size, stride) in enumerate(strides) if size == 1 or stride == 0))
         origin = self._names.get(id(t)) or ("given", len(self._given))
-        self._given[id(t)] = t, Mark(self._token, label, 0, origin, t._version)
+        self._given[id(t)] = t, Mark(self._token, label, None, origin, t._version)
         self.mark(t, label, origin, t._version)
         return self._given[id(t)][1]
 
     def _claimed(self, t: Tensor) -> Rows | None:
         """The place of the examples in a tensor over memory that holds examples."""
-        claim = self._claims.get(t.untyped_storage()._cdata) if self._claims else None
+        claim = self._claims.get(t.untyped_storage()._cdata)
         if claim is None:
             return None
         rows = self._placed(t, claim[1])
         if rows is None:
             refuse("reads a part of examples' memory that does not have them along one dimension.", "Index it anew.")
         return rows
+
+    def wrote(self, t: Tensor, label: Public) -> None:
+        """Remember what a constant is about to be written with, for the other views of its memory."""
+        storage = StorageWeakRef(t.untyped_storage())
+        _, grows, counted = self._written.get(storage.cdata, (storage, False, False))
+        self._written[storage.cdata] = storage, grows or label.grows, counted or label.counted
+
+    def _overwritten(self, t: Tensor, mark: Mark) -> Public:
+        """The label of a constant that was written to after it was marked: its entries may differ now."""
+        _, grows, counted = self._written.get(t.untyped_storage()._cdata, (None, True, True))
+        was = mark.label
+        assert isinstance(was, Public)
+        return Public(frozenset(), grows or was.grows, counted or was.counted)
 
     def _placed(self, t: Tensor, distance: int) -> Rows | None:
         if self._examples == 1:
@@ -145,7 +162,6 @@ class Marks:
         Allowed where this pass made the constant, and its other entries are equal along the batch axis.
         """
         part = self.of(t).base
-        self._unsafe = self._unsafe or part is not None
         base = part if part is not None else t if t._base is None else t._base
         mark, storage = self.of(base), base.untyped_storage()
         distance = rows.inner * t.stride(rows.axis)
@@ -161,7 +177,7 @@ class Marks:
                 "writes examples into a part of a tensor whose entries already differ along the batch axis.",
                 "Make the tensor of equal entries: x.new_zeros(len(x), ...).",
             )
-        self._claims[storage._cdata] = base, distance
+        self._claims[storage._cdata] = StorageWeakRef(storage), distance
         self.mark(base, place, mark.origin, base._version)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 import dplip.separation.rules  # noqa: F401  # registers them
 from dplip.separation.call import RULES, SIZED, Call, Carried, Refused, Rule, Seen, carry, refuse
-from dplip.separation.marks import numbered
 from dplip.separation.rows import MIXED, Label, Public, Rows, alone
 from dplip.separation.rules.elementwise import elementwise
 from dplip.separation.rules.indexing import index
@@ -32,11 +31,14 @@ class Operator:
         in_place: whether it writes to the entries of its first argument alone, and returns it.
         reshapes: whether it changes the shape of its first argument, and no entry.
         views: whether its results are views of its first argument.
+        parts: whether its results are parts of its first argument, but torch counts writes to them apart.
+        same: whether its result has its argument's entries.
         fixed: whether shapes of arguments say the shapes of results.
     """
 
     def __init__(self, function: Any) -> None:
         schema = function._schema
+        self.function = function
         space, _, name = schema.name.partition("::")
         self.written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         alone = bool(self.written) and self.written == [schema.arguments[0].name]
@@ -50,6 +52,8 @@ class Operator:
             name = name.removesuffix("_")
         self.name = name if space == "aten" else f"{space}::{name}"
         known: Rule | None = elementwise if torch.Tag.pointwise in function.tags and name != "equal" else None
+        self.parts = self.name.startswith("unsafe_")
+        self.same = self.name in SAME
         self.rule = RULES.get(self.name, known)
         self.arguments = [(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments]
 
@@ -60,10 +64,10 @@ class Operator:
 
 
 class Decision(NamedTuple):
-    """The labels of a call's results, their numbers, its entry in a signature; whether it met a counted constant."""
+    """Labels of a call's results, their codes by type, the entry in a signature; whether it met a counted constant."""
 
     labels: tuple[Label, ...]
-    numbers: tuple[int, ...]
+    codes: tuple[dict[torch.dtype, object], ...]
     entry: Entry
     counted: bool
 
@@ -94,7 +98,7 @@ def decide(
     else:
         labels = _ruled(call, operator.rule)
     entry = _entry(operator, call, labels)
-    decision = Decision(tuple(labels), tuple(map(numbered, labels)), entry, call.counted)
+    decision = Decision(tuple(labels), tuple({} for _ in labels), entry, call.counted)
     return decision, (operator.fixed or operator.rule is index) and not call.by_value
 
 

@@ -87,6 +87,8 @@ def by_strides(distance: int, shape: Shape, strides: Shape, offset: int, example
     other indices add must stay below ``distance``, or be a multiple of ``distance * examples``.
     """
     whole = distance * examples
+    if distance < 1:
+        return None
     for k, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if not stride or distance % stride or size * stride % whole:
             continue

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dplip.errors import ConfigurationError
 from dplip.separation.call import Refused, Seen
 from dplip.separation.exits import Exits
-from dplip.separation.marks import Marks
-from dplip.separation.operators import SAME, Decision, Operator, decide
+from dplip.separation.marks import Marks, code_of
+from dplip.separation.operators import Decision, Operator, decide
 from dplip.separation.place import mixed
 from dplip.separation.rows import Public, Rows
 from dplip.separation.signature import Signature
 
 _local = threading.local()
-_operators: dict[Any, Operator] = {}
+_operators: dict[int, Operator] = {}
 _decisions: dict[Any, Decision] = {}
 _KEPT = 100_000
 """Decisions that are remembered; more are forgotten together."""
@@ -108,29 +108,45 @@ class Watch:
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and mark its results."""
-        operator = _operators.get(function)
+        operator = _operators.get(id(function))
         if operator is None:
-            operator = _operators[function] = Operator(function)
+            operator = _operators[id(function)] = Operator(function)
         try:
-            return self._ran(operator, function, args, kwargs)
+            origins: list[Any] = []
+            keys: list[Any] = [operator, self.examples]
+            self._key(args, keys, origins)
+            for name, value in kwargs.items():
+                keys.append(name)
+                self._key((value,), keys, origins)
+            key = tuple(keys)
+            decision = _decisions.get(key)
+            if decision is None or operator.written or operator.parts:
+                return self._carefully(operator, args, kwargs, key, origins)
+            result = function(*args, **kwargs)
+            self._note(operator, decision, result, origins, args)
+            return result
         except Refused as refused:
             self.refuse(operator.name, refused)
 
-    def _ran(self, operator: Operator, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        origins: list[Any] = []
-        of = self._marks.of
-
-        def keyed(value: Any) -> Any:
+    def _key(self, values: Sequence[Any], keys: list[Any], origins: list[Any]) -> None:
+        """What decides of a call: its numbers, and of its tensors the code of their marks."""
+        for value in values:
             if isinstance(value, Tensor):
-                mark = of(value)
+                mark = self._marks.of(value)
                 origins.append(mark.origin)
-                return mark.code
-            if isinstance(value, (list, tuple)):
-                return tuple([keyed(v) for v in value])
-            return value
+                keys.append(mark.code)
+            elif isinstance(value, (list, tuple)):
+                inner: list[Any] = []
+                self._key(value, inner, origins)
+                keys.append(tuple(inner))
+            else:
+                keys.append(value)
 
-        key = function, self.examples, tuple([keyed(a) for a in args]), *[(k, keyed(v)) for k, v in kwargs.items()]
-        decision = _decisions.get(key)
+    def _carefully(
+        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
+    ) -> Any:
+        """Run an operator that is new, or writes to its arguments: it is asked before it writes."""
+        function, decision = operator.function, _decisions.get(key)
         seen: dict[str, Any] = {}
         if decision is None:
             if operator.rule is None and not operator.written:
@@ -143,41 +159,47 @@ class Watch:
                 decision = self._decide(operator, seen, [tuple(args[0].shape)], key)
             elif operator.written and not operator.reshapes:
                 decide(operator, seen, [], self.examples)
-        if operator.in_place and decision is not None and isinstance(decision.labels[0], Rows):
-            if isinstance(of(args[0]).label, Public):
-                self._marks.claim(args[0], decision.labels[0])
+        if operator.in_place and decision is not None and self._marks.of(args[0]).constant:
+            label = decision.labels[0]
+            if isinstance(label, Rows):
+                self._marks.claim(args[0], label)
+            else:
+                self._marks.wrote(args[0], label)
         result = function(*args, **kwargs)
-        results = [result] if isinstance(result, Tensor) else _tensors(result)
         if decision is None:
-            decision = self._decide(operator, seen, [tuple(t.shape) for t in results], key)
-        self._note(operator, decision, results, origins, args[0] if operator.views else None)
-        if operator.name.startswith("unsafe_"):
-            self._marks.parts(results, args[0])
+            decision = self._decide(operator, seen, [tuple(t.shape) for t in _tensors(result)], key)
+        self._note(operator, decision, result, origins, args)
+        if operator.parts:
+            self._marks.parts(_tensors(result), args[0])
         if operator.written and not operator.in_place and not operator.reshapes:
             bound = operator.bound(args, kwargs)
             for t in _tensors([bound[name] for name in operator.written]):
-                self._marks.mark(t, Public(frozenset(), True, True), of(t).origin, t._version + 1)
+                self._marks.mark(t, Public(frozenset(), True, True), self._marks.of(t).origin, t._version + 1)
         return result
 
     def _note(
-        self, operator: Operator, decision: Decision, results: Sequence[Tensor], origins: list[Any], viewed: Any
+        self, operator: Operator, decision: Decision, result: Any, origins: list[Any], args: tuple[Any, ...]
     ) -> None:
         """Mark the results and keep the entry."""
-        signature = self.signature
-        at = len(signature.entries)
+        entries = self.signature.entries
+        at = len(entries)
         if decision.counted:
-            signature.counted.add(at)
-        same = operator.name in SAME
-        if not same:
-            signature.entries.append((decision.entry, tuple(origins)))
+            self.signature.counted.add(at)
+        if not operator.same:
+            entries.append((decision.entry, tuple(origins)))
         # torch counts a write, and ties a view to what it is of, after the operator is done; detach_ is no write
-        later = 1 if (operator.in_place or operator.reshapes) and not same else 0
-        version = viewed._version if operator.views and viewed is not None else None
-        for i, t in enumerate(results):
-            origin = origins[0] if same else (at, i)
-            self._marks.put(
-                t, decision.labels[i], decision.numbers[i], origin, t._version + later if version is None else version
-            )
+        later = 1 if operator.written and not operator.same else 0
+        version = args[0]._version if operator.views else None
+        for i, t in enumerate((result,) if isinstance(result, Tensor) else _tensors(result)):
+            origin = origins[0] if operator.same else (at, i)
+            label, codes = decision.labels[i], decision.codes[i]
+            dtype = t.dtype
+            code = codes.get(dtype)
+            if code is None:
+                code = codes[dtype] = code_of(label, t)
+            self._marks.put(t, label, code, origin, t._version + later if version is None else version)
+            if version is None and not later and isinstance(label, Rows):
+                self._marks.hold(t, label)
 
     def _decide(self, operator: Operator, seen: dict[str, Any], shapes: list[tuple[int, ...]], key: Any) -> Decision:
         decision, lasting = decide(operator, seen, shapes, self.examples)

@@ -23,6 +23,7 @@ from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
+from dplip.training.sources import Enforced
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
@@ -157,6 +158,11 @@ class DPLipOptimizer(Fixed, Optimizer):
     def expected_batch_size(self) -> float:
         """The public number that the noisy sum is divided by."""
         return self.batches.expected_batch_size
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the layers bound the gradients of a model that has no trace, and so no certificate."""
+        return isinstance(self._bounds.source, Enforced)
 
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""

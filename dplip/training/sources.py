@@ -106,6 +106,8 @@ class Enforced:
 
     def __call__(self, seen: Seen | None) -> Mapping[str, float]:
         require_loss(self._loss)
+        if not self.model.current():
+            self.model.plan()
         shape = None if seen is None else seen.shape
         if shape is not None and self._state != (shape, guards_of(self._loss)):
             require_separate(self._loss, shape, _like(self.model.model))

@@ -331,7 +331,8 @@ class DPLipTrainer(Fixed):
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """The report of the run, as plain data; by default for the trainer's norm and its usual radii."""
-        accuracy_at = None if self.regression or self.eval_dataset is None else self.certified_accuracy
+        certifiable = not (self.regression or self.eval_dataset is None or self.optimizer.enforced)
+        accuracy_at = self.certified_accuracy if certifiable else None
         return {
             "privacy": self._run.spent(),
             "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},

@@ -1,11 +1,13 @@
 """What bounded layers must do, computed one example at a time from torch's own gradients."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dplip import nn as dn
+from dplip.nn.bounded.enforcing import is_enforcing
 
 
 def clipped_sum(layer: nn.Module, inputs: tuple[Tensor, ...], v: Tensor, radius: float) -> list[Tensor]:
@@ -38,3 +40,26 @@ def require_clipped(stock: nn.Module, *inputs: Tensor, radius: float, size: floa
         for got, wanted in zip(gradients(bounded, one, v[i : i + 1]), alone, strict=True):
             norm = float(got.double().norm())
             assert norm <= radius and norm >= 0.99 * float(wanted.norm())
+
+
+VIEWS = ("Alias", "Permute", "Select", "Slice", "Split", "Squeeze", "T", "Transpose", "Unbind", "Unsqueeze", "View")
+
+
+def unbounded(output: Tensor, model: nn.Module) -> set[str]:
+    """The names of the parameters that a node of the autograd graph sends a gradient without bounding it."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found, seen, left = set(), set(), [output.grad_fn]
+    while left:
+        node: Any = left.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        enforcing = is_enforcing(node)
+        for position, (following, _) in enumerate(node.next_functions):
+            if enforcing and position >= type(node)._forward_cls.given:
+                while following is not None and type(following).__name__.partition("Backward")[0] in VIEWS:
+                    ((following, _),) = following.next_functions
+            elif following is not None and hasattr(following, "variable"):
+                found.add(names[id(following.variable)])
+            left.append(following)
+    return found

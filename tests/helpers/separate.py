@@ -89,7 +89,11 @@ class Windows(nn.Module):
 class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.middle, self.up = nn.Conv2d(C, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, C, 1)
+        self.down, self.middle, self.up = (
+            nn.Conv2d(C, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(16, C, 1),
+        )
         self.transposed, self.norm = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.GroupNorm(2, 8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +116,9 @@ class Translator(nn.Module):
         padding = ids < 2
         x = self.tokens(ids) + self.places(torch.arange(T).expand(len(ids), -1))
         causal = nn.Transformer.generate_square_subsequent_mask(T).bool()
-        y = self.mixer(x, x, x, key_padding_mask=padding & (torch.arange(T) > 0), attn_mask=causal, need_weights=False)[0]
+        y = self.mixer(x, x, x, key_padding_mask=padding & (torch.arange(T) > 0), attn_mask=causal, need_weights=False)[
+            0
+        ]
         x = self.norm(x + y)
         last = (~padding).long().cumsum(1).argmax(1)
         return self.out(x[torch.arange(len(ids)), last])
@@ -157,57 +163,106 @@ def repeated_positions(x: Tensor) -> Tensor:
     return (flat + torch.arange(T).float().repeat(len(x))[:, None]).view(x.shape)
 
 
-SEQUENCES = {
-    "relu": F.relu, "gelu": F.gelu, "gate": lambda x: F.silu(x) * x, "glu": lambda x: F.glu(x, -1),
-    "softmax": lambda x: x.softmax(-1), "softmax over time": lambda x: x.softmax(1), "logsumexp": lambda x: x.logsumexp(2),
-    "layer norm": lambda x: F.layer_norm(x, (D,)), "layer norm over both": lambda x: F.layer_norm(x, (T, D)),
-    "rms norm": lambda x: F.rms_norm(x, (D,)), "matrix": lambda x: x @ weight, "linear": lambda x: F.linear(x, weight),
-    "left matrix": lambda x: weight[:T, :T] @ x, "pairs": lambda x: x @ x.mT,
-    "einsum": lambda x: torch.einsum("btd,bsd->bts", x, x), "einsum with a weight": lambda x: torch.einsum("btd,de->bet", x, weight),
-    "cat": lambda x: torch.cat([x, x], 1), "stack": lambda x: torch.stack([x, x], 1), "chunk": lambda x: x.chunk(2, -1)[1],
-    "mean": lambda x: x.mean(1), "var": lambda x: x.var((1, 2)), "max": lambda x: x.max(1)[0], "amax": lambda x: x.amax((1, 2)),
-    "norm": lambda x: x / x.norm(dim=-1, keepdim=True), "pad": lambda x: F.pad(x, (1, 1, 2, 0)),
-    "roll": lambda x: x.roll(1, 1), "flip": lambda x: x.flip(1), "cumsum": lambda x: x.cumsum(1), "sort": lambda x: x.sort(-1)[0],
-    "gather": lambda x: x.gather(1, x.argsort(1)), "topk": lambda x: x.topk(2, -1)[0], "fft": lambda x: torch.fft.rfft(x).abs(),
-    "masked": lambda x: x.masked_fill(x > 0, -1.0), "where": lambda x: torch.where(x > 0, x, -0.1 * x),
-    "time first": lambda x: F.relu(x.transpose(0, 1) @ weight).transpose(0, 1),
-    "flattened tokens": lambda x: F.relu(x.flatten(0, 1) @ weight).view(len(x), T, D),
-    "time first, flattened": lambda x: (x.transpose(0, 1).reshape(-1, D) @ weight).view(T, len(x), D).transpose(0, 1),
-    "all of one": lambda x: x.flatten(1), "by size": lambda x: x.view(x.size(0), -1, 2), "last": lambda x: x[:, -1],
-    "first and all": lambda x: x[:, :1] + x[:], "slice of the whole batch": lambda x: x[: len(x), 1::2],
-    "columns by list": lambda x: x[:, [2, 0, 1]], "index_select": lambda x: x.index_select(1, torch.tensor([1, 1])),
-    "one place of each": lambda x: x[torch.arange(len(x)), x.mean(2).argmax(1)],
-    "one entry of each": lambda x: x[torch.arange(len(x)), 0, x.mean(1).argmax(1)],
-    "places of each": lambda x: x[torch.arange(len(x))[:, None], x.mean(2).argsort(1)],
-    "unsqueezed": lambda x: (x.unsqueeze(2) - x.unsqueeze(1)).abs().sum(-1), "distances": lambda x: torch.cdist(x, x),
-    "three outputs": lambda x: sum(x.unbind(1)), "attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x)),
-    "causal attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), is_causal=True),
-    "masked attention": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=(x @ x.mT > 0)[:, None] | torch.eye(T).bool()),
-    "merged heads": by_heads, "class token": lambda x: torch.cat([weight[:1].expand(len(x), 1, D), x], 1),
-    "learned queries": lambda x: weight[:3].expand(len(x), -1, -1) @ x.mT, "positions": lambda x: x + torch.arange(T)[:, None],
-    "positions for all": lambda x: x + torch.arange(T).float()[None, :, None].expand(len(x), -1, -1),
-    "repeated positions": repeated_positions, "rows written": written_where, "in place": in_place,
-    "causal mask": lambda x: ((x @ x.mT).masked_fill(torch.ones(T, T).triu(1).bool(), -1e9)).softmax(-1) @ x,
-    "one hot": lambda x: F.one_hot(x.argmax(-1), D).float(), "numbers of a shape": lambda x: x / math.sqrt(x.shape[-1]),
-    "conv1d": lambda x: F.conv1d(x, weight[:T, :T, None]), "unfolded": lambda x: x.unfold(1, 3, 1).sum(-1),
-    "scatter": lambda x: torch.zeros(len(x), D).scatter_add(1, x.argmax(-1), x.mean(-1)), "clone": lambda x: x.clone().contiguous(),
-    "custom function": Twice.apply, "checkpoint": lambda x: checkpoint(lambda a: F.relu(a @ weight), x, use_reentrant=False),
-    "vmap": lambda x: torch.vmap(lambda a: (a @ weight).relu())(x), "squeezed": lambda x: x[:, :, :1].squeeze(-1),
-    "other type": lambda x: x.double().sum(-1).float(), "autocast": lambda x: _autocast(x), "no grad": lambda x: _no_grad(x),
-    "empty branch": lambda x: x if x.shape[1] > 3 else x.mean(0, keepdim=True), "detached": lambda x: x - x.detach().amax(-1, keepdim=True),
-    "cell": made(Cell()), "cell, time first": made(Cell(True)), "gru": lambda x: GRU(x)[0], "lstm": lambda x: LSTM(x)[0][:, -1],
-    "lstm, time first": lambda x: FIRST(x.transpose(0, 1))[1][0][-1], "attention module": lambda x: MHA(x, x, x)[0],
-    "attention module, time first": lambda x: MHA_FIRST(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1),
-    "transformer": made(nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True), 2)),
-    "transformer, time first": lambda x: ENCODER(x.transpose(0, 1)).transpose(0, 1), "bilinear": made(nn.Bilinear(D, D, 3)),
-    "decoder": lambda x: DECODER(x[:, :3], x), "cosine": lambda x: F.cosine_similarity(x, x.flip(1), dim=-1),
-}  # fmt: skip
 GRU = made(nn.GRU(D, 5, 2, batch_first=True, bidirectional=True))
 LSTM, FIRST = made(nn.LSTM(D, 5, batch_first=True)), made(nn.LSTM(D, 5))
 MHA, MHA_FIRST = made(nn.MultiheadAttention(D, 2, batch_first=True)), made(nn.MultiheadAttention(D, 2))
 ENCODER = made(nn.TransformerEncoderLayer(D, 2, 16, 0.0))
 DECODER = made(nn.TransformerDecoderLayer(D, 2, 16, 0.0, batch_first=True))
-SEQUENCES["bilinear"] = lambda x, m=SEQUENCES["bilinear"]: m(x, x)
+BILINEAR = made(nn.Bilinear(D, D, 3))
+
+SEQUENCES = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gate": lambda x: F.silu(x) * x,
+    "glu": lambda x: F.glu(x, -1),
+    "softmax": lambda x: x.softmax(-1),
+    "softmax over time": lambda x: x.softmax(1),
+    "logsumexp": lambda x: x.logsumexp(2),
+    "layer norm": lambda x: F.layer_norm(x, (D,)),
+    "layer norm over both": lambda x: F.layer_norm(x, (T, D)),
+    "rms norm": lambda x: F.rms_norm(x, (D,)),
+    "matrix": lambda x: x @ weight,
+    "linear": lambda x: F.linear(x, weight),
+    "left matrix": lambda x: weight[:T, :T] @ x,
+    "pairs": lambda x: x @ x.mT,
+    "einsum": lambda x: torch.einsum("btd,bsd->bts", x, x),
+    "einsum with a weight": lambda x: torch.einsum("btd,de->bet", x, weight),
+    "cat": lambda x: torch.cat([x, x], 1),
+    "stack": lambda x: torch.stack([x, x], 1),
+    "chunk": lambda x: x.chunk(2, -1)[1],
+    "mean": lambda x: x.mean(1),
+    "var": lambda x: x.var((1, 2)),
+    "max": lambda x: x.max(1)[0],
+    "amax": lambda x: x.amax((1, 2)),
+    "norm": lambda x: x / x.norm(dim=-1, keepdim=True),
+    "pad": lambda x: F.pad(x, (1, 1, 2, 0)),
+    "roll": lambda x: x.roll(1, 1),
+    "flip": lambda x: x.flip(1),
+    "cumsum": lambda x: x.cumsum(1),
+    "sort": lambda x: x.sort(-1)[0],
+    "gather": lambda x: x.gather(1, x.argsort(1)),
+    "topk": lambda x: x.topk(2, -1)[0],
+    "fft": lambda x: torch.fft.rfft(x).abs(),
+    "masked": lambda x: x.masked_fill(x > 0, -1.0),
+    "where": lambda x: torch.where(x > 0, x, -0.1 * x),
+    "time first": lambda x: F.relu(x.transpose(0, 1) @ weight).transpose(0, 1),
+    "flattened tokens": lambda x: F.relu(x.flatten(0, 1) @ weight).view(len(x), T, D),
+    "time first, flattened": lambda x: (x.transpose(0, 1).reshape(-1, D) @ weight).view(T, len(x), D).transpose(0, 1),
+    "all of one": lambda x: x.flatten(1),
+    "by size": lambda x: x.view(x.size(0), -1, 2),
+    "last": lambda x: x[:, -1],
+    "first and all": lambda x: x[:, :1] + x[:],
+    "slice of the whole batch": lambda x: x[: len(x), 1::2],
+    "columns by list": lambda x: x[:, [2, 0, 1]],
+    "index_select": lambda x: x.index_select(1, torch.tensor([1, 1])),
+    "one place of each": lambda x: x[torch.arange(len(x)), x.mean(2).argmax(1)],
+    "one entry of each": lambda x: x[torch.arange(len(x)), 0, x.mean(1).argmax(1)],
+    "places of each": lambda x: x[torch.arange(len(x))[:, None], x.mean(2).argsort(1)],
+    "unsqueezed": lambda x: (x.unsqueeze(2) - x.unsqueeze(1)).abs().sum(-1),
+    "distances": lambda x: torch.cdist(x, x),
+    "three outputs": lambda x: sum(x.unbind(1)),
+    "attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x)),
+    "causal attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), is_causal=True),
+    "masked attention": lambda x: F.scaled_dot_product_attention(
+        x[:, None], x[:, None], x[:, None], attn_mask=(x @ x.mT > 0)[:, None] | torch.eye(T).bool()
+    ),
+    "merged heads": by_heads,
+    "class token": lambda x: torch.cat([weight[:1].expand(len(x), 1, D), x], 1),
+    "learned queries": lambda x: weight[:3].expand(len(x), -1, -1) @ x.mT,
+    "positions": lambda x: x + torch.arange(T)[:, None],
+    "positions for all": lambda x: x + torch.arange(T).float()[None, :, None].expand(len(x), -1, -1),
+    "repeated positions": repeated_positions,
+    "rows written": written_where,
+    "in place": in_place,
+    "causal mask": lambda x: ((x @ x.mT).masked_fill(torch.ones(T, T).triu(1).bool(), -1e9)).softmax(-1) @ x,
+    "one hot": lambda x: F.one_hot(x.argmax(-1), D).float(),
+    "numbers of a shape": lambda x: x / math.sqrt(x.shape[-1]),
+    "conv1d": lambda x: F.conv1d(x, weight[:T, :T, None]),
+    "unfolded": lambda x: x.unfold(1, 3, 1).sum(-1),
+    "scatter": lambda x: torch.zeros(len(x), D).scatter_add(1, x.argmax(-1), x.mean(-1)),
+    "clone": lambda x: x.clone().contiguous(),
+    "custom function": Twice.apply,
+    "checkpoint": lambda x: checkpoint(lambda a: F.relu(a @ weight), x, use_reentrant=False),
+    "vmap": lambda x: torch.vmap(lambda a: (a @ weight).relu())(x),
+    "squeezed": lambda x: x[:, :, :1].squeeze(-1),
+    "other type": lambda x: x.double().sum(-1).float(),
+    "autocast": lambda x: _autocast(x),
+    "no grad": lambda x: _no_grad(x),
+    "empty branch": lambda x: x if x.shape[1] > 3 else x.mean(0, keepdim=True),
+    "detached": lambda x: x - x.detach().amax(-1, keepdim=True),
+    "cell": made(Cell()),
+    "cell, time first": made(Cell(True)),
+    "gru": lambda x: GRU(x)[0],
+    "lstm": lambda x: LSTM(x)[0][:, -1],
+    "lstm, time first": lambda x: FIRST(x.transpose(0, 1))[1][0][-1],
+    "attention module": lambda x: MHA(x, x, x)[0],
+    "attention module, time first": lambda x: MHA_FIRST(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1),
+    "transformer": made(nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True), 2)),
+    "transformer, time first": lambda x: ENCODER(x.transpose(0, 1)).transpose(0, 1),
+    "bilinear": lambda x: BILINEAR(x, x),
+    "decoder": lambda x: DECODER(x[:, :3], x),
+    "cosine": lambda x: F.cosine_similarity(x, x.flip(1), dim=-1),
+}
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -221,21 +276,40 @@ def _no_grad(x: Tensor) -> Tensor:
 
 
 IMAGES = {
-    "group norm": lambda x: F.group_norm(x, 2), "conv": made(nn.Conv2d(C, 5, 3, 2)), "depthwise": made(nn.Conv2d(C, C, 3, groups=C)),
-    "transposed conv": made(nn.ConvTranspose2d(C, 3, 3, 2)), "max pool": lambda x: F.max_pool2d(x, 2),
-    "avg pool": lambda x: F.avg_pool2d(x, 2), "adaptive": lambda x: F.adaptive_avg_pool2d(x, 3), "global": lambda x: x.mean((2, 3)),
-    "interpolate": lambda x: F.interpolate(x, scale_factor=2), "bilinear": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
-    "unfold": lambda x: F.unfold(x, 3), "fold": lambda x: F.fold(F.unfold(x, 2, stride=2), (S, S), 2, stride=2),
-    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2), "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2),
-    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "channels shuffled": lambda x: F.channel_shuffle(x, 2),
-    "batch norm in eval": nn.BatchNorm2d(C).eval(), "local response": lambda x: F.local_response_norm(x, 3),
-    "prelu": made(nn.PReLU(C)), "windows": made(Windows()), "u-net": made(UNet()), "grid": lambda x: F.grid_sample(x, _grid(x), align_corners=False),
+    "group norm": lambda x: F.group_norm(x, 2),
+    "conv": made(nn.Conv2d(C, 5, 3, 2)),
+    "depthwise": made(nn.Conv2d(C, C, 3, groups=C)),
+    "transposed conv": made(nn.ConvTranspose2d(C, 3, 3, 2)),
+    "max pool": lambda x: F.max_pool2d(x, 2),
+    "avg pool": lambda x: F.avg_pool2d(x, 2),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 3),
+    "global": lambda x: x.mean((2, 3)),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
+    "unfold": lambda x: F.unfold(x, 3),
+    "fold": lambda x: F.fold(F.unfold(x, 2, stride=2), (S, S), 2, stride=2),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "channels shuffled": lambda x: F.channel_shuffle(x, 2),
+    "batch norm in eval": nn.BatchNorm2d(C).eval(),
+    "local response": lambda x: F.local_response_norm(x, 3),
+    "prelu": made(nn.PReLU(C)),
+    "windows": made(Windows()),
+    "u-net": made(UNet()),
+    "grid": lambda x: F.grid_sample(x, _grid(x), align_corners=False),
     "patches": lambda x: x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(x), 4, -1),
-    "patches by reshape": lambda x: x.reshape(len(x), C, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16 * C).view(len(x), 4, -1),
-    "squeeze and excite": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(), "flatten": lambda x: torch.flatten(x, 1),
-    "upsample nearest 3d": lambda x: F.interpolate(x[:, None], scale_factor=(1, 2, 2)), "conv3d": lambda x: F.conv3d(x[:, None], torch.ones(2, 1, 2, 2, 2)),
-    "planes as a batch": lambda x: F.conv2d(x.reshape(-1, 1, S, S), torch.ones(1, 1, 3, 3)).view(len(x), C, S - 2, S - 2),
-}  # fmt: skip
+    "patches by reshape": lambda x: (
+        x.reshape(len(x), C, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16 * C).view(len(x), 4, -1)
+    ),
+    "squeeze and excite": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "flatten": lambda x: torch.flatten(x, 1),
+    "upsample nearest 3d": lambda x: F.interpolate(x[:, None], scale_factor=(1, 2, 2)),
+    "conv3d": lambda x: F.conv3d(x[:, None], torch.ones(2, 1, 2, 2, 2)),
+    "planes as a batch": lambda x: F.conv2d(x.reshape(-1, 1, S, S), torch.ones(1, 1, 3, 3)).view(
+        len(x), C, S - 2, S - 2
+    ),
+}
 
 
 def _grid(x: Tensor) -> Tensor:
@@ -243,21 +317,26 @@ def _grid(x: Tensor) -> Tensor:
 
 
 TOKENS = {
-    "embedding": lambda ids: F.embedding(ids, weight.repeat(2, 1)), "translator": made(Translator()),
-    "padding": lambda ids: ids.ne(0).float().cumsum(1), "shifted": lambda ids: torch.cat([ids[:, 1:], ids[:, :1]], 1).float(),
-}  # fmt: skip
+    "embedding": lambda ids: F.embedding(ids, weight.repeat(2, 1)),
+    "translator": made(Translator()),
+    "padding": lambda ids: ids.ne(0).float().cumsum(1),
+    "shifted": lambda ids: torch.cat([ids[:, 1:], ids[:, :1]], 1).float(),
+}
 
 RANDOM = {
-    "dropout": (sequences, lambda x: F.dropout(x, 0.3)), "dropout of planes": (images, F.dropout2d),
-    "alpha dropout": (sequences, F.alpha_dropout), "noise": (sequences, lambda x: x + torch.randn_like(x)),
+    "dropout": (sequences, lambda x: F.dropout(x, 0.3)),
+    "dropout of planes": (images, F.dropout2d),
+    "alpha dropout": (sequences, F.alpha_dropout),
+    "noise": (sequences, lambda x: x + torch.randn_like(x)),
     "noise of each example": (sequences, lambda x: x * torch.rand(len(x), 1, 1)),
     "drop path": (sequences, lambda x: x * x.new_empty(len(x), 1, 1).bernoulli_(0.8).div_(0.8)),
-    "bernoulli": (sequences, lambda x: torch.bernoulli(x.sigmoid())), "gumbel": (sequences, lambda x: F.gumbel_softmax(x, hard=True)),
+    "bernoulli": (sequences, lambda x: torch.bernoulli(x.sigmoid())),
+    "gumbel": (sequences, lambda x: F.gumbel_softmax(x, hard=True)),
     "attention with dropout": (sequences, lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.2)),
     "shared noise": (sequences, lambda x: x + torch.randn(T, D)),
     "transformer": (sequences, nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)),
     "normal": (sequences, lambda x: torch.normal(x, 1.0)),
-}  # fmt: skip
+}
 
 SEPARATE = [
     *((f"sequence: {name}", sequences, f) for name, f in SEQUENCES.items()),

@@ -3,6 +3,9 @@
 from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
+from dplip.nn.bounded.convert import bound_gradients
+from dplip.nn.bounded.convolution import BoundedConv2d
+from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -15,8 +18,10 @@ from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCe
 from dplip.nn.bounded.convert import bound_gradients
 from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
+from dplip.nn.bounded.fix import fix
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
+from dplip.nn.bounded.lora import freeze_lora_a
 from dplip.nn.bounded.normalization import (
     BoundedGroupNorm,
     BoundedInstanceNorm1d,
@@ -37,6 +42,7 @@ __all__ = [
     "BoundedConvTranspose1d",
     "BoundedConvTranspose2d",
     "BoundedConvTranspose3d",
+    "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -57,7 +63,17 @@ __all__ = [
     "BoundedRNNCell",
     "bound_gradients",
     "bounds_gradients",
+    "fix",
+    "freeze_lora_a",
     "functional",
     "per_example",
+    "BoundedConv1d",
+    "BoundedConv2d",
+    "BoundedConv3d",
+    "BoundedConvTranspose1d",
+    "BoundedConvTranspose2d",
+    "BoundedConvTranspose3d",
+    "BoundedLinear",
+    "bound_gradients",
     "summed",
 ]

@@ -43,7 +43,7 @@ class Cell(nn.RNNCellBase):
         if input.ndim != 2 or any(s.shape != (len(input), self.hidden_size) for s in states):
             raise ConfigurationError(
                 f"{type(self).__name__}: input and states have shapes {[tuple(t.shape) for t in (input, *states)]}. "
-                f"Give batches: (examples, {self.input_size}) and (examples, {self.hidden_size}), one example as x[None]."
+                f"Give (examples, {self.input_size}) and (examples, {self.hidden_size}): one example as x[None]."
             )
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, None)
         each, mode = sequences_of_one(input, *states), self._mode()

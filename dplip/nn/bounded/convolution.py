@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, into_radius, sum_into_radius
 from dplip.nn.sums import of_convolution, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.convolution import convolution
+from dplip.separation import Rows, current
 
 
 class _Bounded(nn.modules.conv._ConvNd):
@@ -35,6 +36,12 @@ class _Bounded(nn.modules.conv._ConvNd):
                 f"x: a tensor of shape {tuple(x.shape)} has no axis of examples for {type(self).__name__}. Give "
                 f"(examples, channels, *spatial), one example as x[None]."
             )
+        watch = current()
+        if watch is not None and watch.rows(x) != Rows(0):
+            raise MixedExamplesError(
+                f"{type(self).__name__}: the examples are {watch.rows(x)} of a tensor of shape {tuple(x.shape)}, and each "
+                "one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
+            )
         x, settings = settings_of(self, x, output_padding)
         return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, settings)
 
@@ -45,7 +52,7 @@ class _Bounded(nn.modules.conv._ConvNd):
 class _Forward(_Bounded):
     def _of(self, x: Tensor) -> Tensor:
         if not self.training:
-            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[call-arg, attr-defined]
+            return self._conv_forward(x, self.weight, self.bias)
         return self._bounded(x, (0,) * len(self.kernel_size))
 
 

@@ -33,8 +33,9 @@ PARTS = named(
 SAME = named("clone contiguous to type float double half bfloat16 type_as")
 ALONE = named(
     "add sub mul div true_divide neg exp log sqrt rsqrt square pow abs sigmoid tanh relu gelu silu softplus softmax "
-    "log_softmax normalize interpolate pad sum mean flip roll index_select repeat tile expand expand_as broadcast_to "
-    "clamp reciprocal __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__"
+    "log_softmax normalize interpolate pad sum mean cat stack flip roll index_select repeat tile expand expand_as "
+    "broadcast_to clamp reciprocal __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ "
+    "__pow__"
 )
 
 

@@ -127,7 +127,7 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Te
     """The rows that each example looks up, for ids with the examples first."""
     rows = EmbeddingGradients.apply(ids, table, padding, checked_radius(radius))
     watch = current()
-    if watch is not None:
+    if watch is not None and len(ids) > 1:
         watch.own(rows)
     return rows
 

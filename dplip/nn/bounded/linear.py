@@ -40,9 +40,10 @@ from dplip.nn.sums import SPREAD, of_matrices, of_products, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.linear import AFFINE, linear
+from dplip.separation import examples_first
 
 GRAM = 8
-"""Gram matrices are used up to this many times the share of the gradient's cost that they take of its own memory."""
+"""Products that take as long as an entry of a gradient takes to be written, read and scaled."""
 
 
 @bounds(nn.Linear)
@@ -65,6 +66,9 @@ class BoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight, self.bias)
+        return examples_first(self._bounded, x)
+
+    def _bounded(self, x: Tensor) -> Tensor:
         return LinearGradients.apply(x, self.weight, self.bias, None, self.radius)
 
     def extra_repr(self) -> str:
@@ -102,8 +106,8 @@ class LinearGradients(Summed):
 def by_itself(positions: int, inputs: int, outputs: int) -> bool:
     """Whether each example's gradient is formed by itself; else the rows of all examples are summed together.
 
-    Gram matrices take positions^2 (inputs + outputs) products, and a gradient by itself inputs * outputs numbers, each
-    written and read.
+    Beside the products of the sum, which both take, that is inputs * outputs entries against the
+    positions^2 (inputs + outputs) products of Gram matrices.
     """
     return positions > 1 and positions**2 * (inputs + outputs) > GRAM * inputs * outputs
 

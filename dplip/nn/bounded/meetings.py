@@ -53,6 +53,8 @@ def _copies(value: Any, examples: int) -> Tensor:
 def _looked_up(value: Any, found: Place) -> Tensor:
     """Rows of a table by constant ids, for each example."""
     rank, ids = len(found.rest), value.ids
+    if found.axis is None:
+        return lookup(ids[None], value.parameters[0], value.padding, value.radius)
     ids = ids.reshape(*[1] * (rank - ids.ndim), *ids.shape)
     ids = ids.expand(*ids.shape[: found.axis], found.examples, *ids.shape[found.axis + 1 :]).movedim(found.axis, 0)
     return lookup(ids, value.parameters[0], value.padding, value.radius)

@@ -79,6 +79,7 @@ class Derived(Tensor):
         function: makes the value of them, in their type; None: the value is the one parameter.
         radius: of the parameters.
         ids, padding: of a lookup; the function is the lookup.
+        version: the count of writes when it was made; what is written later makes it an ordinary tensor.
     """
 
     parameters: tuple[Tensor, ...]
@@ -86,6 +87,7 @@ class Derived(Tensor):
     radius: float
     ids: Tensor | None
     padding: int | None
+    version: int
 
 
 # Set after the class, since torch's metaclass of parameters inspects the attribute.
@@ -117,12 +119,15 @@ def derived(
         value.__class__ = Derived
         mine: Any = value
         mine.parameters, mine.function, mine.radius, mine.ids, mine.padding = parameters, function, radius, ids, padding
+        mine.version = value._version
     return value
 
 
 def own(value: Any) -> bool:
     """Whether a value is a trained parameter of ours, or computed of such alone."""
-    return isinstance(value, (BoundedParameter, Derived)) and value.requires_grad
+    if isinstance(value, Derived):
+        return value._version == value.version
+    return isinstance(value, BoundedParameter) and value.requires_grad
 
 
 def made_of(value: Any) -> tuple[tuple[Tensor, ...], Function | None, float]:

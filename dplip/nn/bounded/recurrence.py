@@ -43,18 +43,21 @@ class Recurrence(Enforcing):
             return ctx._forward_cls.pulled(ctx, *v)
 
 
-def begun(ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float) -> tuple[Tensor, Sequence[Any]]:
+def begun(
+    ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The input without what is beyond the lengths; for each step, which sequences it lies within."""
     ctx.radius, ctx.terms, ctx.each = radius, 1, each
-    return (x, [None] * x.shape[1]) if alive is None else (x.masked_fill(~alive[..., None], 0.0), steps(alive))
+    on = steps(alive, x.shape[1])
+    return x if alive is None else x.masked_fill(~alive[..., None], 0.0), on
 
 
-def steps(alive: Tensor | None) -> Sequence[Any]:
-    """For each step, which sequences it lies within."""
-    return [] if alive is None else alive.mT[..., None].unbind()
+def steps(alive: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """For each step, which sequences it lies within; None: all."""
+    return [None] * count if alive is None else alive.mT[..., None].unbind()
 
 
-def kept(on: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+def kept(on: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
     """What is new where a step lies within the sequence, what was there elsewhere."""
     return new if on is None else torch.where(on, new, old)
 
@@ -113,21 +116,18 @@ def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tenso
 def backwards(
     v: Tensor, g: Tensor, slopes: Tensor, carried: Tensor | None, u: Tensor, alive: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``d_t = slopes_t g_t`` and g_t of all steps (sequences, steps, features), and the cotangent of the first state.
+    """``d_t = slopes_t g_t`` and g_t within the lengths (sequences, steps, features); the first state's cotangent.
 
     ``g_{t-1}`` is what its output gets, ``U^T d_t``, and ``carried_t g_t``.
     """
-    ds, gs, on = [], [], steps(alive)
-    outputs, slope, carry = front(v).unbind(), slopes.unbind(), () if carried is None else carried.unbind()
+    outputs, slope, carry = front(v).unbind(), slopes.unbind(), None if carried is None else carried.unbind()
+    ds, gs, on = [], [], steps(alive, len(outputs))
     for t in range(len(outputs) - 1, -1, -1):
         g = g + outputs[t]
-        d = (slope[t] * g[:, None]).flatten(1)
-        if alive is not None:
-            d = torch.where(on[t], d, 0.0)
+        d = kept(on[t], (slope[t] * g[:, None]).flatten(1), 0.0)
         ds.append(d)
-        gs.append(g)
-        through = torch.zeros_like(g) if carried is None else carry[t] * g
-        g = torch.addmm(through if alive is None else torch.where(on[t], through, g), d, u)
+        gs.append(kept(on[t], g, 0.0))
+        g = torch.addmm(kept(on[t], torch.zeros_like(g) if carry is None else carry[t] * g, g), d, u)
     return torch.stack(ds[::-1], 1), torch.stack(gs[::-1], 1), g
 
 
@@ -195,9 +195,7 @@ class Gru(Recurrence):
         of_n = (1 - z) * (1 - n * n)
         slopes = torch.stack([of_n * m * r * (1 - r), (front(h) - n) * z * (1 - z), of_n * r], 2)
         on_state, gs, g = backwards(v, g, slopes, z, u, alive)
-        of_n = front(of_n) * gs
-        of_n = of_n if alive is None else torch.where(alive[..., None], of_n, 0.0)
-        d = torch.cat([on_state[..., : 2 * first.shape[1]], of_n], 2)
+        d = torch.cat([on_state[..., : 2 * first.shape[1]], front(of_n) * gs], 2)
         below, *own = of_all(ctx, d, on_state, x, h, w)
         return below, g, *own, None, None, None, None
 
@@ -249,19 +247,22 @@ class Lstm(Recurrence):
         i, f, n, o = gates.chunk(4, 2)
         i, f, n, o, top = i.sigmoid(), f.sigmoid(), n.tanh(), o.sigmoid(), cells[1:].tanh()
         slopes = torch.cat([n * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - n * n), top * o * (1 - o)], 2).unbind()
-        of_cell, forgotten, outputs, on = (o * (1 - top * top)).unbind(), f.unbind(), front(v).unbind(), steps(alive)
+        of_cell, forgotten, outputs, on = (
+            (o * (1 - top * top)).unbind(),
+            f.unbind(),
+            front(v).unbind(),
+            steps(alive, v.shape[1]),
+        )
         ds, gs = [], []
         for t in range(len(outputs) - 1, -1, -1):
-            now = on[t] if alive is not None else None
             g = g + outputs[t]
             q = g if p is None else g @ p
             here = torch.addcmul(e, q, of_cell[t])
-            d = torch.cat([here, here, here, q], 1) * slopes[t]
-            d = d if now is None else torch.where(now, d, 0.0)
+            d = kept(on[t], torch.cat([here, here, here, q], 1) * slopes[t], 0.0)
             ds.append(d)
-            gs.append(g if now is None else torch.where(now, g, 0.0))
-            g = d @ u if now is None else torch.addmm(torch.where(now, 0.0, g), d, u)
-            e = kept(now, here * forgotten[t], e)
+            gs.append(kept(on[t], g, 0.0))
+            g = torch.addmm(kept(on[t], torch.zeros_like(g), g), d, u)
+            e = kept(on[t], here * forgotten[t], e)
         d = torch.stack(ds[::-1], 1)
         below, *own = of_all(ctx, d, d, x, before(first, y), w)
         onto = None if p is None else of_weight(ctx, 7, torch.stack(gs[::-1], 1), front(o * top))

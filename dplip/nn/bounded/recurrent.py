@@ -63,7 +63,7 @@ class Sequences(nn.RNNBase):
         x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes), batch_first=True)
         hx = None if hx is None else self.permute_hidden(hx, input.sorted_indices)
         states = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
-        y, last = self._run(x, states, self._alive(x, lengths.to(x.device)))
+        y, last = self._run(x, states, self._alive(x, lengths))
         data = pack_padded_sequence(y, lengths, batch_first=True).data
         output = PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
         return output, self.permute_hidden(last, input.unsorted_indices)
@@ -75,7 +75,7 @@ class Sequences(nn.RNNBase):
                 f"lengths has shape {tuple(lengths.shape)} and type {lengths.dtype}: give one whole number for each of "
                 f"the {len(x)} sequences."
             )
-        return torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
+        return torch.arange(x.shape[1], device=x.device)[None] < lengths.to(x.device)[:, None]
 
     def _run(self, x: Tensor, states: tuple[Tensor, ...], alive: Tensor | None) -> Any:
         """All layers and directions, over (sequences, steps, features)."""
@@ -147,8 +147,8 @@ def sequences_of_one(*tensors: Tensor) -> int:
     if len(found) != 1 or any(r.axis or r.outer != 1 for r in found):
         raise MixedExamplesError(
             f"A recurrent layer's input and state have their examples at {found or 'no place'}. It needs them along "
-            "its batch axis, several sequences of one example next to each other. Set batch_first to match the input, and "
-            "freeze a layer that computes with constants alone."
+            "its batch axis, several sequences of one example next to each other. Set batch_first to match the input, "
+            "and freeze a layer that computes with constants alone."
         )
     return found.pop().inner
 

@@ -40,7 +40,7 @@ def copies_of(function: Function | None, parameters: Sequence[Tensor], examples:
     """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
     copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
     watch = current()
-    if watch is not None:
+    if watch is not None and examples > 1:  # one example has all there is
         watch.own(copies)
     return copies
 
@@ -98,18 +98,20 @@ class Place:
 
     Attributes:
         rows: the place of the examples in the value.
-        axis: the same dimension, of the result.
+        axis: the same dimension, of the result; None: there is one example, and all dimensions are its own.
         rest: the other dimensions of what is repeated, aligned with those of the result.
         examples: their number.
     """
 
     rows: Rows
-    axis: int
+    axis: int | None
     rest: tuple[int, ...]
     examples: int
 
     def put(self, copies: Tensor) -> Tensor:
         """Copies, with the examples first, in their place."""
+        if self.axis is None:
+            return copies.reshape(self.rest)
         copies, rows = copies.reshape(self.examples, *self.rest), self.rows
         if rows.outer * rows.inner != 1:
             copies = copies[None, :, None].expand(rows.outer, -1, rows.inner, *self.rest).flatten(0, 2)
@@ -129,6 +131,8 @@ def place(shape: Sequence[int], x: Tensor, expanded: bool = False) -> Place | No
     rank = max(x.ndim, len(shape))
     axis, aligned = rows.axis + rank - x.ndim, (*[1] * (rank - len(shape)), *shape)
     count = x.shape[0] if watch is None else watch.examples
+    if count == 1 and watch is not None:
+        return Place(rows, None, aligned, 1)
     if aligned[axis] != 1 and not (expanded and aligned[axis] == count and rows.outer * rows.inner == 1):
         return None
     return Place(rows, axis, aligned[:axis] + aligned[axis + 1 :], count)

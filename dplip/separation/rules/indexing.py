@@ -49,7 +49,7 @@ def index_add(call: Call) -> Carried:
 
 
 def _layout(call: Call, self: Seen, indices: list[Seen | None]) -> tuple[list[int], int, int, list[int]]:
-    """The indexed dimensions; where the indices' own dimensions begin in the result; their number; those that are left."""
+    """The indexed dimensions; where the indices' own begin in the result; how many they are; the dimensions left."""
     indexed = [k for k, index in enumerate(indices) if index is not None]
     rank = max(t.rank for t in indices if t is not None)
     together = indexed == list(range(indexed[0], indexed[-1] + 1))

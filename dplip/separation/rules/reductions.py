@@ -21,8 +21,8 @@ def reduction(call: Call) -> Carried:
         refuse(
             "computes over all entries of a tensor, of all examples.",
             "Compute over dimensions of one example alone, as in x.mean(dim=1); write torch.where in place of if. "
-            "(transformers asks whether a padding mask masks anything: give it one of four dimensions, "
-            "mask[:, None, None, :].bool().)",
+            "(transformers asks whether a mask of two dimensions masks anything, or tokens are padding: give it a mask "
+            "of four, mask[:, None, None, :].bool(), with the causal one if there is one.)",
         )
     return Carried([(self, but(self, *used) if call.get("keepdim") else without(self, used))])
 

@@ -1,0 +1,229 @@
+"""Enforced models: whatever their code, neighbouring sums lie within the radii, and what no operator shows is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.enforced import CASES, SIZE, Gated, Recurrent, TwoInputs, Words, items, private
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+import dplip
+from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, UnboundedOperationError
+from dplip.losses import CrossEntropy
+from dplip.training.calls import Calls
+
+LOSS = CrossEntropy()
+
+
+def gradients(model: nn.Module, loss: Any, optimizer: Any, batch: list[Any], seed: int = 0) -> dict[str, Tensor]:
+    """The sum of the gradients of some items, as a step would take it."""
+    calls = Calls(model)
+    optimizer.zero_grad()
+    call, targets = calls.of(default_collate(batch))
+    torch.manual_seed(seed)
+    loss(calls.select(model(*call[0], **call[1])), targets).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+# Not "noise inside": neighbours draw their noise in another order.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "noise inside"])
+def test_one_example_moves_the_sum_by_at_most_the_sensitivity(name: str) -> None:
+    case = CASES[name]
+    model, data = case.model(), items(case)
+    model, optimizer, _ = private(model, case.loss, data)
+    bounds, most = optimizer.sensitivities(), 0.0
+    assert optimizer.enforced
+    for scale in (1.0, 3.0):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(scale)
+        whole = gradients(model, case.loss, optimizer, data[:8])
+        for left_out in (0, 3, 7):
+            rest = gradients(model, case.loss, optimizer, data[:left_out] + data[left_out + 1 : 8])
+            for key, bound in bounds.items():
+                moved = float((whole[key] - rest[key]).norm()) / bound
+                assert moved <= 1
+                most = max(most, moved)
+    assert most >= 0.5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_of_any_code_trains(name: str) -> None:
+    case = CASES[name]
+    model = dplip.nn.bound_gradients(case.model().train())
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=case.loss,
+        optimizer=torch.optim.Adam(model.parameters(), 0.01),
+        train_dataset=items(case),  # type: ignore[arg-type]
+        eval_dataset=items(case, 10, seed=1),  # type: ignore[arg-type]
+        batch_size=10,
+        max_physical_batch_size=6,
+        epochs=1,
+        noise_multiplier=1.0,
+        progress=False,
+    ).fit()
+    assert trainer.get_epsilon() > 0
+    assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
+    report = trainer.report()
+    assert report["certified"]["accuracy"] == [] and report["utility"]["loss"] > 0
+
+
+class Changing(Gated):
+    """A model that misbehaves in a given way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.kept, self.count = way, None, 0
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x)
+        self.count += 1
+        if self.way == "mean":
+            return z - z.mean(0)
+        if self.way == "count":
+            return z / len(x)
+        if self.way == "place":
+            return z * torch.arange(1.0, len(x) + 1)[:, None]
+        if self.way == "state":
+            z = z + 0 if self.kept is None else z + self.kept[0]
+            self.kept = z.detach()
+        if self.way == "buffer":
+            self.mean.copy_(z[0].detach())
+        if self.way == "branch" and bool(z.sum() > 0):
+            return z * 2
+        if self.way == "hook" and z.requires_grad:
+            z.register_hook(lambda g: g - g.mean(0))
+        return z
+
+
+@pytest.mark.parametrize("way", ["mean", "count", "place", "state", "buffer", "branch", "hook"])
+def test_what_mixes_examples_is_refused(way: str) -> None:
+    data = items(CASES["a product"])
+    with pytest.raises(MixedExamplesError):
+        model, optimizer, loader = private(Changing(way), LOSS, data)
+        for x, y in loader:  # a state shows at the second pass
+            optimizer.zero_grad()
+            LOSS(model(x), y).backward()
+            optimizer.step()
+
+
+class Late(Gated):
+    """A model that mixes only after it was tried."""
+
+    late = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x)
+        return z - z.flip(-1) if self.late else z
+
+
+def test_other_operators_than_were_tried_are_refused_and_nothing_is_charged() -> None:
+    model, optimizer, loader = private(Late(), LOSS, items(CASES["a product"]))
+    model.late = True
+    x, y = next(iter(loader))
+    LOSS(model(x), y).backward()  # they mix nothing: the same with public examples
+    optimizer.step()
+    weights = [p.detach().clone() for p in model.parameters()]
+
+    def counting(x: Tensor) -> Tensor:
+        z = Gated.forward(model, x)
+        return z / 2 if len(x) not in (3, 5) else z
+
+    model.forward = counting
+    optimizer.zero_grad()
+    x, y = torch.randn(12, 6), torch.zeros(12, dtype=torch.long)
+    loader.handed_out = 12
+    LOSS(model(x), y).backward()
+    with pytest.raises(DPLipError, match=r"other operators|handed out"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_a_parameter_that_no_layer_bounds_is_refused_by_name() -> None:
+    class Squared(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (self.a.weight**2).sum()
+
+    with pytest.raises(UnboundedOperationError, match=r"a\.weight"):
+        private(Squared(), LOSS, items(CASES["a product"]))
+
+
+def test_a_parameter_that_is_not_used_is_refused_by_name() -> None:
+    class More(Gated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(2, 2)
+
+    with pytest.raises(UnboundedOperationError, match=r"spare\.weight.*not used"):
+        private(More(), LOSS, items(CASES["a product"]))
+
+
+def test_a_parameter_that_is_thawed_later_has_its_noise() -> None:
+    model = Gated()
+    model.a.requires_grad_(False)
+    model, optimizer, loader = private(model, LOSS, items(CASES["a product"]))
+    assert "a.weight" not in optimizer.sensitivities()
+    dplip.nn.bound_gradients(model.a.requires_grad_(True))
+    dplip.nn.bound_gradients(model)
+    before = model.a.weight.detach().clone()
+    for x, y in loader:
+        optimizer.zero_grad()
+        LOSS(model(x), y).backward()
+        optimizer.step()
+    assert optimizer.sensitivities()["a.weight"] >= 1 and not torch.equal(before, model.a.weight)
+
+
+def wrong_calls() -> dict[str, tuple[Any, str]]:
+    mask = torch.ones(10, 7)
+    ids = torch.zeros(10, 7, dtype=torch.long)
+    return {
+        "a mask of another shape": (lambda m: m(ids, mask[:, :5]), r"shape \(5,\)"),
+        "ids of another type": (lambda m: m(ids.int(), mask), r"int32"),
+        "longer sequences": (lambda m: m(ids.repeat(1, 2)[:, :7], mask), ""),
+        "a keyword": (lambda m: m(ids, mask=mask), "in the same way"),
+        "evaluation mode": (lambda m: m.eval()(ids, mask), "evaluation mode"),
+    }
+
+
+@pytest.mark.parametrize("name", [n for n, (_, words) in wrong_calls().items() if words])
+def test_another_call_is_refused_in_words_and_nothing_is_charged(name: str) -> None:
+    case = CASES["words"]
+    model, optimizer, loader = private(Words(), case.loss, items(case))
+    call, words = wrong_calls()[name]
+    next(iter(loader))
+    loader.handed_out = 10
+    weights = [p.detach().clone() for p in model.parameters()]
+    try:
+        case.loss(call(model), torch.zeros(10, dtype=torch.long)).backward()
+    except (IndexError, RuntimeError):
+        return  # torch refused it first
+    with pytest.raises(ConfigurationError, match=words):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_layers_that_bound_nothing_are_refused_with_the_way_out() -> None:
+    model = Recurrent().train()
+    with pytest.raises(UnboundedOperationError, match="bound_gradients"):
+        dplip.PrivacyEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=torch.utils.data.DataLoader(items(CASES["recurrent"]), 10),  # type: ignore[arg-type]
+            criterion=LOSS,
+            noise_multiplier=1.0,
+        )
+
+
+def test_the_sensitivity_of_an_example_is_that_of_the_radii() -> None:
+    case = CASES["two inputs"]
+    model = dplip.nn.bound_gradients(TwoInputs().train(), 0.5)
+    example = dplip.Example((torch.zeros(1, 5, 5), torch.zeros(5)))
+    found = dplip.sensitivity(model, case.loss, example)
+    assert list(found.values()) == pytest.approx([0.5] * 6, rel=1e-4)
+    assert SIZE == len(items(case))

@@ -47,7 +47,7 @@ def check_data(
             has no ``BallProjection`` to neutralise it.
     """
     require_loss(loss)
-    plain = isinstance(dataset, DataLoader) or (calls.plain and _is_pair(dataset))
+    plain = isinstance(dataset, DataLoader) or (calls.plain and collate is collated and _is_pair(dataset))
     if plain:
         check_dataset(dataset, what=what)
     length(dataset)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 LIBRARIES = "numpy", "scipy", "sklearn", "torch"
-FILES = 120
+FILES = 300
 """The most files of a library that are read."""
 WORDS = 4096
 """Words are numbered by a public hash, from 1 on; 0 is for padding."""

@@ -175,7 +175,9 @@ def beside(task: Task, arguments: argparse.Namespace) -> dict[str, nn.Module]:
         lines.append(f"| {library} | {figures} | {epsilon:.2f} | {rate:g} | {seconds:.1f} |")
         trained[library] = model
     size, parameters = len(limited_task.train), sum(p.numel() for p in given[0].parameters() if p.requires_grad)  # type: ignore[arg-type]
-    print(f"{size} examples, {parameters} trained parameters, {arguments.epochs} epochs of batches of {task.batch_size}")
+    print(
+        f"{size} examples, {parameters} trained parameters, {arguments.epochs} epochs of batches of {task.batch_size}"
+    )
     print("| library | on held-out data | epsilon | learning rate | seconds |\n| --- | --- | --- | --- | --- |")
     print("\n".join(lines))
     return trained

@@ -2,8 +2,8 @@
 
 usage: python examples/models/segmentation.py [--epsilon 8] [--epochs 10]
 
-Synthetic images, made here: a disc and a square in noise. One image is one example, so its loss is the mean over its own
-pixels, and all its pixels together are what privacy protects.
+Synthetic images, made here: a disc and a square in noise. One image is one example: its loss is the mean over its own
+pixels, and all of them together are what privacy protects.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Segmenter(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.fine = nn.Conv2d(1, width, 3, 1, 1)
-        self.down = nn.Sequential(nn.Conv2d(width, width, 4, 2, 1), nn.Tanh(), nn.Conv2d(width, width, 4, 2, 1), nn.Tanh())
+        self.down = nn.Sequential(
+            nn.Conv2d(width, width, 4, 2, 1), nn.Tanh(), nn.Conv2d(width, width, 4, 2, 1), nn.Tanh()
+        )
         up = nn.ConvTranspose2d(width, width, 4, 2, 1), nn.Tanh(), nn.ConvTranspose2d(width, width, 4, 2, 1), nn.Tanh()
         self.up = nn.Sequential(*up)
         self.head = nn.Conv2d(2 * width, 3, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 LIBRARIES = "numpy", "scipy", "sklearn", "torch"
 FILES = 300
 """The most files of a library that are read."""
-WORDS = 4096
+WORDS = 1024
 """Words are numbered by a public hash, from 1 on; 0 is for padding."""
 
 

@@ -2,9 +2,9 @@
 
 usage: python examples/models/text_embedding.py [--epsilon 3] [--epochs 10]
 
-The text is that of dplip's own dependencies (shipped_text.py). Words are numbered by a public hash; a vocabulary that is
-counted on the private text would be a release of its own. Bags are filled up to one public length with the number 0,
-which ``padding_idx=0`` leaves out.
+The text is that of dplip's own dependencies (shipped_text.py). Words are numbered by a public hash; a vocabulary that
+is counted on the private text would be a release of its own. Bags are filled up to one public length with the number
+0, which ``padding_idx=0`` leaves out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ LENGTH = 32
 
 def bag_of_words() -> nn.Sequential:
     return nn.Sequential(
-        nn.EmbeddingBag(WORDS, 32, mode="mean", padding_idx=0), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, len(LIBRARIES))
+        nn.EmbeddingBag(WORDS, 32, mode="mean", padding_idx=0),
+        nn.Linear(32, 32),
+        nn.ReLU(),
+        nn.Linear(32, len(LIBRARIES)),
     )
 
 

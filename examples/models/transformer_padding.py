@@ -2,8 +2,8 @@
 
 usage: python examples/models/transformer_padding.py [--epsilon 3] [--epochs 10]
 
-``dplip.data.Padding`` brings every sentence to one public length and adds its mask. The longest sentence of a batch would
-not do: it would tell of one example, and change what is computed for the others.
+``dplip.data.Padding`` brings every sentence to one public length and adds its mask. The longest sentence of a batch
+would not do: it would tell of one example, and change what is computed for the others.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ MODELS: dict[str, Row] = {
     "timm resnet18": (FIX, lambda: fixed(small_timm("resnet18")), images("x")),
     "timm mixer": (
         PLAIN,
-        lambda: small_timm("mixer_s16_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=2),
+        lambda: small_timm("mixer_s16_224", img_size=32),
         images("x"),
     ),
     "transformers BERT": (PLAIN, bert, texts()),

@@ -1,9 +1,10 @@
-"""A residual network of the shape of ResNet-18 on small images, with GroupNorm, beside Opacus.
+"""A residual network of the shape of ResNet-18 on small images, its BatchNorm made GroupNorm, beside Opacus.
 
 usage: python examples/models/resnet.py [--data digits | mnist | cifar10] [--data-dir DIR] [--width 8]
 
 Batch normalisation computes with the whole batch, so that one example changes all; group normalisation computes with
-one example. Sums of branches and the place of the layers in the code are no matter: only the layers bound gradients.
+one example. ``dplip.fix`` puts it in, with the same scales and shifts. Sums of branches and the place of the layers in
+the code are no matter: only the layers bound gradients.
 """
 
 from __future__ import annotations
@@ -16,10 +17,6 @@ import dplip
 from dplip.data import load
 
 
-def norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(4, channels)
-
-
 class Block(nn.Module):
     """Two convolutions, beside the identity or a convolution of one pixel."""
 
@@ -27,7 +24,7 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList([norm(outputs), norm(outputs)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
         self.short = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +43,7 @@ class ResNet(nn.Module):
             for stage in range(4)
             for first in (True, False)
         ]
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), norm(width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1], classes)
 
@@ -63,8 +60,12 @@ def main() -> None:
     data = load(arguments.data, arguments.data_dir)
     batch_size = 128 if arguments.data == "digits" else 512
     loss = dplip.losses.CrossEntropy()
-    task = Task(lambda: ResNet(data.input_shape[0], arguments.width), data.train, data.test, loss, batch_size)
-    beside(task, arguments)
+
+    def model() -> nn.Module:
+        fixed, _ = dplip.fix(ResNet(data.input_shape[0], arguments.width))
+        return fixed
+
+    beside(Task(model, data.train, data.test, loss, batch_size), arguments)
 
 
 if __name__ == "__main__":

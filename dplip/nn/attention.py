@@ -14,7 +14,7 @@ from dplip.rules import Pullback, refuse_module, rule, through
 from dplip.validate import positive
 
 PART = 2**18
-"""The most entries of differences of tokens in memory at once, but for those of a single example."""
+"""The most entries of differences in memory at once, but for those of a single token of each example."""
 
 
 class DistanceAttention(nn.Module):
@@ -63,7 +63,8 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: float) -> Tensor:
-        return torch.cat([_stepped(rows, scale) for rows in _parts(x)])
+        pulls = [_pulls(rows, x, scale)[0].mean(-2) for rows in _few(x)]
+        return x - scale * torch.cat(pulls, -2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -73,29 +74,23 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        parts = zip(_parts(x), _parts(v), strict=True)
-        return torch.cat([_pulled_back(rows, cotangent, ctx.scale) for rows, cotangent in parts]), None
+        sent = []
+        for rows, cotangents in zip(_few(x), _few(v), strict=True):
+            pulls, w = _pulls(rows, x, ctx.scale)
+            apart = cotangents.unsqueeze(-2) - v.unsqueeze(-3)
+            along = (pulls * apart).sum(-1, keepdim=True)
+            sent.append((w * (apart - pulls * along)).mean(-2))
+        return v - torch.cat(sent, -2), None
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """A few examples at a time, since each has a difference of every two tokens."""
-    return x.split(max(1, PART // max(1, x[0].numel() * x.shape[-2]))) if len(x) else (x,)
+def _few(x: Tensor) -> tuple[Tensor, ...]:
+    """A few tokens at a time, which bounds the memory of their differences to all tokens."""
+    return x.split(max(1, PART // max(1, x.numel())), -2)
 
 
-def _stepped(x: Tensor, scale: float) -> Tensor:
-    return x - scale * _pulls(x, scale)[0].mean(-2)
-
-
-def _pulled_back(x: Tensor, v: Tensor, scale: float) -> Tensor:
-    pulls, w = _pulls(x, scale)
-    apart = v.unsqueeze(-2) - v.unsqueeze(-3)
-    along = (pulls * apart).sum(-1, keepdim=True)
-    return v - (w * (apart - pulls * along)).mean(-2)
-
-
-def _pulls(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """``w d`` and w for the differences d of each token to each, in units of the scale: |w d| < 1."""
-    d = (x.unsqueeze(-2) - x.unsqueeze(-3)) / scale
+def _pulls(rows: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """``w d`` and w for the differences d of some tokens to all, in units of the scale: |w d| < 1."""
+    d = (rows.unsqueeze(-2) - x.unsqueeze(-3)) / scale
     w = (1 + d.square().sum(-1, keepdim=True)).sqrt().reciprocal()
     return torch.where(w > 0, w * d, 0.0), w  # w is 0 where the square of d overflows
 

@@ -52,8 +52,9 @@ def of_rows(v: Tensor) -> Tensor:
     return _tree(lambda start, end: sums[start:end].sum(0), 0, len(sums), CHAIN)
 
 
-Total = Callable[[Tensor], Tensor]
-"""What makes of the gradients of some examples, shape (examples, ...), the sum that they add: it may scale each."""
+Total = Callable[[Tensor, slice], Tensor]
+"""What makes of the gradients of some examples, shape (examples, ...), the sum that they add: it may scale each. The
+slice says which examples of the batch they are."""
 
 
 def of_matrices(v: Tensor, x: Tensor, total: Total) -> Tensor:
@@ -62,7 +63,7 @@ def of_matrices(v: Tensor, x: Tensor, total: Total) -> Tensor:
     Each example's gradient is a matrix product by itself. Its rounding is assumed not to depend on the example's place
     in the batch, as for every product of rows (docs/guarantees.md, "One example, one row").
     """
-    return _of_examples(lambda some: total(v[some].mT @ x[some]), len(x), v.shape[2] * x.shape[2])
+    return _of_examples(lambda some: total(v[some].mT @ x[some], some), len(x), v.shape[2] * x.shape[2])
 
 
 def of_convolution(
@@ -76,7 +77,7 @@ def of_convolution(
     def of_some(some: slice) -> Tensor:
         read = _patches(x[some], taps, stride, dilation, v.shape[2:]).reshape(-1, groups, width, positions)
         sent = v[some].reshape(-1, groups, channels // groups, positions)
-        return total(sent @ read.mT)
+        return total(sent @ read.mT, some)
 
     summed = _of_examples(of_some, len(x), width * (channels + groups * positions))
     return summed.reshape(channels, x.shape[1] // groups, *taps)
@@ -102,11 +103,6 @@ def _of_examples(part: Callable[[slice], Tensor], examples: int, held: int) -> T
         return total
 
     return _tree(chained, 0, examples, step * CHAIN)
-
-
-def of_parts(of: Callable[[int, int], Tensor], examples: int, part: int) -> Tensor:
-    """The sum of what a function gives for the examples of a range, over ranges of at most ``part`` (a block)."""
-    return _tree(of, 0, examples, part)
 
 
 def _tree(of: Callable[[int, int], Tensor], start: int, end: int, leaf: int) -> Tensor:
@@ -141,16 +137,16 @@ def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> flo
         blocked: the sum is in the blocks of this module; False: its order is left to the machine.
         dtype: the type of the sum.
 
-    Proof, with u the rounding of one operation. The magnitudes of one example's terms add up to at most one unit,
-    since bounds in norms do not depend on signs; in blocks of rows, to ``SPREAD`` units, since layers there bound sums
-    whose terms cancel. A sum of N terms, in any order, is off by at most N u times all magnitudes, for n examples n
-    units, products' roundings included (Jeannerod and Rump, 2013). With one term an example the error is smaller. A term a_t of entry j is rounded d_j(t) times, once for each partial sum that it is
-    in, and in any order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2. So along any direction c of
-    length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2)
-    <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In blocks the same
-    holds with the size of a block in place of the batch, and each addition of a chain or level of the tree adds u
-    times n. Computed partial sums exceed the exact ones by their roundings, which the last factor covers. Each of the
-    two neighbours may be off by as much.
+    Proof, with u the rounding of one operation. The magnitudes of one example's terms add up to at most one unit, since
+    bounds in norms do not depend on signs; in blocks of rows, to ``SPREAD`` units, since layers there bound sums whose
+    terms cancel. A sum of N terms, in any order, is off by at most N u times all magnitudes, for n examples n units,
+    products' roundings included (Jeannerod and Rump, 2013). With one term an example the error is smaller. A term a_t
+    of entry j is rounded d_j(t) times, once for each partial sum that it is in, and in any order, sum_t d_j(t)^2 is at
+    most that of a chain, n^3 / 3 + n^2 / 2. So along any direction c of length 1 the error is, by Cauchy-Schwarz, at
+    most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2) <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and
+    n more for the products. In blocks the same holds with the size of a block in place of the batch, and each addition
+    of a chain or level of the tree adds u times n. Computed partial sums exceed the exact ones by their roundings,
+    which the last factor covers. Each of the two neighbours may be off by as much.
     """
     u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more example
     rows = min(BLOCK, n * terms) if blocked else n * terms

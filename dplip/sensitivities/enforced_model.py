@@ -1,4 +1,4 @@
-"""Enforced models: whatever their code, layers bound the gradient of each trained parameter, and examples do not mix."""
+"""Enforced models: whatever their code, layers bound the gradient of each parameter, and examples do not mix."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
 from dplip.sensitivities.uses import Use, uses_of
-from dplip.separation import Rows, Template, Watch
+from dplip.separation import Rows, Signature, Template, Watch
 
-COUNTS = 5, 3
-"""The numbers of public examples with which a model is tried: two tell what is proportional to the batch."""
+COUNTS = 5, 7
+"""The numbers of public examples with which a model is tried: two tell what is proportional to the batch.
+Both are seldom the size of something else."""
 
 
 class EnforcedModel:
@@ -55,11 +56,9 @@ class EnforcedModel:
         """Try the model on public examples, and take from their passes what later ones are held against."""
         _check(self.model)
         self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
-        self._known: dict[int, Any] = {}  # number of examples -> the signature of a public pass
-        with undisturbed():
-            self._try(COUNTS[0])  # may fill caches
-            outputs = [self._try(count) for count in COUNTS][-1]
-            self._template = Template.of([(self._known[count], count) for count in COUNTS])
+        self._templates: dict[Any, Template] = {}  # by the state of autocast
+        with undisturbed(), torch.autocast(self._like.device.type, enabled=False):
+            outputs = self._template()
             self.draws = self._draws()
             self._require_separate()
         self.planned = self.uses(outputs)
@@ -85,17 +84,15 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        count = watch.examples
-        if self._template.fits(watch.signature, count):
-            return None
-        if count not in self._known:
+        if self._precision() not in self._templates:
             with undisturbed():
-                self._try(count)
-        if self._known[count].entries == watch.signature.entries:
+                self._template()
+        if self._templates[self._precision()].fits(watch.signature, watch.examples):
             return None
         return (
-            "the model has run other operators than it does on public examples, in a way that may depend on the batch "
-            "(a branch, a schedule, or Python's random numbers). Let it do the same at every step."
+            f"with {watch.examples} examples the model has run other operators than on public ones (a branch, a "
+            "schedule, Python's random numbers, or something that depends on how many examples there are). Let it do "
+            "the same at every step."
         )
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
@@ -109,11 +106,24 @@ class EnforcedModel:
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _try(self, count: int) -> list[Tensor]:
-        """The outputs of a pass over so many public examples, whose first is the same with each number of them."""
+    def _precision(self) -> Any:
+        """The state of autocast, which adds operators."""
+        kind = self._like.device.type
+        return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+
+    def _template(self) -> list[Tensor]:
+        """Make the template of passes in the present precision; returns the outputs of one of them."""
+        self._try(COUNTS[0])  # may fill caches
+        tried = {count: self._try(count) for count in COUNTS}
+        signatures = [(signature, count) for count, (signature, _) in tried.items()]
+        self._templates[self._precision()] = Template.of(signatures)
+        return tried[COUNTS[0]][1]
+
+    def _try(self, count: int) -> tuple[Signature, list[Tensor]]:
+        """The signature and the outputs of a pass over so many public examples."""
         call = self.example.batch(count, self._like)
         # As in a private pass, with the same operators for masks.
-        with _plainly(self._like.device), lent(Secret(0), dropout=True), self.watch(call) as watch:
+        with _recording(self._like.device), lent(Secret(0), dropout=True), self.watch(call) as watch:
             outputs = floats(self._run(call))
         for output in outputs:
             if watch.rows(output) != Rows(0):
@@ -122,9 +132,10 @@ class EnforcedModel:
                     "for each. Return tensors with the batch as their first axis."
                 )
         if not outputs:
-            raise ConfigurationError("the model: it returns no floating-point tensor. Return scores, or tuples and dicts of them.")
-        self._known[count] = watch.signature
-        return outputs
+            raise ConfigurationError(
+                "the model: it returns no floating-point tensor. Return scores, or tuples and dicts of them."
+            )
+        return watch.signature, outputs
 
     def _run(self, call: Call) -> Any:
         try:
@@ -156,7 +167,7 @@ class EnforcedModel:
             return torch.cat([output.flatten(1) for output in outputs], 1)
 
         rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))
-        with _plainly(self._like.device):
+        with _recording(self._like.device):
             if mixes(joined, rows, weights, alone=not self.draws):
                 raise MixedExamplesError(
                     "the model: its output or gradient for one example depends on the others. Treat each by itself."
@@ -169,8 +180,8 @@ def floats(output: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
-    with seeded(device), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+def _recording(device: torch.device) -> Iterator[None]:
+    with seeded(device), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

@@ -24,7 +24,7 @@ from dplip.rules import Summation
 
 SELECTIONS = {
     f"{name}Backward{number}"
-    for name in ("Alias", "Permute", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "Transpose")
+    for name in ("Alias", "Clone", "Permute", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "Transpose")
     for number in range(3)
 } | {f"{name}Backward0" for name in ("Unbind", "UnsafeView", "Unsqueeze", "View", "ReshapeAlias", "Narrow", "Chunk")}
 """Nodes of torch whose map copies each entry to at most one place."""

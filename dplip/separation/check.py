@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dplip.errors import MixedExamplesError
 from dplip.runtime.mixing import mixes, seeded
+from dplip.runtime.random_state import random_states
 from dplip.separation.rows import Rows
 from dplip.separation.signature import Signature, Template
 from dplip.separation.watch import Watch
@@ -87,12 +88,10 @@ def _own_backward(result: Tensor) -> None:
 
 def _probe(run: Callable[..., Tensor], inputs: Sequence[Tensor], model: nn.Module | None) -> None:
     weights = [p for p in model.parameters() if p.requires_grad] if model is not None else []
-    before = torch.get_rng_state()
     with seeded(inputs[0].device):
-        start = torch.get_rng_state()
+        before = random_states()
         run(*inputs)
-        draws = not torch.equal(start, torch.get_rng_state())
-    assert torch.equal(before, torch.get_rng_state())
+        draws = random_states() != before
     if mixes(run, inputs, weights, alone=not draws):
         raise MixedExamplesError(
             "The model: one example's result or gradient was seen to depend on another's, in code that no operator of "

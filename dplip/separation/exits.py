@@ -39,13 +39,14 @@ EXITS: dict[Callable[..., Any], tuple[str, str]] = {
             _TENSOR.numpy, _TENSOR.__array__, _TENSOR.tolist, _TENSOR.data_ptr, _TENSOR.untyped_storage,
             _TENSOR.storage, _TENSOR._typed_storage, _TENSOR.__dlpack__, _TENSOR.__reduce_ex__, _TENSOR.__deepcopy__,
             _TENSOR.share_memory_, _TENSOR.apply_, _TENSOR.map_, _TENSOR.map2_, _TENSOR.data.__set__,
-            _TENSOR.__cuda_array_interface__.__get__,
+            _TENSOR.__cuda_array_interface__.__get__, _TENSOR.__repr__, _TENSOR.__format__,
         ],
         _LEAVES,
     ),
     **dict.fromkeys([_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook, _TENSOR.grad.__set__], _HOOK),
 }  # fmt: skip
 DATA = _TENSOR.data.__get__
+DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 
 class Exits(TorchFunctionMode):
@@ -64,7 +65,16 @@ class Exits(TorchFunctionMode):
         if func is F.one_hot:  # which reads its argument, only to say what is out of range
             with _disable_current_modes():
                 return self._watch.run(torch.ops.aten.one_hot.default, args, kwargs or {})
+        if func in DROPOUTS:
+            return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _drop(self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """Dropout as one operator, whose masks may be drawn by others: independently for each entry or plane."""
+        if inplace:
+            return func(input, p, training, inplace)
+        with _disable_current_modes():
+            return self._watch.run(torch.ops.aten.dropout.default, (input, p, training), {}, func)
 
     def _check(self, function: Any, args: Any) -> None:
         tensors = [t for t in args if isinstance(t, Tensor)]

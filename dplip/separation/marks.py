@@ -14,11 +14,14 @@ from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 MARK = "_dplip_rows"
 """The attribute of a tensor that holds its mark. An attribute stays with a tensor as long as torch keeps it."""
 
+_KEPT = 100_000
 _codes: dict[tuple[Label, torch.Size, torch.dtype], object] = {}
 
 
 def code_of(label: Label, t: Tensor) -> object:
     """What stands for label, shape and type together; no number, which arguments of operators may be."""
+    if len(_codes) > _KEPT:
+        _codes.clear()  # later tensors have new codes, and decisions are made anew
     return _codes.setdefault((label, t.shape, t.dtype), object())
 
 
@@ -100,9 +103,9 @@ class Marks:
             self.of(t).base = base
 
     def made(self, t: Tensor) -> bool:
-        """Whether an operator of this pass has made a tensor."""
+        """Whether a tensor is a constant that an operator of this pass has made."""
         mark: Mark | None = getattr(t, MARK, None)
-        return mark is not None and mark.watch is self._token
+        return mark is not None and mark.watch is self._token and mark.constant
 
     def _met(self, t: Tensor) -> Mark:
         """The mark of a tensor that no operator of this pass has made."""
@@ -167,7 +170,8 @@ class Marks:
         distance = rows.inner * t.stride(rows.axis)
         place, mine = self._placed(base, distance), self._placed(t, distance)
         made = id(base) not in self._given and base.numel() * base.element_size() == storage.nbytes()
-        if not made or place is None or mine != rows:
+        other = not mark.constant and mark.label != place
+        if not made or other or place is None or mine != rows:
             refuse(
                 "writes examples into a constant: a buffer, a weight, or a tensor without a batch axis.",
                 "Return it in place of keeping it; or make the tensor in forward: x.new_zeros(len(x), ...).",
@@ -189,9 +193,10 @@ def _names(model: nn.Module | None) -> dict[int, Any]:
     """Names of the tensors that a model holds: weights, buffers, and attributes."""
     names: dict[int, Any] = {}
     for path, module in model.named_modules() if model is not None else ():
-        held = {**module._parameters, **module._buffers, **vars(module)}
-        for name, value in held.items():
-            for i, t in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-                if isinstance(t, Tensor):
-                    names.setdefault(id(t), (path, name, i))
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    names.setdefault(id(value), (path, name))
+                elif value and type(value) in (list, tuple):
+                    names.update((id(t), (path, name, i)) for i, t in enumerate(value) if isinstance(t, Tensor))
     return names

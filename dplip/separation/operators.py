@@ -38,7 +38,6 @@ class Operator:
 
     def __init__(self, function: Any) -> None:
         schema = function._schema
-        self.function = function
         space, _, name = schema.name.partition("::")
         self.written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         alone = bool(self.written) and self.written == [schema.arguments[0].name]

@@ -42,6 +42,9 @@ class Public:
 
 Label = Rows | Public
 
+UNKNOWN = Public(frozenset(), True, True)
+"""The label of a constant of which nothing else is known."""
+
 MIXED = Rows(-1, 0, 0)
 """The label of what depends on all examples, such as a kernel's workspace: no dimension carries it."""
 

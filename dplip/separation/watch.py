@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dplip.errors import ConfigurationError
-from dplip.separation.call import Refused, Seen
+from dplip.separation.call import Refused, Seen, refuse
 from dplip.separation.exits import Exits
 from dplip.separation.marks import Marks, code_of
 from dplip.separation.operators import Decision, Operator, decide
 from dplip.separation.place import mixed
-from dplip.separation.rows import Public, Rows
+from dplip.separation.rows import UNKNOWN, Public, Rows
 from dplip.separation.signature import Signature
 
 _local = threading.local()
@@ -37,7 +37,8 @@ class Watch:
 
     Guarantee: each entry of a tensor with :class:`Rows` depends on the inputs of one example alone, the one that Rows
     names, and in the same way for each; other tensors depend on no example. Assumes that all that computes with
-    examples are operators of torch in this thread; the known ways out of torch are refused.
+    examples are operators of torch in this thread; the known ways out of torch are refused. One example mixes with
+    none, so a pass over one is only followed: it must fit the template of passes over more.
 
     Args:
         inputs: tensors whose axis 0 counts the examples.
@@ -81,7 +82,7 @@ class Watch:
     def made(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that an operator of this pass has made."""
         with torch._C.DisableTorchFunction():
-            return self._marks.made(t) and isinstance(self._marks.of(t).label, Public)
+            return self._marks.made(t)
 
     def refuse(self, what: str, refused: Refused) -> NoReturn:
         """Raise the error that says where in the model examples mix, by what, and what to do."""
@@ -92,6 +93,7 @@ class Watch:
             raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
         if torch.is_inference_mode_enabled():
             raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")
+        torch.clear_autocast_cache()  # weights that another pass has cast
         for i, t in enumerate(self._inputs):
             self._marks.enter(t, ("input", i))
         _local.watch = self
@@ -106,12 +108,17 @@ class Watch:
         self._exits.__exit__(kind, value, traceback)
         _local.watch = None
 
-    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and mark its results."""
+    def run(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], instead: Callable[..., Any] | None = None
+    ) -> Any:
+        """Run an operator, or what stands for it, and mark its results."""
+        call = instead or function
         operator = _operators.get(id(function))
         if operator is None:
             operator = _operators[id(function)] = Operator(function)
         try:
+            if torch.is_inference_mode_enabled():
+                refuse("runs in inference mode, whose tensors do not count writes.", "Use torch.no_grad().")
             origins: list[Any] = []
             keys: list[Any] = [operator, self.examples]
             self._key(args, keys, origins)
@@ -121,8 +128,8 @@ class Watch:
             key = tuple(keys)
             decision = _decisions.get(key)
             if decision is None or operator.written or operator.parts:
-                return self._carefully(operator, args, kwargs, key, origins)
-            result = function(*args, **kwargs)
+                return self._carefully(operator, call, args, kwargs, key, origins)
+            result = call(*args, **kwargs)
             self._note(operator, decision, result, origins, args)
             return result
         except Refused as refused:
@@ -143,17 +150,12 @@ class Watch:
                 keys.append(value)
 
     def _carefully(
-        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
+        self, operator: Operator, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
     ) -> Any:
         """Run an operator that is new, or writes to its arguments: it is asked before it writes."""
-        function, decision = operator.function, _decisions.get(key)
+        decision = _decisions.get(key)
         seen: dict[str, Any] = {}
         if decision is None:
-            if operator.rule is None and not operator.written:
-                with self._operators:
-                    result = function.decompose(*args, **kwargs)
-                if result is not NotImplemented:
-                    return result
             seen = operator.bound(_map(args, self._seen), {k: _map(v, self._seen) for k, v in kwargs.items()})
             if operator.in_place:
                 decision = self._decide(operator, seen, [tuple(args[0].shape)], key)
@@ -165,7 +167,7 @@ class Watch:
                 self._marks.claim(args[0], label)
             else:
                 self._marks.wrote(args[0], label)
-        result = function(*args, **kwargs)
+        result = call(*args, **kwargs)
         if decision is None:
             decision = self._decide(operator, seen, [tuple(t.shape) for t in _tensors(result)], key)
         self._note(operator, decision, result, origins, args)
@@ -173,8 +175,10 @@ class Watch:
             self._marks.parts(_tensors(result), args[0])
         if operator.written and not operator.in_place and not operator.reshapes:
             bound = operator.bound(args, kwargs)
+            written = next((label for label in decision.labels if isinstance(label, Public)), UNKNOWN)
             for t in _tensors([bound[name] for name in operator.written]):
-                self._marks.mark(t, Public(frozenset(), True, True), self._marks.of(t).origin, t._version + 1)
+                self._marks.wrote(t, written)
+                self._marks.mark(t, written, self._marks.of(t).origin, t._version + 1)
         return result
 
     def _note(

@@ -112,8 +112,8 @@ class Enforced:
         if shape is not None and self._state != (shape, guards_of(self._loss)):
             require_separate(self._loss, shape, _like(self.model.model))
             self._state = shape, guards_of(self._loss)
-        found = {} if seen is None else seen.uses
-        self._uses = {name: use | found.get(name, use) for name, use in self.model.planned.items()}
+        if seen is not None:  # else as in the last pass
+            self._uses = {name: seen.uses.get(name, use) for name, use in self.model.planned.items()}
         return {name: use.bound * (1 + GRADIENT_SLACK) for name, use in self._uses.items()}
 
     def passes(self) -> Passes:

@@ -1,6 +1,6 @@
 """LoRA adapters of peft on a BERT of transformers, trained privately, beside Opacus.
 
-usage: pip install transformers peft; python examples/models/lora.py [--epsilon 8] [--epochs 3]
+usage: pip install transformers peft; python examples/models/lora.py [--epsilon 8] [--epochs 10]
 
 Nothing is downloaded: the weights of the BERT are random, and frozen. Its adapters and its classifier are trained, on
 docstrings (shipped_text.py). The factors A are fixed, with orthonormal rows: noise on both factors has no bound in

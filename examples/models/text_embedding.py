@@ -1,6 +1,6 @@
 """Text classification by an embedding bag: from which library is a docstring? Beside Opacus.
 
-usage: python examples/models/text_embedding.py [--epsilon 3] [--epochs 10]
+usage: python examples/models/text_embedding.py [--epsilon 3] [--epochs 20]
 
 The text is that of dplip's own dependencies (shipped_text.py). Words are numbered by a public hash; a vocabulary that
 is counted on the private text would be a release of its own. Bags are filled up to one public length with the number
@@ -30,7 +30,7 @@ def bag_of_words() -> nn.Sequential:
 
 
 def main() -> None:
-    arguments = options(__doc__, epochs=20, lr=5e-3).parse_args()
+    arguments = options(__doc__, epochs=20, lr=1e-2).parse_args()
     rows, labels = sentences(LENGTH)
     filled = [row + [0] * (LENGTH - len(row)) for row in rows]
     parts = zip(split(filled), split(labels), strict=True)

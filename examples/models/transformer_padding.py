@@ -1,6 +1,6 @@
 """A small transformer encoder on sentences of different lengths, with padding masks, beside Opacus.
 
-usage: python examples/models/transformer_padding.py [--epsilon 3] [--epochs 10]
+usage: python examples/models/transformer_padding.py [--epsilon 8] [--epochs 20]
 
 ``dplip.data.Padding`` brings every sentence to one public length and adds its mask. The longest sentence of a batch
 would not do: it would tell of one example, and change what is computed for the others.
@@ -43,7 +43,7 @@ def with_mask(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    arguments = options(__doc__, epochs=10, lr=2e-3).parse_args()
+    arguments = options(__doc__, epochs=20, lr=5e-3, epsilon=8.0).parse_args()
     rows, labels = sentences(LENGTH)
     train, test = split(list(zip(rows, labels, strict=True)))
     loss = dplip.losses.CrossEntropy()

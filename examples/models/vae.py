@@ -1,6 +1,6 @@
 """A variational autoencoder of handwritten digits, beside Opacus.
 
-usage: python examples/models/vae.py [--data digits | mnist] [--data-dir DIR] [--epsilon 3] [--epochs 20]
+usage: python examples/models/vae.py [--data digits | mnist] [--data-dir DIR] [--epsilon 3] [--epochs 40]
 
 The model draws a code for each example by ``torch.randn_like``, as usual: in private steps, torch's generators are in a
 secret state. The targets are the inputs, and the loss is that of the reconstruction and the divergence together.

@@ -174,10 +174,11 @@ def items(case: Case, count: int = SIZE, seed: int = 0) -> list[Any]:
 def private(model: nn.Module, loss: Loss, data: list[Any], batch_size: int = 10, **options: Any) -> Any:
     """``make_private`` of a model whose layers have been made to bound their gradients."""
     dplip.nn.bound_gradients(model.train(), options.pop("radius", 1.0))
+    dataset: Any = data
     return dplip.PrivacyEngine().make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        data_loader=DataLoader(data, batch_size, collate_fn=options.pop("collate_fn", None)),
+        data_loader=DataLoader(dataset, batch_size, collate_fn=options.pop("collate_fn", None)),
         criterion=loss,
         noise_multiplier=options.pop("noise_multiplier", 1.0),
         **options,

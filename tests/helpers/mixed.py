@@ -12,6 +12,11 @@ RUNNING = torch.zeros(T, D)
 BATCH_NORM, INSTANCE = nn.BatchNorm2d(C), nn.InstanceNorm2d(C, track_running_stats=True)
 
 
+def cubes(rows: int) -> Tensor:
+    """All sizes are the number of examples, so that shapes give nothing away."""
+    return torch.randn(rows, rows, rows, generator=torch.Generator().manual_seed(rows))
+
+
 def kept_in_a_buffer(x: Tensor) -> Tensor:
     RUNNING.copy_(x[:].mean(1, keepdim=True).expand_as(x)[..., :].transpose(0, 1)[:, 0])
     return x + RUNNING
@@ -41,6 +46,12 @@ def written_then_counted(x: Tensor) -> Tensor:
     out = torch.zeros(len(x), 1, 1)
     view = out[:, 0, 0]
     view.copy_(torch.arange(len(x)))
+    return x + out
+
+
+def uncounted(x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 1, 1)
+    out.data.copy_(torch.arange(len(x)).view(-1, 1, 1))
     return x + out
 
 
@@ -119,7 +130,7 @@ MIX_SEQUENCES = {
     "by a permutation": lambda x: x * torch.randperm(len(x)).view(-1, 1, 1),
     "own index permuted": lambda x: x[torch.arange(len(x)).flip(0), 0],
     "index of examples": lambda x: x[:, x[:, 0, 0].argsort() % T],
-    "gather over the batch": lambda x: x.gather(0, x.argsort(0)),
+    "gather over the batch": lambda x: x.gather(0, torch.zeros(x.shape, dtype=torch.long)),
     "triangle of the batch": lambda x: x[:, 0].tril(),
     "scattered": lambda x: torch.zeros_like(x).index_add(0, torch.zeros(len(x), dtype=torch.long), x),
     "kept in a buffer": kept_in_a_buffer,
@@ -127,13 +138,14 @@ MIX_SEQUENCES = {
     "hidden by a view": hidden_by_a_view,
     "hidden by an older view": hidden_by_an_older_view,
     "written by place": written_then_counted,
+    "written out of sight": uncounted,
     "written across": written_across,
     "written into uneven": uneven,
     "out": lambda x: torch.add(x.detach(), x.detach(), out=torch.empty(x.shape)),
     "set": lambda x: torch.empty(0).set_(x.detach()) + 1,
     "squared sum": lambda x: x / (x * x).sum().sqrt(),
     "covariance": lambda x: torch.cov(x[:, 0].T) @ x.mT,
-    "crossed": lambda x: (x[:, None, 0] - x[None, :, 0]).sum(1),
+    "crossed": lambda x: (x[:, None, 0] - x[None, :, 0]).sum(0),
     "distances": lambda x: torch.cdist(x[:, 0], x[:, 0]),
     "diff": lambda x: x.diff(dim=0, prepend=x[:1]),
     "pad": lambda x: F.pad(x, (0, 0, 0, 0, 1, 0))[:-1],
@@ -155,6 +167,8 @@ MIX_SEQUENCES = {
 
 MIX_IMAGES = {
     "batch norm": lambda x: BATCH_NORM(x),
+    "batch norm of channels": lambda x: F.batch_norm(x.permute(1, 2, 0, 3), None, None, None, None, True),
+    "printed": lambda x: x * len(str(x)),
     "functional batch norm": lambda x: F.batch_norm(x, None, None, training=True),
     "instance norm by batch norm": lambda x: INSTANCE(x),
     "regrouped group norm": lambda x: F.group_norm(x.transpose(0, 1), 1).transpose(0, 1),
@@ -213,7 +227,26 @@ def _data(x: Tensor) -> Tensor:
     return x + y
 
 
+CUBES = {
+    "gram": lambda x: (x[:, 0].T @ x[:, 0]).T,
+    "gram of the left": lambda x: torch.bmm(x.transpose(0, 2), x.transpose(0, 1)),
+    "largest": lambda x: x.amax(0),
+    "one": lambda x: x[0],
+    "last": lambda x: x.unbind(0)[-1],
+    "transposed": lambda x: x + x.transpose(0, 1),
+    "sum": lambda x: x.sum(0) + x.sum(1),
+    "attention": lambda x: F.scaled_dot_product_attention(*[x.transpose(0, 1)[None]] * 3)[0].transpose(0, 1),
+    "linear": lambda x: F.linear(x.transpose(0, 2), x[:, 0]).transpose(0, 2),
+    "index": lambda x: x[torch.arange(len(x)), :, x[:, 0].argmax(0)],
+    "diagonal": lambda x: x.diagonal(),
+    "put": lambda x: x.put(torch.tensor([0]), torch.tensor([1.0])),
+    "convolution": lambda x: (
+        F.conv1d(x[:, 0, None], torch.ones(5, 1, 5)) + F.conv1d(x.transpose(0, 1), torch.ones(5, 5, 5))
+    ),
+}
+
 MIXED = [
+    *((f"cube: {name}", cubes, f) for name, f in CUBES.items()),
     *((f"sequence: {name}", sequences, f) for name, f in MIX_SEQUENCES.items()),
     *((f"image: {name}", images, f) for name, f in MIX_IMAGES.items()),
     *((f"tokens: {name}", tokens, f) for name, f in MIX_TOKENS.items()),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.clipped import require_clipped
 from helpers.half import HALF, half
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ def layer(**options: Any) -> nn.MultiheadAttention:
 
 PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] + [True] * 4])
 CAUSAL = torch.ones(T, S, dtype=torch.bool).triu(1)
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": False},
     {"add_bias_kv": True},
@@ -50,7 +51,7 @@ MASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def inputs(attention: nn.MultiheadAttention, how: str) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(attention: Any, how: str) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = random(B, T, E), random(B, S, attention.kdim, seed=1), random(B, S, attention.vdim, seed=2)
     if how == "self":
         q = k = v = random(B, S, E, seed=1)
@@ -95,17 +96,6 @@ def test_outputs_and_inactive_gradients_are_torch_s(options, mask, how):
         assert torch.equal(bounded(*given, **settings)[0], stock(*given, **settings)[0])
 
 
-class Output(nn.Module):
-    """Self-attention of the whole batch, its output alone."""
-
-    def __init__(self, attention: nn.MultiheadAttention, **settings: object) -> None:
-        super().__init__()
-        self.attention, self.settings = attention, settings
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.attention(q, k, v, **self.settings)[0]
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_no_use_takes_an_example_beyond_the_radius(options, size):
@@ -126,6 +116,28 @@ def test_no_use_takes_an_example_beyond_the_radius(options, size):
                 parts = 3 if name in packed and given[0] is not given[1] else 1
                 for part in g.chunk(parts):
                     assert float(part.norm()) <= radius * (1 + 1e-5)
+
+
+class Self(nn.Module):
+    """Attention of a batch to itself, or to another."""
+
+    def __init__(self, attention: nn.MultiheadAttention, **settings: Any) -> None:
+        super().__init__()
+        self.attention, self.settings = attention, settings
+
+    def forward(self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        attended: Tensor = self.attention(q, q if k is None else k, q if v is None else v, **self.settings)[0]
+        return attended
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it(size, need_weights):
+    for options in OPTIONS[:4]:
+        one = Self(layer(**options, batch_first=True), need_weights=need_weights)
+        require_clipped(one, random(B, S, E), radius=0.7, size=size)
+    apart = layer(kdim=6, vdim=7, bias=False, batch_first=True)
+    require_clipped(Self(apart, need_weights=need_weights), *inputs(apart, "each its own"), radius=0.7, size=size)
 
 
 def test_one_place_reaches_the_radius_exactly():
@@ -251,7 +263,8 @@ def test_an_example_that_is_all_padding_or_not_finite_moves_no_other(bad, need_w
     odd = torch.cat([x[:1] * bad, x[1:]])
     for given, mask in ((odd, PADDING), (x, padding)):
         both = bounded(given, given, given, key_padding_mask=mask, need_weights=need_weights)[0]
-        rest = bounded(x[1:], x[1:], x[1:], key_padding_mask=mask[1:], need_weights=need_weights)[0]
+        others = x[1:]
+        rest = bounded(others, others, others, key_padding_mask=mask[1:], need_weights=need_weights)[0]
         u = random(*both.shape, seed=2)
         moved = [
             a - b

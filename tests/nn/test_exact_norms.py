@@ -12,6 +12,7 @@ import dplip.nn as dn
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn import sums
 from dplip.nn.bounded import convert
+from dplip.nn.bounded.enforcing import CANCELLED
 from dplip.nn.bounded.linear import by_itself, norm_of_sum
 from dplip.nn.gradient_ball import row_norms
 from dplip.propagation import Walk
@@ -99,12 +100,12 @@ def test_the_gradient_is_the_sum_of_each_example_s_own_scaled_by_its_own_norm(na
 def test_no_example_exceeds_the_radius_and_where_it_is_active_it_is_reached(name, dtype):
     _, bounded = layers(name, 1.0)
     bounded.to(dtype)
-    for kind, size in itertools.product(("random", "alike", "cancelling", "one large"), (1e-6, 1e-2, 1.0, 1e6)):
-        for seed, radius in itertools.product(range(3), (1e-12, 1e-3, 1.0)):
+    for kind, size in itertools.product(("random", "alike", "cancelling", "one large"), (1e-6, 1.0, 1e6)):
+        for seed, share in itertools.product(range(2), (0.0, 0.7, 2.0)):
             x, v = (t.to(dtype) for t in example(name, 1, seed, kind))
             bounded.radius = 1e30
             true = [float(g.double().norm()) for g in gradients(bounded, size * x, v)]
-            bounded.radius = radius
+            bounded.radius = radius = max(share * true[0], 1e-12)
             for g, norm in zip(gradients(bounded, size * x, v), true, strict=True):
                 reached = float(g.double().norm())
                 assert reached <= radius
@@ -240,11 +241,35 @@ def test_what_cancels_within_an_example_rounds_no_further_than_is_said():
     x, v = torch.cat([x, x], 1), torch.cat([v, -v + small], 1)
     each = torch.cat([gradients(layer, x[i : i + 1], v[i : i + 1])[0][None] for i in range(n)]).double()
     (found,) = gradients(layer, x, v)
-    moved = float((found.double() - each.sum(0)).norm())
-    assert moved <= sums.apart(n, 4, blocked=True, dtype=torch.float32)
-    by_rows = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(v, dim=2)
-    assert float(by_rows.sum(1).max()) > 1e3 * sums.SPREAD
-    assert float(each.flatten(1).norm(dim=1).max()) < 1e-3  # it is their magnitudes that are scaled
+    assert float((found.double() - each.sum(0)).norm()) <= sums.apart(n, 4, blocked=True, dtype=torch.float32)
+    layer.double()
+    own = x.double().mT @ v.double()
+    magnitudes = (x.double().norm(dim=2) * v.double().norm(dim=2)).sum(1)
+    assert float((magnitudes / own.flatten(1).norm(dim=1)).min()) > 1e3 * sums.SPREAD
+    for i in range(20):
+        (scaled,) = gradients(layer, x[i : i + 1].double(), v[i : i + 1].double())
+        assert float(scaled.norm() / own[i].norm() * magnitudes[i]) <= sums.SPREAD * (1 + 1e-5)
+
+
+def test_what_cancels_in_a_gradient_by_itself_is_scaled_by_its_magnitudes():
+    """So that a product that rounds otherwise in another batch moves no example by more than a small share."""
+    linear, conv = dn.BoundedLinear(3, 2, bias=False), dn.BoundedConv1d(3, 2, 1, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(1, 20, 2, generator=generator, dtype=torch.float64)
+    v, x = v - v.mean(1, keepdim=True) + 1e-6, torch.full((1, 20, 3), 1e4, dtype=torch.float64)
+    magnitudes = float((v.norm(dim=2) * x.norm(dim=2)).sum())
+    true = float((v.mT @ x).norm())
+    assert by_itself(20, 3, 2) and magnitudes > 1e4 * true
+    for layer, given, sent in ((linear, x, v), (conv, x.mT, v.mT)):
+        (found,) = gradients(layer.double(), given, sent)
+        share = float(found.norm()) / true * magnitudes
+        assert CANCELLED / 2 <= share <= CANCELLED * (1 + 1e-5)
+
+
+def test_several_terms_of_an_example_are_charged_their_magnitudes():
+    for n, terms in ((100, 2), (2000, 30)):
+        one_block = sums.BLOCK * 2.0**-24 * sums.SPREAD * n  # how far a block of rows rounds, in any order
+        assert sums.apart(n, terms, blocked=True, dtype=torch.float32) >= 2 * one_block
 
 
 @pytest.mark.parametrize("shape", [(3, 16), (40, 16), (16,)])

@@ -8,6 +8,7 @@ from helpers.separate import Twice, Windows, images, made, sequences, tokens, ve
 from torch import Tensor, nn
 
 from dplip.errors import MixedExamplesError
+from dplip.runtime.secret import Secret, lent
 from dplip.separation import Watch, check_separation
 
 
@@ -52,6 +53,39 @@ def test_a_model_that_does_not_mix_has_a_template() -> None:
 def test_dropout_and_caches_are_no_obstacle() -> None:
     model = nn.Sequential(Stateful(), nn.Dropout())
     check_separation(model, [vectors(7)], model)
+
+
+def test_a_number_is_no_tensor() -> None:
+    """An operator takes a tensor or a number at the same place: neither is taken for the other."""
+    x = vectors(5)
+    for number in range(400):
+        with Watch([x], 5) as watch:
+            x * number
+        assert dict(watch.signature.entries[0][0].args) == {"other": number}
+        with Watch([x], 5) as watch:
+            x * x
+        assert watch.signature.entries[0][0].args == ()
+
+
+def test_secret_masks_are_drawn_for_each_entry_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 3))
+    template = check_separation(model, [vectors(7)], model)
+    with lent(Secret(), True):
+        for n in (1, 3, 7):
+            x = vectors(n)
+            with Watch([x], n, model) as watch:
+                result = model(x)
+            assert template.fits(watch.signature, n)
+            result.sum().backward()
+
+
+def test_weights_may_be_computed_and_cast() -> None:
+    computed = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+    scaled = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    model = nn.Sequential(computed, nn.ReLU(), scaled)
+    check_separation(model, [vectors(7)], model, probe=False)  # the first moves with every pass
+    with torch.autocast("cpu", torch.bfloat16):
+        check_separation(nn.Linear(8, 3), [vectors(7)], probe=False)
 
 
 def test_several_inputs_and_tokens() -> None:

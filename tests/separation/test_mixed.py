@@ -45,11 +45,17 @@ def test_an_error_names_the_module_the_operator_and_a_remedy() -> None:
         model(x)
 
 
+def test_a_number_read_off_examples_has_a_remedy() -> None:
+    one = sequences(1)
+    with Watch([one], 1), pytest.raises(MixedExamplesError, match=r"torch\.where"):
+        one.mean().item()
+
+
 def test_nothing_is_written_when_a_write_is_refused() -> None:
     buffer = torch.zeros(5, D)
     x = sequences(5)
     with pytest.raises(MixedExamplesError, match="constant"), Watch([x], 5):
-        buffer.add_(x[:, 0])
+        buffer.copy_(x[:, 0])
     assert not buffer.any()
 
 

@@ -1,4 +1,4 @@
-"""Enforced models: whatever their code, neighbouring sums lie within the radii, and what no operator shows is refused."""
+"""Enforced models: whatever their code, neighbouring sums lie within the radii; what mixes examples is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 import dplip
-from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, UnboundedOperationError
+from dplip.errors import ConfigurationError, MixedExamplesError, UnboundedOperationError
 from dplip.losses import CrossEntropy
 from dplip.training.calls import Calls
 
@@ -78,7 +78,8 @@ class Changing(Gated):
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.way, self.kept, self.count = way, None, 0
+        self.way, self.count = way, 0
+        self.kept: Tensor | None = None
         self.register_buffer("mean", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,36 +114,54 @@ def test_what_mixes_examples_is_refused(way: str) -> None:
             optimizer.step()
 
 
-class Late(Gated):
-    """A model that mixes only after it was tried."""
+def step(model: nn.Module, optimizer: Any, loader: Any, x: Tensor) -> None:
+    """A step on a batch of the caller's own, which the loader is made to believe it handed out."""
+    next(iter(loader))
+    loader.handed_out = len(x)
+    optimizer.zero_grad()
+    LOSS(model(x), torch.zeros(len(x), dtype=torch.long)).backward()
+    optimizer.step()
 
-    late = False
+
+class Counting(Gated):
+    """A model that does something else with some numbers of examples."""
+
+    other = 9
 
     def forward(self, x: Tensor) -> Tensor:
         z = super().forward(x)
-        return z - z.flip(-1) if self.late else z
+        return z / 2 if len(x) == self.other else z
 
 
-def test_other_operators_than_were_tried_are_refused_and_nothing_is_charged() -> None:
-    model, optimizer, loader = private(Late(), LOSS, items(CASES["a product"]))
-    model.late = True
-    x, y = next(iter(loader))
-    LOSS(model(x), y).backward()  # they mix nothing: the same with public examples
-    optimizer.step()
+@pytest.mark.parametrize("count", [1, 9])
+def test_another_number_of_examples_must_run_the_same_operators(count: int) -> None:
+    model, optimizer, loader = private(Counting(), LOSS, items(CASES["a product"]))
+    model.other = count
+    step(model, optimizer, loader, torch.randn(7, 6))
     weights = [p.detach().clone() for p in model.parameters()]
-
-    def counting(x: Tensor) -> Tensor:
-        z = Gated.forward(model, x)
-        return z / 2 if len(x) not in (3, 5) else z
-
-    model.forward = counting
-    optimizer.zero_grad()
-    x, y = torch.randn(12, 6), torch.zeros(12, dtype=torch.long)
-    loader.handed_out = 12
-    LOSS(model(x), y).backward()
-    with pytest.raises(DPLipError, match=r"other operators|handed out"):
-        optimizer.step()
+    with pytest.raises(ConfigurationError, match="other operators"):
+        step(model, optimizer, loader, torch.randn(count, 6))
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for() -> None:
+    model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]))
+    assert optimizer.sensitivities()["a.weight"] == pytest.approx(1.0, rel=0.01)
+    model.a.radius = model.b.radius = 3.0
+    drawn: list[float] = []
+    optimizer.noise.add_ = lambda t, std: drawn.append(std)
+    step(model, optimizer, loader, torch.randn(7, 6))
+    assert optimizer.sensitivities()["a.weight"] >= 3.0 and optimizer.sensitivities()["head.weight"] < 1.1
+    assert sum(std >= 3.0 for std in drawn) == 4
+
+
+def test_a_node_refuses_examples_that_are_not_in_front() -> None:
+    from dplip.nn.bounded.linear import LinearGradients
+    from dplip.separation import Watch
+
+    layer, x = dplip.nn.BoundedLinear(6, 2), torch.randn(4, 5, 6)
+    with Watch([x], 4), pytest.raises(MixedExamplesError, match="axis 0"):
+        LinearGradients.apply(x.transpose(0, 1), layer.weight, layer.bias, None, 1.0)
 
 
 def test_a_parameter_that_no_layer_bounds_is_refused_by_name() -> None:

@@ -2,10 +2,8 @@
 
 from dplip.nn.bounded import functional
 from dplip.nn.bounded.attention import BoundedMultiheadAttention
+from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
 from dplip.nn.bounded.convert import bound_gradients, bounds_gradients
-from dplip.nn.bounded.convert import bound_gradients
-from dplip.nn.bounded.convolution import BoundedConv2d
-from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.convolution import (
     BoundedConv1d,
     BoundedConv2d,
@@ -14,9 +12,6 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose2d,
     BoundedConvTranspose3d,
 )
-from dplip.nn.bounded.cells import BoundedGRUCell, BoundedLSTMCell, BoundedRNNCell
-from dplip.nn.bounded.convert import bound_gradients
-from dplip.nn.bounded.convolution import BoundedConv2d
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
 from dplip.nn.bounded.fix import fix
 from dplip.nn.bounded.hooks import summed
@@ -42,7 +37,6 @@ __all__ = [
     "BoundedConvTranspose1d",
     "BoundedConvTranspose2d",
     "BoundedConvTranspose3d",
-    "BoundedConv2d",
     "BoundedEmbedding",
     "BoundedEmbeddingBag",
     "BoundedGRU",
@@ -67,13 +61,5 @@ __all__ = [
     "freeze_lora_a",
     "functional",
     "per_example",
-    "BoundedConv1d",
-    "BoundedConv2d",
-    "BoundedConv3d",
-    "BoundedConvTranspose1d",
-    "BoundedConvTranspose2d",
-    "BoundedConvTranspose3d",
-    "BoundedLinear",
-    "bound_gradients",
     "summed",
 ]

@@ -17,7 +17,7 @@ from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bound_gradients, bounds
 from dplip.nn.bounded.enforcing import checked_radius
 from dplip.nn.bounded.linear import BoundedLinear, LinearGradients
-from dplip.nn.bounded.use import at_examples, trained, without_examples
+from dplip.nn.bounded.use import at_examples, trained
 from dplip.separation import examples_first
 
 bounds(NonDynamicallyQuantizableLinear)(BoundedLinear)  # the class of torch's ``out_proj``, a linear map like others
@@ -116,7 +116,7 @@ class BoundedMultiheadAttention(nn.MultiheadAttention):
         def bounded(_: Tensor, x: Tensor) -> Tensor:
             return LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))
 
-        place = other.flatten(1).sum(1)[:, None, None].expand_as(x) if without_examples(x) else x
+        place = x if trained(self, x) else other.flatten(1).sum(1)[:, None, None].expand_as(x)
         return examples_first(bounded, place, x, expand=True)
 
     def _with_row(self, x: Tensor, row: Tensor) -> Tensor:

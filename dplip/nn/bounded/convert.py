@@ -74,8 +74,9 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
 
 
 def bounds_gradients(model: nn.Module) -> bool:
-    """Whether some layer of a model bounds its gradients, so that the model may be an enforced one."""
-    return any(hasattr(module, "radius") and type(module) in set(BOUNDED.values()) for module in model.modules())
+    """Whether some layer or parameter of a model bounds its gradients, so that the model may be an enforced one."""
+    layers = any(hasattr(module, "radius") and type(module) in set(BOUNDED.values()) for module in model.modules())
+    return layers or any(isinstance(p, BoundedParameter) for p in model.parameters())
 
 
 def counterpart(layer: nn.Module) -> Any:

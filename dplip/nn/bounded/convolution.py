@@ -7,6 +7,8 @@ own, before a convolution without padding.
 
 from __future__ import annotations
 
+import math
+import math
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, into_radius, sum_into_radius
+from dplip.nn.gradient_ball import row_norms
+from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import of_convolution, of_rows
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
@@ -39,8 +43,8 @@ class _Bounded(nn.modules.conv._ConvNd):
         watch = current()
         if watch is not None and watch.rows(x) != Rows(0):
             raise MixedExamplesError(
-                f"{type(self).__name__}: the examples are {watch.rows(x)} of a tensor of shape {tuple(x.shape)}, and each "
-                "one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
+                f"{type(self).__name__}: the examples are {watch.rows(x)} of a tensor of shape {tuple(x.shape)}, "
+                "and each one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
             )
         x, settings = settings_of(self, x, output_padding)
         return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, settings)
@@ -176,12 +180,19 @@ def of_kernel(x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settin
 
     A transposed convolution is the transpose of a convolution C with the same kernel: ``<v, C^T x> = <C v, x>``. So its
     kernel's gradient is that of C for the input v and the cotangent x.
+
+    The magnitudes of an example's terms add up to at most the product of the norms of the cotangent and of all patches
+    (Cauchy-Schwarz), and each tap reads an entry at most once.
     """
     stride, padding, dilation, transposed, _, groups = settings
     given, sent = (v, x) if transposed else (x, v)
-    return of_convolution(
-        given, sent, weight.shape[2:], stride, padding, dilation, groups, lambda each: sum_into_radius(each, radius)
-    )
+    taps = weight.shape[2:]
+    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
+
+    def total(each: Tensor, some: slice) -> Tensor:
+        return sum_into_radius(each, radius, None if most is None else most[some])
+
+    return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
 
 
 @rule(BoundedConv1d, BoundedConv2d)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.norms import Norms
 from dplip.rules import Pullback
+from dplip.separation import Rows, current
 from dplip.validate import positive
 
 LARGEST_NORM = 1e30
@@ -23,6 +24,12 @@ SMALLEST = 1e-12
 """The smallest radius. A scaled entry below 2^-126 is off by 2^-150. Times the other factor, whose norm is at most 2^64
 (a larger one has no finite square), the error is sqrt(d) 2^-86 for d entries, far less than ``ROW_SLACK`` of the
 radius."""
+
+CANCELLED = 256.0
+"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
+
+CANCELLED = 256.0
+"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
 
 def checked_radius(radius: float) -> float:
@@ -52,6 +59,20 @@ class Enforcing(torch.autograd.Function):
     """
 
     given = 1
+    grouped = False  # whether several rows in turn may belong to one example, as an argument says
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        watch = current()
+        if watch is not None:
+            for x in [a for a in args if isinstance(a, Tensor)][: cls.given]:
+                rows = watch.rows(x)  # None: the same value for each example
+                if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):
+                    raise MixedExamplesError(
+                        f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
+                        f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
+                    )
+        return super().apply(*args)
 
 
 def is_enforcing(node: Any) -> bool:
@@ -78,25 +99,31 @@ def into_radius(gradients: Tensor, radius: float | None) -> Tensor:
     """One row for each example's gradient, scaled into the radius; None: as it is."""
     if radius is None:
         return gradients.flatten(1)
-    rows, scale = _rows_and_scale(gradients, radius)
+    rows = gradients.flatten(1)
+    rows, scale = _scaled(rows, row_norms(rows), radius)
     return rows * scale[:, None]
 
 
-def sum_into_radius(gradients: Tensor, radius: float | None) -> Tensor:
-    """The sum of examples' gradients, each scaled into the radius.
+def sum_into_radius(gradients: Tensor, radius: float | None, magnitudes: Tensor | None) -> Tensor:
+    """The sum of examples' gradients, each scaled into the radius; with no radius and magnitudes, as they are.
 
     Each is a sum over positions that has been computed already. Its norm is that of the computed numbers, so how they
     were rounded does not matter: an example adds a multiple of fixed numbers, which depend on no other example.
+
+    Args:
+        magnitudes: per example, a bound of the norm of the sum of the magnitudes of its terms. They are scaled into
+            ``CANCELLED`` times the radius, so that even a product that rounded otherwise in another batch would move an
+            example's share by few hundred roundings of the radius.
     """
-    if radius is None:
+    if radius is None or magnitudes is None:
         return gradients.sum(0)
-    rows, scale = _rows_and_scale(gradients, radius)
+    rows = gradients.flatten(1)
+    rows, scale = _scaled(rows, torch.maximum(row_norms(rows), magnitudes / CANCELLED), radius)
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
-def _rows_and_scale(gradients: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    rows = gradients.flatten(1)
-    norms = row_norms(rows)
+def _scaled(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Rows, of which those that are left out are 0, and the factor of each."""
     kept = norms <= LARGEST_NORM  # False for NaN
     if not known(kept):
         rows = torch.where(kept[:, None], rows, 0.0)

@@ -1,8 +1,8 @@
 """Linear layers that bound each example's gradient of the weight, within one ordinary backward pass.
 
-An example's gradient of a linear layer's weight is ``sum_t v_t x_t^T`` over its positions t, of cotangents v_t and inputs
-x_t. In training mode each example's is scaled down to the radius before the sum over examples, by its exact norm. The
-bound needs neither a bound of the input nor an operator norm. The layers below get the true cotangent.
+An example's gradient of a linear layer's weight is ``sum_t v_t x_t^T`` over its positions t, of cotangents v_t and
+inputs x_t. In training mode each example's is scaled down to the radius before the sum over examples, by its exact
+norm. The bound needs neither a bound of the input nor an operator norm. The layers below get the true cotangent.
 
 The way to the norm is chosen by the shapes alone:
 
@@ -85,7 +85,8 @@ class LinearGradients(Summed):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         Summed.setup_context(ctx, inputs, output)
-        ctx.terms = summation(tuple(inputs[1].shape), tuple(output.shape[1:])).terms
+        if isinstance(output, Tensor):  # and not a symbol of torch.fx, which goes into a subclass without a rule
+            ctx.terms = summation(tuple(inputs[1].shape), tuple(output.shape[1:])).terms
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
@@ -114,16 +115,23 @@ def by_itself(positions: int, inputs: int, outputs: int) -> bool:
 
 def of_weight(x: Tensor, v: Tensor, radius: float | None) -> Tensor:
     """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is)."""
-    if by_itself(x.shape[1], x.shape[2], v.shape[2]):
-        return of_matrices(v, x, lambda each: sum_into_radius(each, radius))
+    formed = by_itself(x.shape[1], x.shape[2], v.shape[2])
     if radius is not None:
-        x, v = _scaled_rows(x, v, radius)
+        sizes, lengths = (row_norms(t.flatten(0, 1)).reshape(t.shape[:2]) for t in (x, v))
+    if formed:
+        most = None if radius is None else (sizes * lengths).sum(1)
+        return of_matrices(v, x, lambda each, some: sum_into_radius(each, radius, None if most is None else most[some]))
+    if radius is not None:
+        x, v = _scaled_rows(x, v, sizes, lengths, radius)
     return of_products(v.flatten(0, 1), x.flatten(0, 1))
 
 
-def _scaled_rows(x: Tensor, v: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Inputs and cotangents of which one is scaled, so that the gradient of each example lies within the radius."""
-    sizes, lengths = (row_norms(t.flatten(0, 1)).reshape(t.shape[:2]) for t in (x, v))
+def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Inputs and cotangents of which one is scaled, so that the gradient of each example lies within the radius.
+
+    The scaled rows have entries off by one rounding, which moves the sum by that share of the magnitudes of its terms,
+    at most ``SPREAD`` radii: within ``ROW_SLACK``.
+    """
     kept = (torch.maximum(sizes, lengths) <= LARGEST_NORM).all(1)  # False for NaN
     norms = (sizes * lengths).sum(1)
     # The scaling is skipped only where it would change no row, so that a row never depends on the others.
@@ -145,14 +153,14 @@ def norm_of_sum(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor) -> Tensor:
 
     The square of the norm is ``sum_ts (x_t . x_s) (v_t . v_s)``, from two Gram matrices.
 
-    Proof of the rounding, with u that of the type, D and P the lengths of x_t and v_t. A computed ``x_t . x_s`` is off by
-    at most D u |x_t| |x_s|, in any order (Jeannerod and Rump, 2013), and by D times the smallest normal number where
-    products underflow; a ``v_t . v_s`` likewise. So the product of the two is off by at most
-    (D u + P u + D u P u) |x_t| |x_s| |v_t| |v_s|, and these add up to M^2 over t and s. By Cauchy-Schwarz over t,
-    underflows add at most T times the smallest number times (D sum_t |v_t|^2 + P sum_t |x_t|^2), twice that with their
-    products, as ``row_norms`` are at least the root of D times that number. The product and the sum of T^2 terms are
-    computed in float64: off by T^2 + 1 of its roundings of M^2. What overflows is not finite, and M, which is a bound
-    too, is taken. The sums written here are in float64, whose rounding ``ROW_SLACK`` covers.
+    Proof of the rounding, with u that of the type, D and P the lengths of x_t and v_t. A computed ``x_t . x_s`` is off
+    by at most D u |x_t| |x_s|, in any order (Jeannerod and Rump, 2013), and by D times the smallest normal number where
+    products underflow; a ``v_t . v_s`` likewise. So the product of the two is off by at most (D u + P u + D u P u)
+    |x_t| |x_s| |v_t| |v_s|, and these add up to M^2 over t and s. By Cauchy-Schwarz over t, underflows add at most T
+    times the smallest number times (D sum_t |v_t|^2 + P sum_t |x_t|^2), twice that with their products, as
+    ``row_norms`` are at least the root of D times that number. The product and the sum of T^2 terms are computed in
+    float64: off by T^2 + 1 of its roundings of M^2. What overflows is not finite, and M, which is a bound too, is
+    taken. The sums written here are in float64, whose rounding ``ROW_SLACK`` covers.
 
     The sum over a batch rounds in proportion to M, not to the norm, which is why M / ``SPREAD`` is bounded as well.
     """

@@ -3,8 +3,8 @@
 With d_t the cotangent of the sums that enter the gates at step t, an example's gradient of the weight of the input is
 ``sum_t d_t x_t^T``, of the weight of the state ``sum_t d_t h_{t-1}^T``, and of a bias ``sum_t d_t``: each step adds the
 gradient of its own linear maps, and d_t contains all that comes back from later steps. The backward passes compute d_t
-for all t, one step after the other, for all examples at once. Each example's gradient is then formed, scaled into the
-radius and added to the others, so its norm is exact, and the rounding of the sum over steps lies within what is scaled.
+for all t, one step after the other, for all examples at once. From there on it is a linear map of as many positions as
+there are steps: each example's gradient is scaled into the radius by :func:`dplip.nn.bounded.linear.of_weight`.
 
 A step beyond a sequence's length changes nothing: the state is kept, and d_t = 0.
 
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dplip.nn.bounded.enforcing import Enforcing
-from dplip.nn.bounded.use import into_radius
-from dplip.nn.sums import BLOCK, HELD, of_parts, of_rows
+from dplip.nn.bounded.enforcing import Enforcing, into_radius
+from dplip.nn.bounded.linear import of_weight, summation
+from dplip.nn.sums import of_rows
 
 
 class Recurrence(Enforcing):
@@ -35,6 +35,7 @@ class Recurrence(Enforcing):
     """
 
     given = 2
+    grouped = True
 
     @staticmethod
     @once_differentiable
@@ -44,12 +45,13 @@ class Recurrence(Enforcing):
 
 
 def begun(
-    ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float
+    ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float, *weights: Tensor | None
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The input without what is beyond the lengths; for each step, which sequences it lies within."""
-    ctx.radius, ctx.terms, ctx.each = radius, 1, each
-    on = steps(alive, x.shape[1])
-    return x if alive is None else x.masked_fill(~alive[..., None], 0.0), on
+    count = x.shape[1]
+    ctx.radius, ctx.each = radius, each
+    ctx.terms = max(summation(tuple(w.shape), (each * count, len(w))).terms for w in weights if w is not None)
+    return x if alive is None else x.masked_fill(~alive[..., None], 0.0), steps(alive, count)
 
 
 def steps(alive: Tensor | None, count: int) -> Sequence[Tensor | None]:
@@ -83,17 +85,9 @@ def by_example(ctx: Any, x: Tensor) -> Tensor:
     return x.reshape(len(x) // ctx.each, ctx.each * x.shape[1], x.shape[2])
 
 
-def of_weight(ctx: Any, at: int, d: Tensor, x: Tensor) -> Tensor | None:
+def of_map(ctx: Any, at: int, d: Tensor, x: Tensor) -> Tensor | None:
     """The sum of the examples' gradients of the weight at a place of the arguments, each scaled into the radius."""
-    if not ctx.needs_input_grad[at]:
-        return None
-    rows, columns = by_example(ctx, d), by_example(ctx, x)
-
-    def of_some(start: int, end: int) -> Tensor:
-        return into_radius((rows[start:end].mT @ columns[start:end]).flatten(1), ctx.radius).sum(0)
-
-    shape = d.shape[2], x.shape[2]
-    return of_parts(of_some, len(rows), max(1, min(BLOCK, HELD // (shape[0] * shape[1])))).reshape(shape)
+    return of_weight(by_example(ctx, x), by_example(ctx, d), ctx.radius) if ctx.needs_input_grad[at] else None
 
 
 def of_bias(ctx: Any, at: int, d: Tensor) -> Tensor | None:
@@ -108,7 +102,7 @@ def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tenso
     n = ctx._forward_cls.given
     below = d @ w if ctx.needs_input_grad[0] else None
     return (
-        *(below, of_weight(ctx, n, d, x), of_weight(ctx, n + 1, on_state, h)),
+        *(below, of_map(ctx, n, d, x), of_map(ctx, n + 1, on_state, h)),
         *(of_bias(ctx, n + 2, d), of_bias(ctx, n + 3, on_state)),
     )
 
@@ -141,7 +135,7 @@ class Elman(Recurrence):
     def forward(
         ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, relu: bool
     ) -> Any:
-        x, on = begun(ctx, x, alive, each, radius)
+        x, on = begun(ctx, x, alive, each, radius, w, u)
         h, states = first, []
         for t, a in enumerate(sums_of(x, w, b, c).unbind()):
             a = torch.addmm(a, h, u.mT)
@@ -173,7 +167,7 @@ class Gru(Recurrence):
     def forward(
         ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, _: Any
     ) -> Any:
-        x, on = begun(ctx, x, alive, each, radius)
+        x, on = begun(ctx, x, alive, each, radius, w, u)
         h, states, gates, size = first, [], [], first.shape[1]
         for t, a in enumerate(sums_of(x, w, b).unbind()):
             m = F.linear(h, u, c)
@@ -225,7 +219,7 @@ class Lstm(Recurrence):
         each: int,
         radius: float,
     ) -> Any:
-        x, on = begun(ctx, x, alive, each, radius)
+        x, on = begun(ctx, x, alive, each, radius, w, u, p)
         h, states, cells, gates, size = first, [], [cell], [], cell.shape[1]
         for t, a in enumerate(sums_of(x, w, b, c).unbind()):
             a = torch.addmm(a, h, u.mT)
@@ -265,5 +259,5 @@ class Lstm(Recurrence):
             e = kept(on[t], here * forgotten[t], e)
         d = torch.stack(ds[::-1], 1)
         below, *own = of_all(ctx, d, d, x, before(first, y), w)
-        onto = None if p is None else of_weight(ctx, 7, torch.stack(gs[::-1], 1), front(o * top))
+        onto = None if p is None else of_map(ctx, 7, torch.stack(gs[::-1], 1), front(o * top))
         return below, g, e, *own, onto, None, None, None

@@ -24,7 +24,7 @@ def attention(call: Call) -> Carried:
     return Carried(parts, outputs=2)
 
 
-@rule("_fused_sdp_choice")
+@rule("_fused_sdp_choice", "_linalg_check_errors")
 def choice(call: Call) -> list[Label]:
-    """Which kernel runs, by shapes and settings alone."""
+    """Which kernel runs, by shapes and settings alone; or whether one failed, which raises an error."""
     return []

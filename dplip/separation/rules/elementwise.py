@@ -9,7 +9,7 @@ from dplip.separation.rows import Rows
 @rule(
     # every operator with torch's tag "pointwise" comes here too
     "_to_copy", "clone", "contiguous", "alias", "detach", "lift_fresh", "lift", "_conj", "conj", "_neg_view", "real",
-    "imag", "view_dtype", "masked_fill", "where", "clamp", "native_dropout", "_fused_dropout", "bernoulli",
+    "imag", "view_dtype", "masked_fill", "where", "clamp", "dropout", "native_dropout", "bernoulli",
     "poisson", "binomial", "_standard_gamma", "softplus", "glu_jvp", "hardswish", "log_sigmoid_forward",
     "_prelu_kernel", "rrelu_with_noise", "isin", "polar", "complex", "view_as_real_copy", "floor_divide",
     "hardtanh", "leaky_relu", "elu", "isreal", "_pin_memory", "special_log_ndtr", "bucketize",

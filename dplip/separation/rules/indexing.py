@@ -120,6 +120,11 @@ def _masked(call: Call, self: Seen, given: list[Seen], indices: list[Seen | None
     if not call.has_rows:
         return Carried([(t, {}) for t in call.tensors])
     if call.name in ("index", "_unsafe_index"):
+        if isinstance(mask.label, Public) and len(given) == 1:  # its dimensions become one
+            at = indices.index(mask)
+            after = at + mask.rank
+            places = {k: k if k < at else k - mask.rank + 1 for k in range(self.rank) if not at <= k < after}
+            return Carried([(self, places), (mask, {})])
         refuse(
             "takes as many entries as a mask has, which joins the examples' entries in one list.",
             "Write torch.where(mask, x, 0), or multiply by the mask.",

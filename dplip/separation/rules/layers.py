@@ -95,16 +95,24 @@ def group_norm(call: Call) -> Carried:
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "_batch_norm_with_update", "_batch_norm_no_update", "miopen_batch_norm", "batch_norm", "_batch_norm_impl_index",
 )  # fmt: skip
-def batch_norm(call: Call) -> Carried:
-    """With fixed statistics it is a scale and a shift of each channel."""
+def batch_norm(call: Call) -> Carried | list[Label]:
+    """With fixed statistics it is a scale and a shift of each channel.
+
+    Without any it normalizes each channel; InstanceNorm has the channels of each example along dimension 1.
+    """
     training = call.get("training") or call.name == "_batch_norm_with_update" or call.get("running_mean") is None
+    x = call["input"]
+    weights = [call[n] for n in ("weight", "bias") if call.get(n) is not None]
+    if call.get("running_mean") is None and isinstance(x.label, Rows) and (x.label.axis == 1 or call.examples == 1):
+        own: list[tuple[Seen, Dimensions]] = [(x, {1: 1}), *((w, {0: 1}) for w in weights)]
+        label = carry(call, Carried(own), call.shape) if call.examples > 1 else x.label
+        return [label] + [MIXED] * (len(call.shapes) - 1)
     if training and call.has_rows:
         refuse(
             "normalizes with statistics of the whole batch (BatchNorm, or InstanceNorm by way of it).",
             "Use nn.GroupNorm in its place; or freeze the layer and put it into eval().",
         )
-    x = call["input"]
-    others = [call[n] for n in ("weight", "bias", "running_mean", "running_var") if call.get(n) is not None]
+    others = weights + [call[n] for n in ("running_mean", "running_var") if call.get(n) is not None]
     parts: list[tuple[Seen, Dimensions]] = [(x, but(x, 1))]
     return Carried(parts + [(w, {}) for w in others], outputs=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dplip.separation.call import Call, Carried, Refused, Seen, but, refuse, rule, wrap
-from dplip.separation.rows import Label, Public, Rows, at_step, step, viewed_equal
+from dplip.separation.rows import UNKNOWN, Label, Public, Rows, at_step, step, viewed_equal
 
 
 def _growing(call: Call, seen: Seen) -> Seen:
@@ -45,7 +45,7 @@ def as_strided(call: Call) -> list[Label]:
             return [self.label]
     if isinstance(self.label, Rows):
         refuse("reads memory by its own strides, where examples cannot be followed.", "Use view, expand or unfold.")
-    return [Public(frozenset(), True, True)]
+    return [UNKNOWN]
 
 
 @rule("permute")
@@ -178,14 +178,8 @@ def stack(call: Call) -> Carried:
     return Carried([(t, {k: k + (k >= at) for k in range(t.rank)}) for t in call["tensors"]])
 
 
-@rule("flip")
+@rule("flip", "roll")
 def flip(call: Call) -> Carried:
-    self = call["self"]
-    return Carried([(self, but(self, *wrap(call["dims"], self.rank)))])
-
-
-@rule("roll")
-def roll(call: Call) -> Carried:
     """Without dimensions all entries are rolled together."""
     self = call["self"]
     return Carried([(self, but(self, *wrap(call["dims"], self.rank)))])

@@ -1,0 +1,101 @@
+"""Mutants of enforced models: of the uses that are counted, of what is seen of a pass, and of the calls."""
+
+from attacks.mutants.mutant import mutant
+
+USES = "sensitivities/test_uses.py"
+MODELS = "training/test_enforced_models.py"
+
+ENFORCED = [
+    mutant(
+        "two uses of a parameter count as one",
+        "sensitivities/uses.py",
+        "return Use(self.bound + other.bound, self.summation + other.summation)",
+        "return Use(max(self.bound, other.bound), self.summation + other.summation)",
+        f"{USES}::test_radii_add_up_over_uses_whatever_lies_between",
+    ),
+    mutant(
+        "any node between an enforcing one and a parameter is a selection",
+        "sensitivities/uses.py",
+        "sent = use if not enforcing and type(node).__name__ in SELECTIONS else None",
+        "sent = use if not enforcing else None",
+        f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "the input of an enforcing node is bounded as its parameters are",
+        "sensitivities/uses.py",
+        "if enforcing and position >= given:",
+        "if enforcing:",
+        f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "a backward pass of unknown code is believed",
+        "sensitivities/uses.py",
+        'if function.__module__.partition(".")[0] != "dplip":',
+        "if False:",
+        f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "an output's own gradient is forgotten",
+        "sensitivities/uses.py",
+        "received: dict[Any, Use | None] = {root: None for root in roots}",
+        "received: dict[Any, Use | None] = {root: Use(0.0, Summation()) for root in roots}",
+        f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "operators other than were tried pass",
+        "sensitivities/enforced_model.py",
+        "if self._templates[self._precision()].fits(watch.signature, watch.examples):",
+        "if True:",
+        f"{MODELS}::test_another_number_of_examples_must_run_the_same_operators",
+    ),
+    mutant(
+        "a parameter that is thawed later keeps its absence from the plan",
+        "sensitivities/enforced_model.py",
+        "return self.planned.keys() == set(self._names().values())",
+        "return True",
+        f"{MODELS}::test_a_parameter_that_is_thawed_later_has_its_noise",
+    ),
+    mutant(
+        "a trained parameter need not be used",
+        "sensitivities/enforced_model.py",
+        "if name not in self.planned:",
+        "if False:",
+        f"{MODELS}::test_a_parameter_that_is_not_used_is_refused_by_name",
+    ),
+    mutant(
+        "the uses of a pass are not read",
+        "training/passes.py",
+        "return Seen(uses=self._uses)",
+        "return Seen()",
+        f"{MODELS}::test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for",
+    ),
+    mutant(
+        "examples of any shape are taken",
+        "runtime/example.py",
+        "leaf.shape[1:] != own.shape or ",
+        "",
+        f"{MODELS}::test_another_call_is_refused_in_words_and_nothing_is_charged",
+    ),
+    mutant(
+        "a value of an earlier batch is a constant",
+        "separation/marks.py",
+        "if earlier is not None and isinstance(earlier.label, Rows):",
+        "if False:",
+        f"{MODELS}::test_what_mixes_examples_is_refused",
+    ),
+    mutant(
+        "an enforcing node takes the first axis for the examples",
+        "nn/bounded/enforcing.py",
+        "if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):",
+        "if False:",
+        f"{MODELS}::test_a_node_refuses_examples_that_are_not_in_front",
+    ),
+    mutant(
+        "padding to the longest sequence of a batch",
+        "data/padding.py",
+        "return default_collate([self._padded(item) for item in items])",
+        "self.length = max(len(torch.as_tensor(item[0])) for item in items)\n"
+        "        return default_collate([self._padded(item) for item in items])",
+        "data/test_padding.py::test_the_length_is_the_public_one",
+    ),
+]

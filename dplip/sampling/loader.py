@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -103,6 +103,14 @@ class SampledLoader(Fixed, ABC):
     @property
     def _generator(self) -> np.random.Generator:
         return self._secret.numbers
+
+    @property
+    def batch_sampler(self) -> NoReturn:
+        """What Opacus's ``BatchMemoryManager`` looks for."""
+        raise AttributeError(
+            "batch_sampler: batches are drawn by the loader itself. For large ones, leave BatchMemoryManager out and "
+            "give max_physical_batch_size= to make_private."
+        )
 
     def __len__(self) -> int:
         return self.steps_per_epoch

@@ -48,7 +48,7 @@ def check_data(
             has no ``BallProjection`` to neutralise it.
     """
     require_loss(loss)
-    plain = isinstance(dataset, DataLoader) or (calls.plain and _is_pair(dataset))
+    plain = isinstance(dataset, DataLoader) or (calls.plain and collate is collated and _is_pair(dataset))
     if plain:
         check_dataset(dataset, what=what)
     length(dataset)
@@ -109,5 +109,13 @@ def _output(model: nn.Module, call: Call, calls: Calls, what: str) -> Any:
     except Exception as wrong:
         raise ConfigurationError(
             f"{what}: the model does not run on an example of {Example.of_batch(*call)} ({type(wrong).__name__}: "
-            f"{first_line(wrong)}). Give examples of the type of its weights; pixels as x.float() / 255."
+            f"{first_line(wrong)}). {_remedy(wrong)}"
         ) from None
+
+
+def _remedy(wrong: Exception) -> str:
+    if isinstance(wrong, TypeError):
+        return "Let the data set give what its forward takes, or pass unpack=lambda batch: (args, kwargs, targets)."
+    if any(words in str(wrong) for words in ("dtype", "scalar type", "weight type")):
+        return "Give examples of the type of its weights; pixels as x.float() / 255."
+    return "Give examples of the shapes that its layers take; masks as long as the sequences."

@@ -76,11 +76,10 @@ class DPLipTrainer(Fixed):
         project_every, distributed, trust_optimizer: as of :class:`DPLipOptimizer`; projected at the end, too.
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
-        precompute: run the leading layers that nothing is trained in once per example, and keep the results in memory
-            (:mod:`dplip.training.feature_extractor`); only the rest is bounded and trained.
+        precompute: run the leading layers that nothing is trained in once per example, and keep the results
+            (:mod:`dplip.training.feature_extractor`).
         device: where the model is moved to; ``"auto"``: a CUDA device in place of the CPU, if there is one.
-        autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
-            whose trained layers bound their own gradients (:mod:`dplip.sensitivities.enforced`); None: all in float32.
+        autocast: ``torch.bfloat16`` or ``torch.float16``: train under it, where layers bound their own gradients.
         collate_fn: makes a batch of a list of items, such as :class:`dplip.data.Padding`; None: torch's default.
         unpack: from a batch to (args, kwargs, targets); None: see :class:`dplip.training.calls.Calls`.
         output: what of the model's output is for the loss: a name, a position or a function; None: the scores.

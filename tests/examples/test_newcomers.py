@@ -316,7 +316,7 @@ def test_a_batch_memory_manager_is_refused_in_words():
 
 
 def test_what_is_fixed_trains():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 2))
-    model, changes = dplip.fix(model)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 2)
+    model, changes = dplip.fix(nn.Sequential(*layers))
     assert changes == ["1: BatchNorm2d(4) -> GroupNorm(2, 4)", "2: ReLU(inplace=True) -> inplace=False"]
     private(dplip.nn.bound_gradients(model), TensorDataset(IMAGES, Y))

@@ -63,6 +63,15 @@ class Example:
         single = len(self._leaves) == 1 and isinstance(first, Tensor) and self._call([first])[0] == (first,)
         return tuple(first.shape) if single and first.is_floating_point() else None
 
+    def single_shape(self) -> tuple[int, ...]:
+        """:attr:`shape`; raises where there is none."""
+        if self.shape is None:
+            raise ConfigurationError(
+                f"input_shape: the model takes {self!r}, which has no single shape. Give one tensor of floating-point "
+                "numbers, or leave out what needs a shape (precompute, certificates)."
+            )
+        return self.shape
+
     def batch(self, count: int, like: Tensor) -> Call:
         """A call with random public examples, the same at each time: normal numbers; integers in another order.
 

@@ -188,8 +188,8 @@ def collated(items: list[Any]) -> Any:
         if "equal size" not in str(wrong):
             raise
         raise ConfigurationError(
-            f"dataset: its items are of several shapes ({first_line(wrong)}). Bring them to one public shape, sequences "
-            "with collate_fn=dplip.data.Padding(length)."
+            f"dataset: its items are of several shapes ({first_line(wrong)}). Bring them to one public shape, "
+            "sequences with collate_fn=dplip.data.Padding(length)."
         ) from None
 
 

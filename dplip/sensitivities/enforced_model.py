@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,22 +61,23 @@ class EnforcedModel:
             outputs = self._template()
             self.draws = self._draws()
             self._require_separate()
-        self.planned = self.uses(outputs)
+        found = self.uses(outputs)
         for name in self._names().values():
-            if name not in self.planned:
+            if name not in found:
                 refuse(
                     name,
                     "a trainable parameter",
                     "is not used by the model's output.",
                     "Freeze it with requires_grad_(False).",
                 )
+        self.planned = {name: found[name] for name in self._names().values()}
 
     def watch(self, call: Call) -> Watch:
         """A watch of a pass with this call, which refuses operators that mix examples."""
         tensors = self.example.tensors(call)
         return Watch(tensors, len(tensors[0]), self.model)
 
-    def problem(self, watch: Watch, outputs: list[Tensor]) -> str | None:
+    def problem(self, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> str | None:
         """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
         for output in outputs:
             if watch.rows(output) != Rows(0):
@@ -87,12 +88,14 @@ class EnforcedModel:
         if self._precision() not in self._templates:
             with undisturbed():
                 self._template()
-        if self._templates[self._precision()].fits(watch.signature, watch.examples):
+        counts = [{name: use.summation.uses for name, use in each.items()} for each in (uses, self.planned)]
+        if counts[0] == counts[1] and self._templates[self._precision()].fits(watch.signature, watch.examples):
             return None
         return (
             f"with {watch.examples} examples the model has run other operators than on public ones (a branch, a "
             "schedule, Python's random numbers, or something that depends on how many examples there are). Let it do "
-            "the same at every step."
+            "the same at every step, whatever len(x); give torch.cdist compute_mode="
+            '"donot_use_mm_for_euclid_dist".'
         )
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:

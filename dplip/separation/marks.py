@@ -88,8 +88,12 @@ class Marks:
 
     def enter(self, t: Tensor, origin: Any) -> None:
         """Mark an input, whose axis 0 counts the examples, and its memory."""
-        self.mark(t, Rows(0) if self._examples > 1 else alone(t.shape), origin, t._version)
+        self.mark(t, self.first(t), origin, t._version)
         self.hold(t, Rows(0))
+
+    def first(self, t: Tensor) -> Rows:
+        """The place of examples that axis 0 counts."""
+        return Rows(0) if self._examples > 1 else alone(t.shape)
 
     def hold(self, t: Tensor, rows: Rows) -> None:
         """Remember that a tensor's memory has examples; while it is, no other memory is known by the same number."""

@@ -28,7 +28,8 @@ class Entry(NamedTuple):
 
 @dataclass
 class Signature:
-    """The operators of one pass, in turn, each with the origin of its tensors: earlier results, or tensors given."""
+    """The operators of one pass, in turn, each with its tensors: the result of which operator or which tensor
+    given, whether it requires a gradient, and whether gradients are enabled (not inside an autograd function)."""
 
     entries: list[tuple[Entry, tuple[Any, ...]]] = field(default_factory=list)
     counted: set[int] = field(default_factory=set)
@@ -116,7 +117,7 @@ def _merge(a: tuple[Entry, Any], b: tuple[Entry, Any], few: int, many: int) -> t
     if one.name != two.name:
         raise Unlike(f"is {two.name} in its place")
     if origins != others:
-        raise Unlike("takes other tensors")
+        raise Unlike("takes other tensors, or sends their gradients elsewhere,")
     args = tuple(
         (name, _same(value, dict(two.args).get(name), few, many, name in one.sized)) for name, value in one.args
     )
@@ -152,14 +153,16 @@ _MOVES = frozenset({"view", "transpose", "t", "permute", "expand", "unsqueeze", 
 def _arithmetic(entries: list[tuple[Entry, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
     """The operators that compute, products and their sums by one name whatever their layout."""
     found: list[tuple[Any, ...]] = []
-    for entry, _ in entries:
+    for entry, origins in entries:
         counts = tuple(math.prod(shape) for _, shape in entry.results)
+        learns = [learns and enabled for _, learns, enabled in origins]
         if entry.name in ("mm", "bmm"):
-            found.append(("product", counts))
+            found.append(("product", counts, learns))
         elif entry.name in ("addmm", "baddbmm") and dict(entry.args) == {"beta": 1, "alpha": 1}:
-            found += [("product", counts), ("add", (("alpha", 1),), counts)]
+            found += [("product", counts, learns[1:])]
+            found += [("add", (("alpha", 1),), counts, sorted([learns[0], any(learns[1:])]))]
         elif entry.name not in _MOVES:
-            found.append((entry.name, entry.args, counts))
+            found.append((entry.name, entry.args, counts, sorted(learns)))
     return found
 
 

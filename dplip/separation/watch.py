@@ -77,7 +77,7 @@ class Watch:
     def own(self, t: Tensor) -> None:
         """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""
         with torch._C.DisableTorchFunction():
-            self._marks.mark(t, Rows(0), self._marks.of(t).origin, t._version)
+            self._marks.mark(t, self._marks.first(t), self._marks.of(t).origin, t._version)
 
     def made(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that an operator of this pass has made."""
@@ -140,14 +140,14 @@ class Watch:
         for value in values:
             if isinstance(value, Tensor):
                 mark = self._marks.of(value)
-                origins.append(mark.origin)
+                origins.append((mark.origin, value.requires_grad, torch.is_grad_enabled()))
                 keys.append(mark.code)
             elif isinstance(value, (list, tuple)):
                 inner: list[Any] = []
                 self._key(value, inner, origins)
                 keys.append(tuple(inner))
             else:
-                keys.append(value)
+                keys += type(value), value  # 2 is not 2.0
 
     def _carefully(
         self, operator: Operator, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, origins: list[Any]
@@ -189,13 +189,13 @@ class Watch:
         at = len(entries)
         if decision.counted:
             self.signature.counted.add(at)
-        if not operator.same:
+        if not operator.same or operator.name == "detach":  # which the way back is told by
             entries.append((decision.entry, tuple(origins)))
         # torch counts a write, and ties a view to what it is of, after the operator is done; detach_ is no write
         later = 1 if operator.written and not operator.same else 0
         version = args[0]._version if operator.views else None
         for i, t in enumerate((result,) if isinstance(result, Tensor) else _tensors(result)):
-            origin = origins[0] if operator.same else (at, i)
+            origin = origins[0][0] if operator.same else (at, i)
             label, codes = decision.labels[i], decision.codes[i]
             dtype = t.dtype
             code = codes.get(dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.nn.bounded.slack import leaves
 from dplip.propagation.guards import Same
 
 _WATCHED = "dplip"
@@ -37,7 +38,7 @@ class Arrivals:
     def reset(self) -> None:
         """Forget the gradients of this batch: ``.grad`` is public or empty now."""
         self.settle()
-        self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
+        self._left = {id(p): Same.state(p.grad) for p in leaves(self._model) if p.grad is not None}
 
     def settle(self) -> None:
         """Forget the gradients of a physical batch, which the optimizer moves out of ``.grad``."""
@@ -76,7 +77,7 @@ class Arrivals:
 
     def finish(self) -> None:
         """Compare what arrived with what the backward pass left in ``.grad``."""
-        own = {id(p): p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None}
+        own = {id(p): p.grad for p in leaves(self._model) if p.requires_grad and p.grad is not None}
         if any(Same.state(own[key]) != self._left.get(key) for key in own.keys() - self._arrived):
             self._report(_ALTERED)
         for key, due in self._due.items():

@@ -25,10 +25,10 @@ from dplip.training.sources import traced
 
 
 def check_data(
-    model: nn.Module,
-    loss: Loss,
     dataset: Dataset[Any],
     what: str,
+    model: nn.Module,
+    loss: Loss,
     calls: Calls,
     collate: Callable[[list[Any]], Any] = collated,
     example: Example | None = None,
@@ -36,8 +36,9 @@ def check_data(
     """Refuse data that the model and the loss are not defined for; returns what one example is to the model.
 
     Args:
-        model, loss, dataset: what is to fit.
-        what: the name of the data set's argument, for messages.
+        dataset: the data.
+        what: the name of their argument, for messages.
+        model, loss: what they are to fit.
         calls: how the model is called with a batch.
         collate: makes a batch of a list of items.
         example: what the model is called with; None: the first item.

@@ -12,8 +12,7 @@ from dplip.accounting import Budget, Event, create_accountant, get_noise_multipl
 from dplip.accounting.budget import Fixed
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.noise import GaussianNoise
-from dplip.noise.discrete import check_secure, secure_noise
+from dplip.noise.discrete import check_secure, noise_of
 from dplip.runtime.example import Example
 from dplip.sampling import PoissonLoader
 from dplip.training.calls import Calls, Select, Unpack
@@ -126,7 +125,7 @@ class PrivacyEngine(Fixed):
         given = None if input_shape is None else Example.of_shape(input_shape)
         given = given if example is None else Example.of(example)
         calls = Calls(module, unpack, output)
-        one = check_data(module, criterion, loader.dataset, "data_loader", calls, loader.collate, given)
+        one = check_data(loader.dataset, "data_loader", module, criterion, calls, loader.collate, given)
         self.accountant.require(loader.event(noise_multiplier), neighboring)
         private = DPLipOptimizer(
             optimizer,
@@ -140,9 +139,7 @@ class PrivacyEngine(Fixed):
             half_precision=half_precision,
             distributed=distributed,
             trust_optimizer=trust_optimizer,
-            noise=secure_noise(noise_multiplier, module)
-            if self.secure_mode
-            else GaussianNoise(None if seed is None else seed + 1),
+            noise=noise_of(noise_multiplier, module, seed, self.secure_mode),
         )
         self.accountant.relate(neighboring)
         return module, private, loader

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.nn.bounded import summed
+from dplip.nn.bounded.slack import leaves
 from dplip.norms import Norms
 from dplip.propagation.checks import Observer
 from dplip.propagation.guards import Same, guards_of, sample
@@ -224,7 +225,7 @@ class GradientMonitor(Observer):
         return self._passes.state(), guards_of(self._loss)
 
     def _present_gradients(self) -> tuple[Any, ...]:
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in leaves(self._model) if p.grad is not None]
         return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:

@@ -21,8 +21,11 @@ from dplip.runtime.example import Example
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
+from dplip.training.adam import CorrectedAdam
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
+from dplip.training.learned import Learned, Learning
+from dplip.training.radii import Radii
 from dplip.training.sources import Enforced
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
@@ -65,6 +68,9 @@ class DPLipOptimizer(Fixed, Optimizer):
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
             if it keeps gradients of its own, what it releases has no noise. Reports name it.
 
+    Attributes:
+        radii: the radii that follow the gradients (:class:`dplip.training.radii.Radii`).
+
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
 
@@ -105,7 +111,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
-        self._steps = 0
+        self._steps, self._learning = 0, Learning()
+        self.radii = Radii(model, batches.expected_batch_size)
         self._project_every = whole("project_every", project_every, least=1)
         example = input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape)
         self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift)
@@ -168,6 +175,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         return self._bounds()
 
+    def learned(self) -> Learned:
+        """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
+        return self._learning.learned(self.radii.present())
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take one private step, or accumulate while the batch is incomplete.
@@ -215,12 +226,18 @@ class DPLipOptimizer(Fixed, Optimizer):
                 p.grad = torch.zeros_like(p)
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
+        self._adapt(sums, stds, empty)
+        deviations = {name: std / self.expected_batch_size for name, std in stds.items()}
+        self._learning.record(parameters, deviations)
+        if isinstance(self.original, CorrectedAdam):
+            self.original.tell({p: deviations[name] for name, p in parameters.items()})
         keep_gradients_of(list(parameters.values()), self.original)
         self._settings, self._only.open = None, True
         try:
             self.original.step()
         finally:
             self._only.open = False
+        self._learning.compare(parameters)
         self._monitor.reset()  # the gradients are public now
         self._steps += 1
         if self._steps % self._project_every == 0:
@@ -229,16 +246,25 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def _collect(self) -> None:
         """Add the gradients of a physical batch to those of the others, and clear them."""
-        for name, p in self.model.named_parameters():
+        for name, p in [*self.model.named_parameters(), *self.radii.leaves()]:
             if p.grad is not None:
                 self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
                 p.grad = None
+
+    def _adapt(self, sums: dict[str, Tensor], stds: dict[str, float], empty: bool) -> None:
+        """Add noise to the slack of adaptive layers, and move their radii by it, for the steps to come."""
+        if self.radii:
+            noisy = self.radii.noisy(self.noise, sums, stds, empty)
+            radii = self.radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.source.summations.items()})
+            self._bounds.source.after(lambda: self.radii.set(radii))
+            self.state["radii"] = radii
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
         if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
+        self.radii.clear()
         self._monitor.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,6 +274,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._settings is not None:
             raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
         self.original.load_state_dict(state_dict)
+        self._bounds.source.after(lambda: self.radii.set(self.state.get("radii", {})))
         self._watch_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
 from dplip.nn.bounded import bounds_gradients
+from dplip.nn.bounded.slack import adaptive_layers
 from dplip.norms import NormCache
 from dplip.propagation import Walk
 from dplip.propagation.guards import guards_of
 from dplip.rules import Summation
 from dplip.runtime.example import Example
-from dplip.sensitivities import enforced_sensitivity
+from dplip.sensitivities import Sensitivities, enforced_sensitivity
 from dplip.sensitivities.enforced_model import EnforcedModel
 from dplip.sensitivities.propagated import GRADIENT_SLACK, constant_sensitivity, require_loss, sensitivity_of
 from dplip.sensitivities.uses import Use
@@ -39,6 +40,9 @@ class Source(Protocol):
 
     def passes(self) -> Passes:
         """A judge of the model's forward passes."""
+
+    def after(self, change: Callable[[], None]) -> None:
+        """Let radii change, and nothing else in the model."""
 
 
 class Propagated:
@@ -73,7 +77,9 @@ class Propagated:
         state = guards_of(self._loss), self._loss.gradient_norms(shape)
         if self._constant is None or self._constant[0] != state:
             require_separate(self._loss, shape, _like(self.walk.model))
-            constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)
+            # A slack coordinate fills the radius, so the radius is charged even where propagated norms are smaller.
+            enforced = self._half or any(True for _ in adaptive_layers(self.walk.model))
+            constant = enforced_sensitivity(self.walk) if enforced else constant_sensitivity(self.walk, self._loss)
             self._constant = state, constant
         if self._constant[1] is not None:
             return self._constant[1]
@@ -82,6 +88,22 @@ class Propagated:
 
     def passes(self) -> Passes:
         return PropagatedPasses(self.walk.model, self.walk.input_shape, self._half)
+
+    def after(self, change: Callable[[], None]) -> None:
+        """The trace holds no radius, and bounds scale with them."""
+        model = self.walk.model
+        traced, before = guards_of(model) == self.walk.guards, _radii(model)
+        change()
+        if not traced:
+            return
+        self.walk.guards, now = guards_of(model), _radii(model)
+        factors = {name: {new / old for new, old in zip(now[name], before[name], strict=True)} for name in now}
+        state, bounds = self._constant or (None, None)
+        if bounds is None or any(len(found) > 1 for found in factors.values()):
+            self._constant = None  # layers that share a parameter: computed again
+        else:
+            scaled = {name: bound * max(factors.get(name, {1.0})) for name, bound in bounds.items()}
+            self._constant = state, Sensitivities(scaled)
 
 
 class Enforced:
@@ -119,6 +141,9 @@ class Enforced:
     def passes(self) -> Passes:
         return EnforcedPasses(self.model)
 
+    def after(self, change: Callable[[], None]) -> None:
+        change()  # each pass is bounded by the radii that its own nodes hold
+
 
 def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bool, cache: NormCache) -> Source:
     """The propagated bounds of a model that can be traced; else the enforced ones, if its layers bound their gradients.
@@ -155,6 +180,17 @@ def traced(model: nn.Module, example: Example) -> Walk | None:
             f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
             "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
         ) from None
+
+
+def _radii(model: nn.Module) -> dict[str, list[float]]:
+    """The radii of all layers that use a parameter, by its name; 1 for those that stay."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: dict[str, list[float]] = {}
+    for layer in model.modules():
+        radius = 1.0 if getattr(layer, "slack", None) is None else float(layer.radius)  # type: ignore[arg-type]
+        for p in layer.parameters(recurse=False):
+            found.setdefault(names[id(p)], []).append(radius)
+    return found
 
 
 def _like(model: nn.Module) -> nn.Parameter:

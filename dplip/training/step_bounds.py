@@ -9,6 +9,7 @@ from torch import nn
 
 from dplip.accounting import NEIGHBORING
 from dplip.losses import Loss
+from dplip.nn.bounded.slack import adaptive_layers
 from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.norms import NormCache
 from dplip.runtime.example import Example
@@ -62,6 +63,11 @@ class StepBounds:
         self._warned = False
 
     @property
+    def _slack(self) -> bool:
+        """Whether some layer has a slack coordinate."""
+        return any(True for _ in adaptive_layers(self._model))
+
+    @property
     def most_in_part(self) -> int:
         """The most examples in a physical batch, but for a negligible chance."""
         return most_examples(getattr(self._batches, "expected_part_size", self._batches.expected_batch_size))
@@ -86,10 +92,11 @@ class StepBounds:
         A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
         """
         part, found = self.most_in_part, {}
+        of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
         for name, how in self.source.summations.items():
             dtype = self._model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
         return found
 
     def warn_of_rounding(self) -> None:
@@ -105,7 +112,7 @@ class StepBounds:
 
     def warn_of_growth(self, total: float) -> None:
         """Warn once if the sensitivity has grown much since the first step, before the budget is spent."""
-        if total > GROWTH * self.planned and not self._warned:
+        if total > GROWTH * self.planned and not self._warned and not self._slack:
             self._warned = True
             warnings.warn(
                 f"the sensitivity has grown from {self.planned:.3g} to {total:.3g}, and the noise with it, because "

@@ -114,7 +114,7 @@ class BoundedMultiheadAttention(nn.MultiheadAttention):
         """A bounded use of a projection. An input that depends on no example has them where the other input does."""
 
         def bounded(_: Tensor, x: Tensor) -> Tensor:
-            return LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))
+            return LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius), None)
 
         place = x if trained(self, x) else other.flatten(1).sum(1)[:, None, None].expand_as(x)
         return examples_first(bounded, place, x, expand=True)

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import checked_radius
 from dplip.nn.bounded.parameter import BoundedParameter, bounded
+from dplip.nn.bounded.slack import FIRST, new_slack
 from dplip.rules.registry import HARMLESS
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,7 +32,7 @@ def bounds(*classes: type | str) -> Callable[[C], C]:
     return register
 
 
-def bound_gradients(model: M, radius: float = 1.0) -> M:
+def bound_gradients(model: M, radius: float | str = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
     Trained parameters that no such layer holds become bounded ones
@@ -41,6 +42,8 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     Args:
         model: any module; subclasses that change what their layer computes keep their class.
         radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones.
+            ``"auto"``: the private optimizer adapts the radius of each linear or convolutional layer at every step, by
+            what the step releases anyway (:mod:`dplip.training.radii`).
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
@@ -48,7 +51,10 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
     Raises:
         ConfigurationError: a layer has settings that no bound covers; nothing has been changed.
     """
-    checked_radius(radius)
+    automatic = isinstance(radius, str)
+    if automatic and radius != "auto":
+        raise ConfigurationError(f"radius={radius!r}: give a number, or 'auto'.")
+    first = FIRST if isinstance(radius, str) else checked_radius(radius)
     found = {}
     for path, layer in model.named_modules():
         kind = counterpart(layer)
@@ -64,12 +70,13 @@ def bound_gradients(model: M, radius: float = 1.0) -> M:
             )
     for layer, kind in found.items():
         layer.__class__ = kind
-        layer.radius = float(radius)
+        layer.radius = first
+        layer.slack = new_slack(next(layer.parameters()).device) if automatic and hasattr(kind, "slack") else None
     converted = tuple(kind for kind in BOUNDED.values() if not getattr(kind, "used_elsewhere", False))
     for layer in model.modules():
         for p in () if isinstance(layer, converted) else layer._parameters.values():
             if p is not None and p.requires_grad and not isinstance(p, BoundedParameter):
-                bounded(p, radius)
+                bounded(p, first)
     return model
 
 

@@ -8,7 +8,6 @@ own, before a convolution without padding.
 from __future__ import annotations
 
 import math
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, into_radius, sum_into_radius
-from dplip.nn.gradient_ball import row_norms
+from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import of_convolution, of_rows
 from dplip.norms import Norms
@@ -29,6 +28,8 @@ from dplip.separation import Rows, current
 
 class _Bounded(nn.modules.conv._ConvNd):
     """What bounded convolutions share: they are torch's in evaluation mode."""
+
+    slack: Tensor | None = None
 
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -47,7 +48,7 @@ class _Bounded(nn.modules.conv._ConvNd):
                 "and each one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
             )
         x, settings = settings_of(self, x, output_padding)
-        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, settings)
+        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack, settings)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -142,7 +143,13 @@ class ConvolutionGradients(Summed):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None, settings: Any
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor | None,
+        radius: float | None,
+        slack: Tensor | None,
+        settings: Any,
     ) -> Tensor:
         if output is not None:
             return output
@@ -160,22 +167,27 @@ class ConvolutionGradients(Summed):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+        for_x, for_weight, for_bias, _, _, for_slack, _ = ctx.needs_input_grad
         (settings,) = ctx.geometry
-        gradient = bias = below = None
+        gradient = bias = below = slack = None
+        told: list[Tensor] | None = [] if for_slack else None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
                 given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
-                gradient = of_kernel(given, sent, weight, ctx.radius, settings) if for_weight else None
-                bias = of_rows(into_radius(sent.flatten(2).sum(2), ctx.radius)) if for_bias else None
+                gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
+                rows = sent.flatten(2).sum(2) if for_bias else None
+                bias = None if rows is None else of_rows(into_radius(rows, ctx.radius, None if for_weight else told))
+                slack = slack_of(ctx.radius, told) if told else None
             if for_x:
                 like = v.new_empty(1).expand(x.shape)
                 backward = torch.ops.aten.convolution_backward
                 below = backward(v, like, weight.to(v.dtype), None, *settings, (True, False, False))[0]
-        return below, gradient, bias, None, None, None
+        return below, gradient, bias, None, None, slack, None
 
 
-def of_kernel(x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settings: Any) -> Tensor:
+def of_kernel(
+    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settings: Any, told: list[Tensor] | None = None
+) -> Tensor:
     """The sum over examples of the kernel's gradients, each scaled into the radius (None: as it is).
 
     A transposed convolution is the transpose of a convolution C with the same kernel: ``<v, C^T x> = <C v, x>``. So its
@@ -190,7 +202,7 @@ def of_kernel(x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settin
     most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
 
     def total(each: Tensor, some: slice) -> Tensor:
-        return sum_into_radius(each, radius, None if most is None else most[some])
+        return sum_into_radius(each, radius, None if most is None else most[some], told)
 
     return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
 

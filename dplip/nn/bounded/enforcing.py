@@ -59,20 +59,22 @@ class Enforcing(torch.autograd.Function):
     """
 
     given = 1
-    grouped = False  # whether several rows in turn may belong to one example, as an argument says
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        watch = current()
-        if watch is not None:
-            for x in [a for a in args if isinstance(a, Tensor)][: cls.given]:
-                rows = watch.rows(x)  # None: the same value for each example
-                if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):
-                    raise MixedExamplesError(
-                        f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
-                        f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
-                    )
-        return super().apply(*args)
+
+def require_in_front(x: Tensor, grouped: bool = False) -> None:
+    """Refuse an input of a node whose examples are not its first axis, as far as the present watch knows.
+
+    Args:
+        x: the input.
+        grouped: whether several rows in turn may belong to one example.
+    """
+    watch = current()
+    rows = None if watch is None else watch.rows(x)  # None: the same value for each example
+    if rows not in (None, Rows(0, inner=rows.inner if rows is not None and grouped else 1)):
+        raise MixedExamplesError(
+            f"a layer that bounds each example's gradient was given a value of shape {tuple(x.shape)} with the "
+            f"examples at {rows}. Bring the batch to axis 0."
+        )
 
 
 def is_enforcing(node: Any) -> bool:
@@ -95,16 +97,21 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def into_radius(gradients: Tensor, radius: float | None) -> Tensor:
+def into_radius(gradients: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
     """One row for each example's gradient, scaled into the radius; None: as it is."""
     if radius is None:
         return gradients.flatten(1)
     rows = gradients.flatten(1)
-    rows, scale = _scaled(rows, row_norms(rows), radius)
+    norms = row_norms(rows)
+    if told is not None:
+        told.append(norms)
+    rows, scale = _scaled(rows, norms, radius)
     return rows * scale[:, None]
 
 
-def sum_into_radius(gradients: Tensor, radius: float | None, magnitudes: Tensor | None) -> Tensor:
+def sum_into_radius(
+    gradients: Tensor, radius: float | None, magnitudes: Tensor | None, told: list[Tensor] | None = None
+) -> Tensor:
     """The sum of examples' gradients, each scaled into the radius; with no radius and magnitudes, as they are.
 
     Each is a sum over positions that has been computed already. Its norm is that of the computed numbers, so how they
@@ -114,11 +121,15 @@ def sum_into_radius(gradients: Tensor, radius: float | None, magnitudes: Tensor 
         magnitudes: per example, a bound of the norm of the sum of the magnitudes of its terms. They are scaled into
             ``CANCELLED`` times the radius, so that even a product that rounded otherwise in another batch would move an
             example's share by few hundred roundings of the radius.
+        told: gets the bounds of the norms before scaling (:mod:`dplip.nn.bounded.slack`).
     """
     if radius is None or magnitudes is None:
         return gradients.sum(0)
     rows = gradients.flatten(1)
-    rows, scale = _scaled(rows, torch.maximum(row_norms(rows), magnitudes / CANCELLED), radius)
+    norms = torch.maximum(row_norms(rows), magnitudes / CANCELLED)
+    if told is not None:
+        told.append(norms)
+    rows, scale = _scaled(rows, norms, radius)
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
@@ -147,7 +158,8 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, *ctx.geometry = inputs
+        x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
+        require_in_front(x)
         ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

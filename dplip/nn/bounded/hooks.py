@@ -20,9 +20,9 @@ def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     if done or not (trained and isinstance(output, Tensor) and output.requires_grad):
         return None
     if isinstance(module, nn.Linear):
-        return LinearGradients.apply(args[0], module.weight, module.bias, output.detach(), None)
+        return LinearGradients.apply(args[0], module.weight, module.bias, output.detach(), None, None)
     x, settings = settings_of(module, args[0], (0,) * len(module.kernel_size))
-    return ConvolutionGradients.apply(x, module.weight, module.bias, output.detach(), None, settings)
+    return ConvolutionGradients.apply(x, module.weight, module.bias, output.detach(), None, None, settings)
 
 
 SUMMED.update({nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, *BOUNDED})

@@ -35,6 +35,7 @@ from dplip.nn.bounded.enforcing import (
     known,
     sum_into_radius,
 )
+from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
 from dplip.nn.sums import SPREAD, of_matrices, of_products, of_rows
 from dplip.norms import Norms
@@ -59,6 +60,9 @@ class BoundedLinear(nn.Linear):
     Source: clipping by layer with the norm of an outer product, Goodfellow, 2015, arXiv 1510.01799.
     """
 
+    slack: Tensor | None = None
+    """Where slack coordinates arrive (:mod:`dplip.nn.bounded.slack`), if the radius follows the gradients."""
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, radius: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.radius = checked_radius(radius)
@@ -69,7 +73,7 @@ class BoundedLinear(nn.Linear):
         return examples_first(self._bounded, x)
 
     def _bounded(self, x: Tensor) -> Tensor:
-        return LinearGradients.apply(x, self.weight, self.bias, None, self.radius)
+        return LinearGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -79,7 +83,14 @@ class LinearGradients(Summed):
     """A linear map, whose node bounds the gradients of weight and bias."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None, radius: float | None) -> Tensor:
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor | None,
+        radius: float | None,
+        slack: Tensor | None,
+    ) -> Tensor:
         return F.linear(x, weight, bias) if output is None else output
 
     @staticmethod
@@ -91,17 +102,20 @@ class LinearGradients(Summed):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-        gradient = bias = below = None
+        for_x, for_weight, for_bias, _, _, for_slack = ctx.needs_input_grad
+        gradient = bias = below = slack = None
+        told: list[Tensor] | None = [] if for_slack else None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
                 # In the weight's type, which has as many digits: (examples, positions, features).
                 positions = math.prod(v.shape[1:-1])
                 given, sent = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
-                gradient = of_weight(given, sent, ctx.radius) if for_weight else None
-                bias = of_rows(into_radius(sent.sum(1), ctx.radius)) if for_bias else None
+                gradient = of_weight(given, sent, ctx.radius, told) if for_weight else None
+                # The slack belongs to the weight, or to the bias beside a frozen one.
+                bias = of_rows(into_radius(sent.sum(1), ctx.radius, None if for_weight else told)) if for_bias else None
+                slack = slack_of(ctx.radius, told) if told else None
             below = v @ weight.to(v.dtype) if for_x else None
-        return below, gradient, bias, None, None
+        return below, gradient, bias, None, None, slack
 
 
 def by_itself(positions: int, inputs: int, outputs: int) -> bool:
@@ -113,21 +127,30 @@ def by_itself(positions: int, inputs: int, outputs: int) -> bool:
     return positions > 1 and positions**2 * (inputs + outputs) > GRAM * inputs * outputs
 
 
-def of_weight(x: Tensor, v: Tensor, radius: float | None) -> Tensor:
-    """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is)."""
+def of_weight(x: Tensor, v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+    """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is).
+
+    ``told`` gets bounds of their norms before scaling.
+    """
     formed = by_itself(x.shape[1], x.shape[2], v.shape[2])
     if radius is not None:
         sizes, lengths = (row_norms(t.flatten(0, 1)).reshape(t.shape[:2]) for t in (x, v))
     if formed:
         most = None if radius is None else (sizes * lengths).sum(1)
-        return of_matrices(v, x, lambda each, some: sum_into_radius(each, radius, None if most is None else most[some]))
+
+        def total(each: Tensor, some: slice) -> Tensor:
+            return sum_into_radius(each, radius, None if most is None else most[some], told)
+
+        return of_matrices(v, x, total)
     if radius is not None:
-        x, v = _scaled_rows(x, v, sizes, lengths, radius)
+        x, v, norms = _scaled_rows(x, v, sizes, lengths, radius)
+        if told is not None:
+            told.append(norms)
     return of_products(v.flatten(0, 1), x.flatten(0, 1))
 
 
-def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Inputs and cotangents of which one is scaled, so that the gradient of each example lies within the radius.
+def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and cotangents of which one is scaled, so that each example's gradient lies within the radius; its norm.
 
     The scaled rows have entries off by one rounding, which moves the sum by that share of the magnitudes of its terms,
     at most ``SPREAD`` radii: within ``ROW_SLACK``.
@@ -136,7 +159,7 @@ def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: f
     norms = (sizes * lengths).sum(1)
     # The scaling is skipped only where it would change no row, so that a row never depends on the others.
     if known(kept & (norms <= radius * (1 - ROW_SLACK))):
-        return x, v
+        return x, v, norms
     if x.shape[1] > 1:
         norms = norm_of_sum(x, v, sizes, lengths)
     # The norms are those before an example is left out: a copy may lie otherwise in memory, and round otherwise in all.
@@ -144,8 +167,8 @@ def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: f
         x, v = (torch.where(kept[:, None, None], t, 0.0) for t in (x, v))
         norms = torch.where(kept, norms, 0.0)
     if x.numel() < v.numel():  # scale the smaller of the two tensors
-        return x * scale_into(radius, norms, x), v
-    return x, v * scale_into(radius, norms, v)
+        return x * scale_into(radius, norms, x), v, norms
+    return x, v * scale_into(radius, norms, v), norms
 
 
 def norm_of_sum(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor) -> Tensor:

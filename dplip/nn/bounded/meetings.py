@@ -120,7 +120,7 @@ def product(x: Any, weight: Any, transposed: bool = False) -> Any:
     autocast = torch.is_autocast_enabled(x.device.type)
     given = x if autocast else x.to(p.dtype)
     p = p.mT if transposed else p
-    found = examples_first(lambda first: LinearGradients.apply(first, p, None, None, radius), given)
+    found = examples_first(lambda first: LinearGradients.apply(first, p, None, None, radius, None), given)
     return found if autocast else found.to(weight.dtype)
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dplip.nn.bounded.enforcing import Enforcing, into_radius
+from dplip.nn.bounded.enforcing import Enforcing, into_radius, require_in_front
 from dplip.nn.bounded.linear import of_weight, summation
 from dplip.nn.sums import of_rows
 
@@ -35,7 +35,6 @@ class Recurrence(Enforcing):
     """
 
     given = 2
-    grouped = True
 
     @staticmethod
     @once_differentiable
@@ -48,6 +47,7 @@ def begun(
     ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float, *weights: Tensor | None
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The input without what is beyond the lengths; for each step, which sequences it lies within."""
+    require_in_front(x, grouped=True)
     count = x.shape[1]
     ctx.radius, ctx.each = radius, each
     ctx.terms = max(summation(tuple(w.shape), (each * count, len(w))).terms for w in weights if w is not None)

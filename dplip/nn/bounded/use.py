@@ -40,7 +40,7 @@ def copies_of(function: Function | None, parameters: Sequence[Tensor], examples:
     """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
     copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
     watch = current()
-    if watch is not None and examples > 1:  # one example has all there is
+    if watch is not None:
         watch.own(copies)
     return copies
 

@@ -58,7 +58,7 @@ ENFORCED = [
     mutant(
         "a trained parameter need not be used",
         "sensitivities/enforced_model.py",
-        "if name not in self.planned:",
+        "if name not in found:",
         "if False:",
         f"{MODELS}::test_a_parameter_that_is_not_used_is_refused_by_name",
     ),
@@ -86,7 +86,7 @@ ENFORCED = [
     mutant(
         "an enforcing node takes the first axis for the examples",
         "nn/bounded/enforcing.py",
-        "if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):",
+        "if rows not in (None, Rows(0, inner=rows.inner if rows is not None and grouped else 1)):",
         "if False:",
         f"{MODELS}::test_a_node_refuses_examples_that_are_not_in_front",
     ),

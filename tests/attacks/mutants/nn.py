@@ -47,7 +47,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "propagated bounds used under autocast",
         "training/step_bounds.py",
-        "enforced_sensitivity(self.walk) if self._half else ",
+        "enforced_sensitivity(self.walk) if enforced else ",
         "",
         "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
     ),
@@ -208,7 +208,7 @@ SEQUENCES = [
     mutant(
         "the packed projection of attention is used without a bound",
         "nn/bounded/attention.py",
-        "LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius))",
+        "LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius), None)",
         "F.linear(x, weight, bias)",
         "nn/test_bounded_attention.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),

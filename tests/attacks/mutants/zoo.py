@@ -9,10 +9,12 @@ from attacks.mutants.data import TABLES
 from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
+from attacks.mutants.mixing import WHATEVER_THE_NUMBER
 from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
+from attacks.mutants.radii import ADAM, LEARNED, SLACK
 from attacks.mutants.records import FILES, RECORDS
 from attacks.mutants.rules import BOUNDS
 from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
@@ -34,6 +36,7 @@ MUTANTS = [
     *SEQUENCES,
     *CERTIFICATES,
     *MEAN,
+    *WHATEVER_THE_NUMBER,
     *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
@@ -46,4 +49,7 @@ MUTANTS = [
     *INNER_NODES,
     *FILES,
     *ENFORCED,
+    *LEARNED,
+    *SLACK,
+    *ADAM,
 ]

@@ -201,6 +201,6 @@ def _names(model: nn.Module | None) -> dict[int, Any]:
             for name, value in held.items():
                 if isinstance(value, Tensor):
                     names.setdefault(id(value), (path, name))
-                elif value and type(value) in (list, tuple):
+                elif type(value) in (list, tuple):
                     names.update((id(t), (path, name, i)) for i, t in enumerate(value) if isinstance(t, Tensor))
     return names

@@ -177,7 +177,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def learned(self) -> Learned:
         """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
-        return self._learning.learned(self.radii.present())
+        return self._learning.learned(self.radii.present(), self.radii.shares)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

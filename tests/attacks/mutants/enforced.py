@@ -37,14 +37,14 @@ ENFORCED = [
     mutant(
         "an output's own gradient is forgotten",
         "sensitivities/uses.py",
-        "received: dict[Any, Use | None] = {root: None for root in roots}",
+        "received: dict[Any, Use | None] = dict.fromkeys(roots)",
         "received: dict[Any, Use | None] = {root: Use(0.0, Summation()) for root in roots}",
         f"{USES}::test_another_sender_is_refused",
     ),
     mutant(
         "operators other than were tried pass",
         "sensitivities/enforced_model.py",
-        "if self._templates[self._precision()].fits(watch.signature, watch.examples):",
+        "if counts[0] == counts[1] and self._templates[self._precision()].fits(watch.signature, watch.examples):",
         "if True:",
         f"{MODELS}::test_another_number_of_examples_must_run_the_same_operators",
     ),

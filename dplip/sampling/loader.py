@@ -212,6 +212,11 @@ def length(dataset: Dataset[Any]) -> int:
             f"dataset={type(dataset).__name__}: examples are drawn by index, and this has none or no length; "
             "pass a map-style data set with __getitem__ and __len__"
         )
+    if hasattr(dataset, "iloc"):
+        raise ConfigurationError(
+            f"dataset={type(dataset).__name__}: a table is indexed by its columns; pass its rows, as "
+            "table.to_dict('records') or TensorDataset(inputs, targets)"
+        )
     size = len(dataset)
     if size == 0:
         raise ConfigurationError(f"len(dataset)={size}: there is nothing to train on; pass at least one example")

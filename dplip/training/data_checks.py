@@ -77,7 +77,7 @@ def _is_pair(dataset: Any) -> bool:
     try:
         item = dataset[0]
         return isinstance(item, tuple | list) and len(item) == 2 and torch.as_tensor(item[0]) is not None
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, KeyError):
         return False
 
 

@@ -49,8 +49,8 @@ class Task:
     """A model, its data, and how it is trained."""
 
     model: Callable[[], nn.Module]
-    train: Dataset[Any]
-    test: Dataset[Any]
+    train: Any  # map-style data sets, or lists
+    test: Any
     loss: Loss
     batch_size: int
     call: Callable[[nn.Module, Any], tuple[Any, Any]] = pair
@@ -64,13 +64,13 @@ class Task:
         return model
 
     def loader(self) -> DataLoader[Any]:
-        size = min(self.batch_size, len(self.train))  # type: ignore[arg-type]
+        size = min(self.batch_size, len(self.train))
         return DataLoader(self.train, size, collate_fn=self.collate)
 
 
-def limited(data: Dataset[Any], limit: int | None) -> Dataset[Any]:
+def limited(data: Any, limit: int | None) -> Any:
     """The first examples of a data set."""
-    return data if limit is None else Subset(data, range(min(limit, len(data))))  # type: ignore[arg-type]
+    return data if limit is None else Subset(data, range(min(limit, len(data))))
 
 
 def by_dplip(task: Task, lr: float, epsilon: float, epochs: int) -> tuple[nn.Module, float]:
@@ -139,7 +139,7 @@ def best_rate(task: Task, library: str, rates: list[float], epsilon: float, epoc
     """The learning rate of the lowest loss on a tenth of the training data, if there are several."""
     if len(rates) == 1:
         return rates[0]
-    places = range(len(task.train))  # type: ignore[arg-type]
+    places = range(len(task.train))
     held_out = Subset(task.train, places[::10])
     tried = dataclasses.replace(task, train=Subset(task.train, [i for i in places if i % 10]))
 
@@ -152,36 +152,33 @@ def best_rate(task: Task, library: str, rates: list[float], epsilon: float, epoc
 
 def beside(task: Task, arguments: argparse.Namespace) -> dict[str, nn.Module]:
     """Train by each library, print the table, and return the models; says why where a library cannot."""
-    limited_task = dataclasses.replace(
-        task, train=limited(task.train, arguments.limit), test=limited(task.test, arguments.limit)
-    )
-    trained, lines = {}, []
-    for library, train in LIBRARIES.items():
-        given = limited_task.fresh(), arguments.epsilon, arguments.epochs
+    train, test = (limited(data, arguments.limit) for data in (task.train, task.test))
+    task = dataclasses.replace(task, train=train, test=test)
+    parameters = sum(p.numel() for p in task.fresh().parameters() if p.requires_grad)
+    print(f"{len(train)} examples, {parameters} trained parameters, {arguments.epochs} epochs")
+    print("| library | on held-out data | epsilon | learning rate | seconds |\n| --- | --- | --- | --- | --- |")
+    trained = {}
+    for library in LIBRARIES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Opacus warns of its hooks, and of noise that is not secure
             try:
-                rate = best_rate(limited_task, library, arguments.lr, *given[1:])
-                started = time.perf_counter()
-                model, epsilon = train(limited_task, rate, *given[1:])
-                seconds = time.perf_counter() - started
+                trained[library], cells = result(task, library, arguments)
             except Exception as wrong:
                 if library == "dplip":
                     raise
-                lines.append(f"| {library} | does not train it: {reason(wrong)} | | | |")
-                continue
-        figures = ", ".join(
-            f"{name} {value:.3f}" for name, value in judged(limited_task, model, limited_task.test).items()
-        )
-        lines.append(f"| {library} | {figures} | {epsilon:.2f} | {rate:g} | {seconds:.1f} |")
-        trained[library] = model
-    size, parameters = len(limited_task.train), sum(p.numel() for p in given[0].parameters() if p.requires_grad)  # type: ignore[arg-type]
-    print(
-        f"{size} examples, {parameters} trained parameters, {arguments.epochs} epochs of batches of {task.batch_size}"
-    )
-    print("| library | on held-out data | epsilon | learning rate | seconds |\n| --- | --- | --- | --- | --- |")
-    print("\n".join(lines))
+                cells = f"does not train it: {reason(wrong)} | | |"
+        print(f"| {library} | {cells} |", flush=True)
     return trained
+
+
+def result(task: Task, library: str, arguments: argparse.Namespace) -> tuple[nn.Module, str]:
+    """A trained model, and its cells of the table."""
+    rate = best_rate(task, library, arguments.lr, arguments.epsilon, arguments.epochs)
+    started = time.perf_counter()
+    model, epsilon = LIBRARIES[library](task, rate, arguments.epsilon, arguments.epochs)
+    seconds = time.perf_counter() - started
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in judged(task, model, task.test).items())
+    return model, f"{figures} | {epsilon:.2f} | {rate:g} | {seconds:.1f}"
 
 
 def reason(wrong: Exception) -> str:

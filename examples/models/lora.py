@@ -57,7 +57,7 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = options(__doc__, epochs=10, lr=5e-3, epsilon=8.0)
+    parser = options(__doc__, epochs=10, lr=2e-2, epsilon=8.0)
     parser.add_argument("--both", action="store_true", help="train the factors A too")
     arguments = parser.parse_args()
     rows = [{"input_ids": ids, "labels": label} for ids, label in zip(*sentences(LENGTH), strict=True)]

@@ -45,7 +45,7 @@ def main() -> None:
     arguments = options(__doc__, epochs=20, lr=3e-3, epsilon=8.0).parse_args()
     data = load("digits")
     train, test = records(data.train), records(data.test)
-    beside(Task(TwoBranches, train, test, dplip.losses.CrossEntropy(), 128, by_name), arguments)  # type: ignore[arg-type]
+    beside(Task(TwoBranches, train, test, dplip.losses.CrossEntropy(), 128, by_name), arguments)
 
 
 if __name__ == "__main__":

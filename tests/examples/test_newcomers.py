@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from opacus.utils.batch_memory_manager import BatchMemoryManager
@@ -290,6 +291,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         r"mask.*masks as long as the sequences",
     ),
     "several lengths": (on([(X[i, : 3 + i % 5], 1) for i in range(SIZE)]), r"dplip\.data\.Padding\(length\)"),
+    "a table": (on(pandas.DataFrame(X.numpy())), r"table\.to_dict\('records'\)"),
     "a stream": (on(Stream()), r"map-style data set"),
     "a pair out": (of(lambda m, x: (m.o(x), x)), r"outputs\.logits, outputs\[0\]"),
 }
@@ -300,6 +302,15 @@ def test_it_is_refused_in_words_that_lead_on(name):
     run, words = REFUSED[name]
     with pytest.raises(DPLipError, match=f"(?s){words}"):
         run()
+
+
+def test_a_trainer_refuses_a_table_in_the_same_words():
+    model = dplip.nn.bound_gradients(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(DPLipError, match=r"table\.to_dict\('records'\)"):
+        dplip.DPLipTrainer(
+            model, loss=LOSS, optimizer=optimizer, train_dataset=pandas.DataFrame(X.numpy()), noise_multiplier=1.0
+        )
 
 
 def test_a_closure_is_refused_in_words():
@@ -316,7 +327,7 @@ def test_a_batch_memory_manager_is_refused_in_words():
 
 
 def test_what_is_fixed_trains():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 2))
-    model, changes = dplip.fix(model)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 2)
+    model, changes = dplip.fix(nn.Sequential(*layers))
     assert changes == ["1: BatchNorm2d(4) -> GroupNorm(2, 4)", "2: ReLU(inplace=True) -> inplace=False"]
     private(dplip.nn.bound_gradients(model), TensorDataset(IMAGES, Y))

@@ -85,6 +85,8 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
+        if not self.current():  # a parameter was thawed or frozen
+            self.plan()
         if self._precision() not in self._templates:
             with undisturbed():
                 self._template()
@@ -202,7 +204,7 @@ def _check(model: nn.Module) -> None:
             )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             refuse(path, type(module).__name__, "has no weights yet.", "Run the model once, on a public batch.")
-        if vars(module).get("_compiled_call_impl") is not None:
+        if vars(module).get("_compiled_call_impl") is not None or type(module).__name__ == "OptimizedModule":
             refuse(path, type(module).__name__, "is compiled, and its operators are not seen.", "Leave out compile().")
     for name, p in model.named_parameters():
         if p.requires_grad and not is_real(p):

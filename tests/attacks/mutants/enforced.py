@@ -72,7 +72,7 @@ ENFORCED = [
     mutant(
         "examples of any shape are taken",
         "runtime/example.py",
-        "leaf.shape[1:] != own.shape or ",
+        "rows.shape[1:] == own.shape and ",
         "",
         f"{MODELS}::test_another_call_is_refused_in_words_and_nothing_is_charged",
     ),

@@ -28,9 +28,6 @@ radius."""
 CANCELLED = 256.0
 """Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
-CANCELLED = 256.0
-"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
-
 
 def checked_radius(radius: float) -> float:
     if positive(radius) < SMALLEST:

@@ -17,7 +17,7 @@ from dplip.separation.exits import Exits
 from dplip.separation.marks import Marks, code_of
 from dplip.separation.operators import Decision, Operator, decide
 from dplip.separation.place import mixed
-from dplip.separation.rows import UNKNOWN, Rows
+from dplip.separation.rows import UNKNOWN, Public, Rows
 from dplip.separation.signature import Signature
 
 _local = threading.local()
@@ -73,6 +73,12 @@ class Watch:
             except Refused as refused:
                 self.refuse("this", refused)
         return label if isinstance(label, Rows) else None
+
+    def equal(self, t: Tensor, axis: int) -> bool:
+        """Whether a constant is known to have equal entries along a dimension."""
+        with torch._C.DisableTorchFunction():
+            label = self._marks.of(t).label
+        return isinstance(label, Public) and axis in label.equal
 
     def own(self, t: Tensor) -> None:
         """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""

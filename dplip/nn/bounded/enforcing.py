@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.gradient_ball import row_norms, scale_into
+from dplip.nn.sums import of_rows
 from dplip.norms import Norms
 from dplip.rules import Pullback
 from dplip.separation import Rows, current
@@ -94,16 +95,23 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def into_radius(gradients: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
-    """One row for each example's gradient, scaled into the radius; None: as it is."""
+def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+    """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
+
+    The order over the positions is the machine's, which may be another one in another batch (positions that are in
+    front in memory). So terms that cancel are scaled by their magnitudes, as in :func:`sum_into_radius`: what is off by
+    some roundings of the sum of the magnitudes is off by ``CANCELLED`` times as many roundings of the radius.
+    """
+    summed = v.sum(1)
     if radius is None:
-        return gradients.flatten(1)
-    rows = gradients.flatten(1)
-    norms = row_norms(rows)
+        return of_rows(summed)
+    norms = row_norms(summed)
+    if v.shape[1] > 1:
+        norms = torch.maximum(norms, row_norms(torch.linalg.vector_norm(v, 1, dim=1)) / CANCELLED)
     if told is not None:
         told.append(norms)
-    rows, scale = _scaled(rows, norms, radius)
-    return rows * scale[:, None]
+    summed, scale = _scaled(summed, norms, radius)
+    return of_rows(summed * scale[:, None])
 
 
 def sum_into_radius(
@@ -155,7 +163,8 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
+        x, weight, _, given, radius, _, *ctx.geometry = inputs
+        ctx.radius = None if radius is None else checked_radius(radius)  # the attribute may have been set
         require_in_front(x)
         ctx.terms = 1
         ctx.save_for_backward(x, weight)

@@ -20,6 +20,7 @@ from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
 from dplip.sensitivities.uses import Use, uses_of
 from dplip.separation import Rows, Template, Watch
+from dplip.separation.signature import Signature
 
 COUNTS = 5, 3
 """The numbers of public examples with which a model is tried: two tell what is proportional to the batch."""
@@ -54,11 +55,9 @@ class EnforcedModel:
         """Try the model on public examples, and take from their passes what later ones are held against."""
         _check(self.model)
         self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
-        self._known: dict[int, Any] = {}  # number of examples -> the signature of a public pass
         with undisturbed():
             self._try(COUNTS[0])  # may fill caches
-            outputs = [self._try(count) for count in COUNTS][-1]
-            self._template = Template.of([(self._known[count], count) for count in COUNTS])
+            outputs = self._learn()
             self.draws = self._draws()
             self._require_separate()
         self.planned = self.uses(outputs)
@@ -84,17 +83,16 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        count = watch.examples
-        if self._template.fits(watch.signature, count):
+        if self._template.fits(watch.signature, watch.examples):
             return None
-        if count not in self._known:
-            with undisturbed():
-                self._try(count)
-        if self._known[count].entries == watch.signature.entries:
+        with undisturbed():
+            self._learn()  # an attribute of the model may have changed
+        if self._template.fits(watch.signature, watch.examples):
             return None
         return (
-            "the model has run other operators than it does on public examples, in a way that may depend on the batch "
-            "(a branch, a schedule, or Python's random numbers). Let it do the same at every step."
+            f"the model has run other operators on a batch of {watch.examples} examples than it does on {COUNTS[0]} "
+            f"and {COUNTS[1]} public ones, in a way that may depend on the batch (a branch, a number computed of its "
+            "size, a schedule inside of forward, Python's random numbers). Let it do the same at every step."
         )
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
@@ -108,8 +106,14 @@ class EnforcedModel:
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _try(self, count: int) -> list[Tensor]:
-        """The outputs of a pass over so many public examples, whose first is the same with each number of them."""
+    def _learn(self) -> list[Tensor]:
+        """Take the template from passes over two numbers of public examples; returns the outputs of the last."""
+        passes = [(*self._try(count), count) for count in COUNTS]
+        self._template = Template.of([(signature, count) for _, signature, count in passes])
+        return passes[-1][0]
+
+    def _try(self, count: int) -> tuple[list[Tensor], Signature]:
+        """The outputs and the operators of a pass over so many public examples."""
         call = self.example.batch(count, self._like)
         # As in a private pass, with the same operators for masks.
         with _plainly(self._like.device), lent(Secret(0), dropout=True), self.watch(call) as watch:
@@ -122,8 +126,7 @@ class EnforcedModel:
                 )
         if not outputs:
             raise ConfigurationError("the model: it returns no floating-point tensor. Return the scores.")
-        self._known[count] = watch.signature
-        return outputs
+        return outputs, watch.signature
 
     def _run(self, call: Call) -> Any:
         try:

@@ -93,6 +93,7 @@ class Watch:
             raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
         if torch.is_inference_mode_enabled():
             raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")
+        torch.clear_autocast_cache()  # which keeps weights that an earlier pass has converted
         for i, t in enumerate(self._inputs):
             self._marks.enter(t, ("input", i))
         _local.watch = self

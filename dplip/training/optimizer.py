@@ -241,6 +241,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.original.zero_grad(set_to_none)
         self._monitor.reset()
 
+    def leave(self) -> None:
+        """End a forward pass that was interrupted: until the next one, torch would still be watched."""
+        self._monitor.leave()
+
     def state_dict(self) -> dict[str, Any]:
         return self.original.state_dict()
 

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 import dplip
 from dplip.errors import ConfigurationError, MixedExamplesError, UnboundedOperationError
 from dplip.losses import CrossEntropy
+from dplip.separation import current
 from dplip.training.calls import Calls
 
 LOSS = CrossEntropy()
@@ -138,6 +139,52 @@ def test_another_number_of_examples_must_run_the_same_operators() -> None:
     with pytest.raises(ConfigurationError, match="other operators"):
         step(model, optimizer, loader, torch.randn(9, 6))
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_pairs_of_several_lengths_are_padded() -> None:
+    data = [(torch.randn(1 + i % 6, 5), i % 3) for i in range(SIZE)]
+    model = dplip.nn.bound_gradients(Recurrent())
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=LOSS,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data,  # type: ignore[arg-type]
+        collate_fn=dplip.data.Padding(6, mask=False),
+        batch_size=10,
+        epochs=1,
+        noise_multiplier=1.0,
+        progress=False,
+    ).fit()
+    assert trainer.evaluate()["loss"] > 0
+
+
+class Stopped(Gated):
+    stop = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stop and torch.is_grad_enabled():
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_nothing_is_watched_after_an_interrupt() -> None:
+    model = dplip.nn.bound_gradients(Stopped())
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=LOSS,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        train_dataset=items(CASES["a product"]),  # type: ignore[arg-type]
+        batch_size=10,
+        epochs=1,
+        noise_multiplier=1.0,
+        progress=False,
+    )
+    model.stop = True
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert current() is None and torch.equal(state, torch.get_rng_state())
 
 
 class Largest(Gated):

@@ -49,6 +49,20 @@ ENFORCED = [
         f"{MODELS}::test_another_number_of_examples_must_run_the_same_operators",
     ),
     mutant(
+        "pairs of several lengths are refused before they are padded",
+        "training/data_checks.py",
+        "as_it_is = calls.plain and collate is collated",
+        "as_it_is = calls.plain",
+        f"{MODELS}::test_pairs_of_several_lengths_are_padded",
+    ),
+    mutant(
+        "an interrupted pass is watched on",
+        "training/trainer.py",
+        "            self.optimizer.leave()\n",
+        "",
+        f"{MODELS}::test_nothing_is_watched_after_an_interrupt",
+    ),
+    mutant(
         "public passes may find what a private one has left behind",
         "sensitivities/enforced_model.py",
         "if self._before == guards_of(self.model):",

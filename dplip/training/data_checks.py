@@ -48,7 +48,8 @@ def check_data(
             has no ``BallProjection`` to neutralise it.
     """
     require_loss(loss)
-    plain = isinstance(dataset, DataLoader) or (calls.plain and collate is collated and _is_pair(dataset))
+    as_it_is = calls.plain and collate is collated  # else the items may be of several lengths, which are padded
+    plain = isinstance(dataset, DataLoader) or (as_it_is and _is_pair(dataset))
     if plain:
         check_dataset(dataset, what=what)
     length(dataset)

@@ -267,6 +267,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.radii.clear()
         self._monitor.reset()
 
+    def leave(self) -> None:
+        """End a forward pass that was interrupted: until the next one, torch would still be watched."""
+        self._monitor.leave()
+
     def state_dict(self) -> dict[str, Any]:
         return self.original.state_dict()
 

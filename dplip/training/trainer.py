@@ -280,6 +280,7 @@ class DPLipTrainer(Fixed):
             if self.output_dir is not None:
                 self.save(extra)
         finally:
+            self.optimizer.leave()
             if bar is not None:
                 bar.close()
             self._run.close()

@@ -51,6 +51,7 @@ class EnforcedModel:
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.model, self.example = model, example
+        self.planned: dict[str, Use] = {}
         self.plan()
 
     def plan(self) -> None:

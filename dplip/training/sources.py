@@ -130,6 +130,7 @@ class Enforced:
         require_loss(self._loss)
         if not self.model.current():
             self.model.plan()
+            self._uses = self.model.planned
         shape = None if seen is None else seen.shape
         if shape is not None and self._state != (shape, guards_of(self._loss)):
             require_separate(self._loss, shape, _like(self.model.model))

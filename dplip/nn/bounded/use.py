@@ -45,7 +45,7 @@ def copies_of(function: Function | None, parameters: Sequence[Tensor], examples:
             "copies has no bound. Give the number of examples, and expand its copy where it is used more than once."
         )
     copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
-    if watch is not None and examples > 1:  # one example has all there is
+    if watch is not None:
         watch.own(copies)
     return copies
 

@@ -107,7 +107,7 @@ ENFORCED = [
     mutant(
         "a trained parameter need not be used",
         "sensitivities/enforced_model.py",
-        "if name not in found:",
+        "if name not in self.planned:",
         "if False:",
         f"{MODELS}::test_a_parameter_that_is_not_used_is_refused_by_name",
     ),

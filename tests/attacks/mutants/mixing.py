@@ -8,9 +8,10 @@ WHATEVER_THE_NUMBER = [
     mutant(
         "a pass compared with public passes of its own number of examples alone",
         "sensitivities/enforced_model.py",
-        '            return None\n        return (\n            f"with',
-        "            return None\n        if self._try(watch.examples)[0].entries == watch.signature.entries:\n"
-        '            return None\n        return (\n            f"with',
+        "        if self._before == guards_of(self.model):",
+        "        if self._try(watch.examples)[1].entries == watch.signature.entries:\n"
+        "            return None\n"
+        "        if self._before == guards_of(self.model):",
         f"{ZOO}[another activation for large batches]",
     ),
     mutant(
@@ -26,13 +27,6 @@ WHATEVER_THE_NUMBER = [
         ' or operator.name == "detach"',
         "",
         f"{ZOO}[a layer without gradient for single examples behind noise]",
-    ),
-    mutant(
-        "layers that one example does not use",
-        "sensitivities/enforced_model.py",
-        "counts[0] == counts[1] and ",
-        "",
-        f"{ZOO}[no graph of a layer for single examples behind noise]",
     ),
     mutant(
         "two of one type for two of another",

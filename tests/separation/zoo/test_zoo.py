@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from separation.zoo.cases import Case, Of, linear
@@ -16,6 +18,7 @@ from separation.zoo.mixing_states import STATES
 from separation.zoo.mixing_values import VALUES
 from separation.zoo.separate_sequences import SEQUENCES
 from separation.zoo.separate_vectors import VECTORS
+from torch import Tensor
 
 from dplip.errors import ConfigurationError, UnboundedOperationError
 
@@ -53,10 +56,15 @@ def test_what_is_not_understood_is_refused(name: str) -> None:
         SEPARATE[name].train()
 
 
+def _normed(m: Any, x: Tensor, power: float) -> Tensor:
+    scores: Tensor = m.head(m.a(x) / m.a(x).norm(power, 1, keepdim=True))
+    return scores
+
+
 def test_numbers_of_other_types_are_other_numbers() -> None:
     for power in (2, 2.0, 2):
-        model = Of(lambda m, x, power=power: m.head(m.a(x) / m.a(x).norm(power, 1, keepdim=True)), **linear(6))
-        Case(lambda model=model: model).train()
+        normed: Any = functools.partial(_normed, power=power)
+        Case(lambda normed=normed: Of(normed, **linear(6))).train()  # type: ignore[misc]
     SEPARATE["siamese"].train()
 
 

@@ -23,8 +23,8 @@ LENGTH, VOCABULARY, CLASSES = 128, 1000, 2
 
 def llama() -> nn.Module:
     """A Llama-shaped classifier with LoRA adapters on queries, values and the first map of each MLP."""
-    from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found]
-    from transformers import LlamaConfig, LlamaForSequenceClassification  # type: ignore[import-not-found]
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForSequenceClassification
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -119,6 +119,13 @@ def secure_noise(noise_multiplier: float, model: nn.Module) -> SecureNoise:
     return SecureNoise(noise_multiplier, max(1, slack + sum(p.requires_grad for p in model.parameters())))
 
 
+def noise_of(noise_multiplier: float, model: nn.Module, seed: int | None, secure: bool) -> GaussianNoise:
+    """The noise of a model's steps: secure, or a Gaussian of fresh entropy or of a stream of the seed's own."""
+    if secure:
+        return secure_noise(noise_multiplier, model)
+    return GaussianNoise(None if seed is None else seed + 1)
+
+
 def check_secure(accountant: str, seed: int | None, sampling: str = "poisson") -> None:
     """Refuse settings that secure noise does not support.
 

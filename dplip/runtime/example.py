@@ -28,6 +28,7 @@ class Example:
 
     def __init__(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
         self._leaves, self._tree = tree_flatten((tuple(args), dict(kwargs or {})))
+        self._typed = True  # else floating-point numbers are of the type of the model's weights
         if not any(isinstance(leaf, Tensor) for leaf in self._leaves):
             raise ConfigurationError(
                 f"example={args or kwargs!r}: no tensor of one example is among the model's inputs. Give tensors, or "
@@ -37,7 +38,9 @@ class Example:
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Example:
         """A single tensor of this shape, in the type of the model's weights."""
-        return cls((torch.zeros((shape,) if isinstance(shape, int) else tuple(shape)),))
+        found = cls((torch.zeros((shape,) if isinstance(shape, int) else tuple(shape)),))
+        found._typed = False
+        return found
 
     @classmethod
     def of(cls, example: Any) -> Example:
@@ -63,6 +66,15 @@ class Example:
         single = len(self._leaves) == 1 and isinstance(first, Tensor) and self._call([first])[0] == (first,)
         return tuple(first.shape) if single and first.is_floating_point() else None
 
+    def single_shape(self) -> tuple[int, ...]:
+        """:attr:`shape`; raises where there is none."""
+        if self.shape is None:
+            raise ConfigurationError(
+                f"input_shape: the model takes {self!r}, which has no single shape. Give one tensor of floating-point "
+                "numbers, or leave out what needs a shape (precompute, certificates)."
+            )
+        return self.shape
+
     def batch(self, count: int, like: Tensor) -> Call:
         """A call with random public examples, the same at each time: normal numbers; integers in another order.
 
@@ -76,7 +88,8 @@ class Example:
             if not isinstance(leaf, Tensor):
                 return leaf
             if leaf.is_floating_point():
-                return torch.randn((count, *leaf.shape), generator=generator).to(like)
+                drawn = torch.randn((count, *leaf.shape), generator=generator)
+                return drawn.to(like.device, leaf.dtype if self._typed else like.dtype)
             entries = leaf.detach().cpu().flatten()
             shuffled = [entries[torch.randperm(len(entries), generator=generator)] for _ in range(count)]
             return torch.stack(shuffled).reshape(count, *leaf.shape).to(like.device)
@@ -107,13 +120,16 @@ class Example:
                     f"an argument of the model is {_shown(leaf)}, and was {_shown(own)} when it was made private. What "
                     "is the same for all examples must not change; it can be an attribute or a buffer of the model."
                 )
-            if isinstance(own, Tensor) and (leaf.ndim == 0 or leaf.shape[1:] != own.shape or _kind(leaf) != _kind(own)):
+            if isinstance(own, Tensor) and not self._alike(own, leaf):
                 return (
                     f"the model was given examples of {_shown(leaf[0] if leaf.ndim else leaf)}, but was made private "
                     f"for {_shown(own)}. Bring examples to one shape and type; sequences of several lengths by padding "
                     "to one public length (dplip.data.Padding), since the longest of a batch depends on its other "
                     "examples."
                 )
+        tensors = [id(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        if len(set(tensors)) != len(tensors):
+            return "one tensor is given as two arguments of the model, which are told apart. Give a copy: x.clone()."
         if len(counts) != 1:
             return f"the model's arguments hold {sorted(counts)} rows. Give each one row for each example."
         return None
@@ -121,13 +137,14 @@ class Example:
     def __repr__(self) -> str:
         return f"Example({_names(self._call(self._leaves))})"
 
+    def _alike(self, own: Tensor, rows: Tensor) -> bool:
+        """Whether the rows are examples of one's own shape and type."""
+        typed = self._typed or not (own.is_floating_point() and rows.is_floating_point())
+        return rows.ndim > 0 and rows.shape[1:] == own.shape and (own.dtype == rows.dtype or not typed)
+
     def _call(self, leaves: list[Any]) -> Call:
         args, kwargs = tree_unflatten(leaves, self._tree)
         return args, kwargs
-
-
-def _kind(t: Tensor) -> object:
-    return "floating-point numbers" if t.is_floating_point() else t.dtype
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -104,6 +104,14 @@ class SampledLoader(Fixed, ABC):
     def _generator(self) -> np.random.Generator:
         return self._secret.numbers
 
+    @property
+    def batch_sampler(self) -> NoReturn:
+        """What Opacus's ``BatchMemoryManager`` looks for."""
+        raise AttributeError(
+            "batch_sampler: batches are drawn by the loader itself. For large ones, leave BatchMemoryManager out and "
+            "give max_physical_batch_size= to make_private."
+        )
+
     def __len__(self) -> int:
         return self.steps_per_epoch
 
@@ -180,8 +188,8 @@ def collated(items: list[Any]) -> Any:
         if "equal size" not in str(wrong):
             raise
         raise ConfigurationError(
-            f"dataset: its items are of several shapes ({first_line(wrong)}). Bring them to one public shape, sequences "
-            "with collate_fn=dplip.data.Padding(length)."
+            f"dataset: its items are of several shapes ({first_line(wrong)}). Bring them to one public shape, "
+            "sequences with collate_fn=dplip.data.Padding(length)."
         ) from None
 
 
@@ -203,6 +211,11 @@ def length(dataset: Dataset[Any]) -> int:
         raise ConfigurationError(
             f"dataset={type(dataset).__name__}: examples are drawn by index, and this has none or no length; "
             "pass a map-style data set with __getitem__ and __len__"
+        )
+    if hasattr(dataset, "iloc"):
+        raise ConfigurationError(
+            f"dataset={type(dataset).__name__}: a table is indexed by its columns; pass its rows, as "
+            "table.to_dict('records') or TensorDataset(inputs, targets)"
         )
     size = len(dataset)
     if size == 0:

@@ -13,17 +13,19 @@ from torch.utils._pytree import tree_flatten
 from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, first_line
 from dplip.norms.value_norms import is_real
 from dplip.propagation.checks import bare
+from dplip.propagation.guards import guards_of
 from dplip.rules import refuse
 from dplip.runtime.example import Call, Example
 from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
-from dplip.sensitivities.uses import Use, uses_of
-from dplip.separation import Rows, Signature, Template, Watch
+from dplip.sensitivities.uses import Use, behind, uses_of
+from dplip.separation import Rows, Template, Watch
+from dplip.separation.signature import Signature
 
 COUNTS = 5, 7
-"""The numbers of public examples with which a model is tried: two tell what is proportional to the batch.
-Both are seldom the size of something else."""
+"""The numbers of public examples with which a model is tried: two tell what is proportional to the batch. Both are
+seldom the size of something else."""
 
 
 class EnforcedModel:
@@ -55,12 +57,12 @@ class EnforcedModel:
         """Try the model on public examples, and take from their passes what later ones are held against."""
         _check(self.model)
         self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
-        self._templates: dict[Any, Template] = {}  # by the state of autocast
-        with undisturbed(), torch.autocast(self._like.device.type, enabled=False):
-            outputs = self._template()
+        self._radii = self._present_radii()
+        with undisturbed():
+            self._try(COUNTS[0])  # may fill caches
+            self._learn()
             self.draws = self._draws()
             self._require_separate()
-        self.planned = self.uses(outputs)
         for name in self._names().values():
             if name not in self.planned:
                 refuse(
@@ -72,59 +74,78 @@ class EnforcedModel:
 
     def watch(self, call: Call) -> Watch:
         """A watch of a pass with this call, which refuses operators that mix examples."""
-        tensors = self.example.tensors(call)
-        return Watch(tensors, len(tensors[0]), self.model)
+        self._before = guards_of(self.model)
+        return self._watch(call)
 
-    def problem(self, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> str | None:
+    def problem(self, call: Call, watch: Watch, outputs: list[Tensor]) -> str | None:
         """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
+        outside = behind(self.example.tensors(call), self._names())
+        if outside:
+            return (
+                f"an input was computed of the trained parameter {outside[0]}, outside of the model's forward, where "
+                "examples may have mixed. Call the whole model on what the loader hands out."
+            )
         for output in outputs:
             if watch.rows(output) != Rows(0):
                 return (
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        if self._precision() not in self._templates:
-            with undisturbed():
-                self._template()
-        counts = [{name: use.summation.uses for name, use in each.items()} for each in (uses, self.planned)]
-        if counts[0] == counts[1] and self._templates[self._precision()].fits(watch.signature, watch.examples):
+        if self._alike(watch, outputs):
             return None
+        if self._before == guards_of(self.model):  # else the pass has left something behind, for public ones to find
+            with undisturbed():
+                self._learn()  # an attribute of the model may have changed, or the precision
+            if self._alike(watch, outputs):
+                return None
         return (
-            f"with {watch.examples} examples the model has run other operators than on public ones (a branch, a "
-            "schedule, Python's random numbers, or something that depends on how many examples there are). Let it do "
-            "the same at every step, whatever len(x); give torch.cdist compute_mode="
-            '"donot_use_mm_for_euclid_dist".'
+            f"the model has run other operators or radii on a batch of {watch.examples} examples than it does on "
+            f"{COUNTS[0]} and {COUNTS[1]} public ones, in a way that may depend on the batch (a branch, a number "
+            "computed of its size, an attribute that forward sets, Python's random numbers). Let it do the same at "
+            'every step; change attributes between steps; give torch.cdist compute_mode="donot_use_mm_for_euclid_dist".'
         )
+
+    def _watch(self, call: Call) -> Watch:
+        tensors = self.example.tensors(call)
+        return Watch(tensors, len(tensors[0]), self.model)
+
+    def _alike(self, watch: Watch, outputs: list[Tensor]) -> bool:
+        """Whether a pass is one of those over public examples, but for their number."""
+        bounds = [{name: use.bound for name, use in uses.items()} for uses in (self.planned, self.uses(outputs))]
+        return bounds[0] == bounds[1] and self._template.fits(watch.signature, watch.examples)
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
         """Per trained parameter, its uses in the graph of these outputs."""
         return uses_of(outputs, self._names())
 
     def current(self) -> bool:
-        """Whether the trained parameters are those of the plan."""
-        return self.planned.keys() == set(self._names().values())
+        """Whether the trained parameters and the radii are those of the plan."""
+        return self.planned.keys() == set(self._names().values()) and self._radii == self._present_radii()
+
+    def rescale(self, factors: Mapping[str, float]) -> None:
+        """The radii have changed by these factors, of the bound of each parameter, and nothing else has."""
+        self.planned = {n: Use(use.bound * factors.get(n, 1.0), use.summation) for n, use in self.planned.items()}
+        self._radii = self._present_radii()
+
+    def _present_radii(self) -> list[Any]:
+        held = [*self.model.modules(), *self.model.parameters()]
+        return [vars(one)["radius"] for one in held if "radius" in vars(one)]
 
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _precision(self) -> Any:
-        """The state of autocast, which adds operators."""
-        kind = self._like.device.type
-        return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    def _learn(self) -> None:
+        """Take operators and uses from passes over two numbers of public examples."""
+        passes = [(*self._try(count), count) for count in COUNTS]
+        self._template = Template.of([(signature, count) for _, signature, count in passes])
+        found = self.uses(passes[-1][0])
+        self.planned = {name: found[name] for name in self._names().values() if name in found}
 
-    def _template(self) -> list[Tensor]:
-        """Make the template of passes in the present precision; returns the outputs of one of them."""
-        self._try(COUNTS[0])  # may fill caches
-        tried = {count: self._try(count) for count in COUNTS}
-        signatures = [(signature, count) for count, (signature, _) in tried.items()]
-        self._templates[self._precision()] = Template.of(signatures)
-        return tried[COUNTS[0]][1]
-
-    def _try(self, count: int) -> tuple[Signature, list[Tensor]]:
-        """The signature and the outputs of a pass over so many public examples."""
+    def _try(self, count: int) -> tuple[list[Tensor], Signature]:
+        """The outputs and the operators of a pass over so many public examples."""
         call = self.example.batch(count, self._like)
         # As in a private pass, with the same operators for masks.
-        with _recording(self._like.device), lent(Secret(0), dropout=True), self.watch(call) as watch:
+        with _plainly(self._like.device), lent(Secret(0), dropout=True), self._watch(call) as watch:
             outputs = floats(self._run(call))
         for output in outputs:
             if watch.rows(output) != Rows(0):
@@ -133,8 +154,10 @@ class EnforcedModel:
                     "for each. Return tensors with the batch as their first axis."
                 )
         if not outputs:
-            raise ConfigurationError("the model: it returns no floating-point tensor. Return the scores.")
-        return watch.signature, outputs
+            raise ConfigurationError(
+                "the model: it returns no floating-point tensor. Return scores, or tuples and dicts of them."
+            )
+        return outputs, watch.signature
 
     def _run(self, call: Call) -> Any:
         try:
@@ -161,12 +184,12 @@ class EnforcedModel:
 
         def joined(*rows: Tensor) -> Tensor:
             call = self.example.with_tensors(list(rows))
-            with self.watch(call):  # by which layers know where the examples are
+            with self._watch(call):  # by which layers know where the examples are
                 outputs = floats(self._run(call))
             return torch.cat([output.flatten(1) for output in outputs], 1)
 
         rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))
-        with _recording(self._like.device):
+        with _plainly(self._like.device), torch.autocast(self._like.device.type, enabled=False):
             if mixes(joined, rows, weights, alone=not self.draws):
                 raise MixedExamplesError(
                     "the model: its output or gradient for one example depends on the others. Treat each by itself."
@@ -179,7 +202,7 @@ def floats(output: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _recording(device: torch.device) -> Iterator[None]:
+def _plainly(device: torch.device) -> Iterator[None]:
     with seeded(device), torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -191,7 +214,7 @@ def _check(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             refuse(path, type(module).__name__, "has no weights yet.", "Run the model once, on a public batch.")
-        if vars(module).get("_compiled_call_impl") is not None:
+        if vars(module).get("_compiled_call_impl") is not None or type(module).__name__ == "OptimizedModule":
             refuse(path, type(module).__name__, "is compiled, and its operators are not seen.", "Leave out compile().")
     for name, p in model.named_parameters():
         if p.requires_grad and not is_real(p):

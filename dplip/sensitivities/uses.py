@@ -88,6 +88,13 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
     return found
 
 
+def behind(tensors: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:
+    """The parameters that tensors were computed of."""
+    order, _ = _graph(list(dict.fromkeys(t.grad_fn for t in tensors if t.grad_fn is not None)))
+    leaves = [id(getattr(node, "variable", None)) for node in order]
+    return [names[key] for key in leaves if key in names]
+
+
 def _graph(roots: list[Any]) -> tuple[list[Any], dict[Any, list[str]]]:
     """The nodes behind some roots, each after all that send it a gradient; and the names of the senders of each."""
     waiting: dict[Any, int] = dict.fromkeys(roots, 0)

@@ -13,7 +13,21 @@ from dplip.separation.call import Refused
 
 def mixed(model: nn.Module | None, operator: str, refused: Refused) -> MixedExamplesError:
     """The error for what an operator does to the examples, in the module whose forward runs."""
-    return MixedExamplesError(f"{_path(model)}: {operator} {refused.reason} {refused.remedy}")
+    remedy = _PACKED if "torch.nn.utils.rnn" in _callers() else refused.remedy
+    return MixedExamplesError(f"{_path(model)}: {operator} {refused.reason} {remedy}")
+
+
+_PACKED = "Packing sorts the batch: give the padded batch and lengths to the bounded layer, lstm(x, lengths=lengths)."
+
+
+def _callers() -> set[str]:
+    """The modules of all Python code that is running."""
+    frame: FrameType | None = sys._getframe(1)
+    found = set()
+    while frame is not None:
+        found.add(str(frame.f_globals.get("__name__", "")))
+        frame = frame.f_back
+    return found
 
 
 def _path(model: nn.Module | None) -> str:

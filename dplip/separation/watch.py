@@ -74,6 +74,12 @@ class Watch:
                 self.refuse("this", refused)
         return label if isinstance(label, Rows) else None
 
+    def equal(self, t: Tensor, axis: int) -> bool:
+        """Whether a constant is known to have equal entries along a dimension."""
+        with torch._C.DisableTorchFunction():
+            label = self._marks.of(t).label
+        return isinstance(label, Public) and axis in label.equal
+
     def own(self, t: Tensor) -> None:
         """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""
         with torch._C.DisableTorchFunction():

@@ -42,6 +42,11 @@ class Calls:
         """Whether a pair is an input and a target."""
         return self._unpack is None
 
+    def require_plain(self, what: str) -> None:
+        """Refuse settings under which a batch is no pair of an input and a target."""
+        if self._unpack is not None or self._output is not None:
+            raise ConfigurationError(f"{what}: it works on pairs (input, target). Leave out unpack= and output=.")
+
     def of(self, batch: Any) -> tuple[Call, Any]:
         """The arguments of the model for a batch, and the targets.
 

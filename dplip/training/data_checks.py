@@ -25,10 +25,10 @@ from dplip.training.sources import traced
 
 
 def check_data(
-    model: nn.Module,
-    loss: Loss,
     dataset: Dataset[Any],
     what: str,
+    model: nn.Module,
+    loss: Loss,
     calls: Calls,
     collate: Callable[[list[Any]], Any] = collated,
     example: Example | None = None,
@@ -36,8 +36,9 @@ def check_data(
     """Refuse data that the model and the loss are not defined for; returns what one example is to the model.
 
     Args:
-        model, loss, dataset: what is to fit.
-        what: the name of the data set's argument, for messages.
+        dataset: the data.
+        what: the name of their argument, for messages.
+        model, loss: what they are to fit.
         calls: how the model is called with a batch.
         collate: makes a batch of a list of items.
         example: what the model is called with; None: the first item.
@@ -47,7 +48,8 @@ def check_data(
             has no ``BallProjection`` to neutralise it.
     """
     require_loss(loss)
-    plain = isinstance(dataset, DataLoader) or (calls.plain and _is_pair(dataset))
+    as_it_is = calls.plain and collate is collated  # else the items may be of several lengths, which are padded
+    plain = isinstance(dataset, DataLoader) or (as_it_is and _is_pair(dataset))
     if plain:
         check_dataset(dataset, what=what)
     length(dataset)
@@ -76,7 +78,7 @@ def _is_pair(dataset: Any) -> bool:
     try:
         item = dataset[0]
         return isinstance(item, tuple | list) and len(item) == 2 and torch.as_tensor(item[0]) is not None
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, KeyError):
         return False
 
 
@@ -108,5 +110,13 @@ def _output(model: nn.Module, call: Call, calls: Calls, what: str) -> Any:
     except Exception as wrong:
         raise ConfigurationError(
             f"{what}: the model does not run on an example of {Example.of_batch(*call)} ({type(wrong).__name__}: "
-            f"{first_line(wrong)}). Give examples of the type of its weights; pixels as x.float() / 255."
+            f"{first_line(wrong)}). {_remedy(wrong)}"
         ) from None
+
+
+def _remedy(wrong: Exception) -> str:
+    if isinstance(wrong, TypeError):
+        return "Let the data set give what its forward takes, or pass unpack=lambda batch: (args, kwargs, targets)."
+    if any(words in str(wrong) for words in ("dtype", "scalar type", "weight type")):
+        return "Give examples of the type of its weights; pixels as x.float() / 255."
+    return "Give examples of the shapes that its layers take; masks as long as the sequences."

@@ -12,11 +12,10 @@ from dplip.accounting import Budget, Event, create_accountant, get_noise_multipl
 from dplip.accounting.budget import Fixed
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.noise import GaussianNoise
-from dplip.noise.discrete import check_secure, secure_noise
+from dplip.noise.discrete import check_secure, noise_of
 from dplip.runtime.example import Example
 from dplip.sampling import PoissonLoader
-from dplip.training.calls import Calls
+from dplip.training.calls import Calls, Select, Unpack
 from dplip.training.data_checks import check_data
 from dplip.training.optimizer import DPLipOptimizer
 from dplip.validate import whole
@@ -57,6 +56,8 @@ class PrivacyEngine(Fixed):
         max_physical_batch_size: int | None = None,
         input_shape: tuple[int, ...] | None = None,
         example: Any = None,
+        unpack: Unpack | None = None,
+        output: Select = None,
         seed: int | None = None,
         budget: Budget | None = None,
         half_precision: bool = False,
@@ -79,6 +80,8 @@ class PrivacyEngine(Fixed):
             example: what the module is called with for one example, without the batch axis: a tensor, a tuple of the
                 positional arguments, a dictionary of the keyword arguments; None: as the first item has it (see
                 :class:`dplip.training.calls.Calls`).
+            unpack, output: how your loop calls the module with a batch, and what of its output it gives to the loss,
+                for the checks made here; None: see the same.
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
@@ -121,7 +124,8 @@ class PrivacyEngine(Fixed):
             check_secure(self.accountant.mechanism(), seed)
         given = None if input_shape is None else Example.of_shape(input_shape)
         given = given if example is None else Example.of(example)
-        one = check_data(module, criterion, loader.dataset, "data_loader", Calls(module), loader.collate, given)
+        calls = Calls(module, unpack, output)
+        one = check_data(loader.dataset, "data_loader", module, criterion, calls, loader.collate, given)
         self.accountant.require(loader.event(noise_multiplier), neighboring)
         private = DPLipOptimizer(
             optimizer,
@@ -135,9 +139,7 @@ class PrivacyEngine(Fixed):
             half_precision=half_precision,
             distributed=distributed,
             trust_optimizer=trust_optimizer,
-            noise=secure_noise(noise_multiplier, module)
-            if self.secure_mode
-            else GaussianNoise(None if seed is None else seed + 1),
+            noise=noise_of(noise_multiplier, module, seed, self.secure_mode),
         )
         self.accountant.relate(neighboring)
         return module, private, loader

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
@@ -40,6 +41,14 @@ def evaluate(
                 classes.update(targets.tolist())
     majority = {"majority": max(classes.values()) / count} if classes else {}
     return {**{name: total / count for name, total in totals.items()}, **majority}
+
+
+def held_out(dataset: Dataset[Any] | None, default: Dataset[Any] | None) -> Dataset[Any]:
+    """The data set that is given, or else the default."""
+    dataset = default if dataset is None else dataset
+    if dataset is None:
+        raise ConfigurationError("eval_dataset=None: give the trainer held-out data, or pass a data set here.")
+    return dataset
 
 
 def certified(

@@ -104,6 +104,11 @@ class GradientMonitor(Observer):
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
 
+    def leave(self) -> None:
+        """End a pass that was interrupted, such as by the keyboard, which no hook is told of."""
+        self._lent.close()
+        self._inside = False
+
     def check(self) -> None:
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
         if self._state != self._present_state():
@@ -159,7 +164,7 @@ class GradientMonitor(Observer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._lent.close()  # of a pass that was interrupted
+        self.leave()
         self._inside, self._rounded = True, False
         # An adversary may know the global state, and so the masks. A mapped pass (torch.func) is followed by no step.
         if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:

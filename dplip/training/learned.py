@@ -24,6 +24,9 @@ from torch import Tensor
 TOLD = 3.0
 """How many standard deviations from noise alone a movement is when it can be told from it."""
 
+EDGE = 0.02
+"""The share of slack below which all gradients are scaled down; as far below 1, none is."""
+
 NAMED = 8
 """The most parameters that a warning names."""
 
@@ -67,6 +70,8 @@ class Learned(Mapping[str, Movement]):
     Attributes:
         steps: the number of steps that were looked at: all of this optimizer's.
         radii: the present radius of each layer whose radius follows its gradients.
+        shares: what the last step's gradients left of these radii (:mod:`dplip.training.radii`): near 1, none came near
+            the radius; near 0, all were scaled down to it.
 
     Guarantee: a function of what the steps released, so it costs no privacy. A layer that no gradient reached is taken
     to have learned with a probability of 0.3%.
@@ -74,8 +79,14 @@ class Learned(Mapping[str, Movement]):
     Source: the cube root of a chi-square is nearly normal, Wilson and Hilferty 1931.
     """
 
-    def __init__(self, movements: Mapping[str, Movement], steps: int, radii: Mapping[str, float]) -> None:
-        self._movements, self.steps, self.radii = dict(movements), steps, dict(radii)
+    def __init__(
+        self,
+        movements: Mapping[str, Movement],
+        steps: int,
+        radii: Mapping[str, float],
+        shares: Mapping[str, float],
+    ) -> None:
+        self._movements, self.steps, self.radii, self.shares = dict(movements), steps, dict(radii), dict(shares)
 
     def __getitem__(self, name: str) -> Movement:
         return self._movements[name]
@@ -107,7 +118,7 @@ class Learned(Mapping[str, Movement]):
     def plain(self) -> dict[str, Any]:
         """The entry of a report."""
         found = {name: {**asdict(m), "deviations": m.deviations} for name, m in self.items()}
-        return {"steps": self.steps, "parameters": found, "radii": self.radii}
+        return {"steps": self.steps, "parameters": found, "radii": self.radii, "shares": self.shares}
 
     def warn(self) -> None:
         """Warn, once, of parameters that did not learn, by name."""
@@ -122,6 +133,15 @@ class Learned(Mapping[str, Movement]):
                 f"the movement of {_listed(self.noise_alone)} cannot be told from that of noise alone: check that the "
                 "loss depends on them; then give smaller radii, larger batches, more steps or a larger epsilon"
             )
+        for names, what in (
+            (
+                [n for n, share in self.shares.items() if share > 1 - EDGE],
+                "never reach their radius, which could be smaller",
+            ),
+            ([n for n, share in self.shares.items() if share < EDGE], "are all scaled down to their radius"),
+        ):
+            if names:
+                found.append(f"at the end the gradients of {_listed(names)} {what}: take more steps, or set the radius")
         if self.steps and found:
             warnings.warn(f"after {self.steps} private steps, {'; and '.join(found)}.", stacklevel=_outside())
 
@@ -163,10 +183,10 @@ class Learning:
             self._moved[name] = not torch.equal(before, _some(parameters[name]))
         self._before.clear()
 
-    def learned(self, radii: Mapping[str, float] | None = None) -> Learned:
-        """What the steps so far tell, beside the radii that they have led to."""
+    def learned(self, radii: Mapping[str, float] | None = None, shares: Mapping[str, float] | None = None) -> Learned:
+        """What the steps so far tell, beside the radii that they have led to, and what was left of these."""
         found = {n: _movement(self._moved.get(n, False), *kept) for n, kept in self._sums.items()}
-        return Learned(found, self._steps, radii or {})
+        return Learned(found, self._steps, radii or {}, shares or {})
 
 
 def _movement(moved: bool, total: Tensor, steps: int) -> Movement:

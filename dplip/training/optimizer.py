@@ -177,7 +177,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def learned(self) -> Learned:
         """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
-        return self._learning.learned(self.radii.present())
+        return self._learning.learned(self.radii.present(), self.radii.shares)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -266,6 +266,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.original.zero_grad(set_to_none)
         self.radii.clear()
         self._monitor.reset()
+
+    def leave(self) -> None:
+        """End a forward pass that was interrupted: until the next one, torch would still be watched."""
+        self._monitor.leave()
 
     def state_dict(self) -> dict[str, Any]:
         return self.original.state_dict()

@@ -142,7 +142,12 @@ class Enforced:
         return EnforcedPasses(self.model)
 
     def after(self, change: Callable[[], None]) -> None:
-        change()  # each pass is bounded by the radii that its own nodes hold
+        before, traced = _radii(self.model.model), self.model.current()
+        change()
+        now = _radii(self.model.model)
+        factors = {name: {new / old for new, old in zip(now[name], before[name], strict=True)} for name in now}
+        if traced and all(len(found) == 1 for found in factors.values()):  # else it is tried again
+            self.model.rescale({name: found.pop() for name, found in factors.items()})
 
 
 def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bool, cache: NormCache) -> Source:

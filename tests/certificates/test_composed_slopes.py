@@ -96,7 +96,9 @@ def test_the_lipschitz_constant_composes(name):
 
 
 @pytest.mark.parametrize(
-    "middle", [lambda: Bypass(4), lambda: nn.Sequential(nn.Linear(4, 4), Bypass(4), nn.Linear(4, 4)), nn.Tanh], ids=str
+    "middle",
+    [lambda: Bypass(4), lambda: nn.Sequential(nn.Linear(4, 4), Bypass(4), nn.Linear(4, 4)), nn.Tanh],
+    ids=["bypass", "between", "tanh"],
 )
 def test_every_slope_lies_in_its_interval_behind_and_before_any_signs(middle):
     torch.manual_seed(0)

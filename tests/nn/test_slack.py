@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import examples
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from dplip.errors import ConfigurationError
 from dplip.nn import BoundedConv2d, BoundedLinear, bound_gradients
@@ -65,9 +66,10 @@ def test_the_search_ascends_to_the_radius_and_not_beyond():
     """Ascent of the joint norm in input and cotangent, through the formula of the node, for a convolution."""
     torch.manual_seed(0)
     layer = adaptive(BoundedConv2d(2, 3, 3, padding=1, bias=False), 1.0)
-    x, v = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(1, 3, 4, 4, requires_grad=True)
+    x: Any = torch.randn(1, 2, 4, 4, requires_grad=True)
+    v: Any = torch.randn(1, 3, 4, 4, requires_grad=True)
     for _ in range(60):
-        gradient = torch.nn.grad.conv2d_weight(x, layer.weight.shape, v, padding=1)
+        gradient = conv2d_weight(x, layer.weight.shape, v, padding=1)
         (gradient.norm() / (x.norm() * v.norm())).backward()
         with torch.no_grad():
             for t in (x, v):

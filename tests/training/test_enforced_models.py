@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 import dplip
 from dplip.errors import ConfigurationError, MixedExamplesError, UnboundedOperationError
 from dplip.losses import CrossEntropy
+from dplip.separation import current
 from dplip.training.calls import Calls
 
 LOSS = CrossEntropy()
@@ -144,6 +145,148 @@ def test_another_number_of_examples_must_run_the_same_operators(count: int) -> N
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 
 
+def test_pairs_of_several_lengths_are_padded() -> None:
+    data = [(torch.randn(1 + i % 6, 5), i % 3) for i in range(SIZE)]
+    model = dplip.nn.bound_gradients(Recurrent())
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=LOSS,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data,  # type: ignore[arg-type]
+        collate_fn=dplip.data.Padding(6, mask=False),
+        batch_size=10,
+        epochs=1,
+        noise_multiplier=1.0,
+        progress=False,
+    ).fit()
+    assert trainer.evaluate()["loss"] > 0
+
+
+class Stopped(Gated):
+    stop = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stop and torch.is_grad_enabled():
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_nothing_is_watched_after_an_interrupt() -> None:
+    model = dplip.nn.bound_gradients(Stopped())
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=LOSS,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        train_dataset=items(CASES["a product"]),  # type: ignore[arg-type]
+        batch_size=10,
+        epochs=1,
+        noise_multiplier=1.0,
+        progress=False,
+    )
+    model.stop = True
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert current() is None and torch.equal(state, torch.get_rng_state())
+
+
+class Largest(Gated):
+    """A model that keeps the largest number of examples so far, which public passes would find."""
+
+    way, largest = "sign", 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.largest = max(self.largest, len(x))
+        if self.way == "radius":
+            vars(self.a)["radius"] = float(max(len(x), 6))
+        z = super().forward(x)
+        return -z if self.way == "sign" and self.largest > 8 else z
+
+
+@pytest.mark.parametrize("way", ["sign", "radius"])
+def test_what_a_pass_leaves_behind_does_not_explain_it(way: str) -> None:
+    model = Largest()
+    model.way = way
+    model, optimizer, loader = private(model, LOSS, items(CASES["a product"]))
+    with pytest.raises(ConfigurationError, match="number computed of its size"):
+        step(model, optimizer, loader, torch.randn(9, 6))
+
+
+class Cooling(Gated):
+    heat = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.heat
+
+
+def test_attributes_and_radii_may_change_between_steps() -> None:
+    model, optimizer, loader = private(Cooling(), LOSS, items(CASES["a product"]))
+    drawn: list[float] = []
+    optimizer.noise.add_ = lambda t, std: drawn.append(std)
+    for heat in (0.5, 0.25):
+        model.heat = heat
+        for layer in (model.a, model.b, model.head):
+            layer.radius = 1 / heat
+        assert optimizer.sensitivities()["a.weight"] == pytest.approx(1 / heat, rel=0.01)
+        step(model, optimizer, loader, torch.randn(7, 6))
+        assert min(drawn[-6:]) >= 1 / heat
+
+
+def test_a_batch_is_noised_for_the_largest_radius_of_its_passes() -> None:
+    model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]))
+    drawn: list[float] = []
+    optimizer.noise.add_ = lambda t, std: drawn.append(std)
+    next(iter(loader))
+    loader.handed_out = 8
+    for radius in (3.0, 1.0):
+        model.a.radius = radius
+        LOSS(model(torch.randn(4, 6)), torch.zeros(4, dtype=torch.long)).backward()
+    optimizer.step()
+    assert sum((r / s) ** 2 for r, s in zip([3, 3, 1, 1, 1, 1], drawn, strict=True)) <= 1
+
+
+class Stem(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.rest = nn.Linear(6, 6), Gated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.stem(x))
+
+
+def test_an_input_that_a_part_of_the_model_computed_is_refused() -> None:
+    """As when hidden values are mixed in the loop, where no watch sees it."""
+    model, optimizer, loader = private(Stem(), LOSS, items(CASES["a product"]))
+    x = model.stem(torch.randn(7, 6))
+    with pytest.raises(ConfigurationError, match=r"input.*stem\.weight"):
+        step(model, optimizer, loader, x - x.mean(0))
+
+
+class Half(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+@pytest.mark.parametrize("name", ["inside", "words", "recurrent", "checkpoints", "tied"])
+def test_half_precision_is_one_more_way_to_run(name: str) -> None:
+    case = CASES.get(name, CASES["a product"])
+    model = dplip.nn.bound_gradients(Half() if name == "inside" else case.model())
+    trainer = dplip.DPLipTrainer(
+        model,
+        loss=case.loss,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        train_dataset=items(case),  # type: ignore[arg-type]
+        batch_size=10,
+        epochs=1,
+        noise_multiplier=1.0,
+        autocast=None if name == "inside" else torch.bfloat16,
+        progress=False,
+    ).fit()
+    assert trainer.get_epsilon() > 0
+
+
 def test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for() -> None:
     model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]))
     assert optimizer.sensitivities()["a.weight"] == pytest.approx(1.0, rel=0.01)
@@ -152,7 +295,8 @@ def test_a_radius_that_is_set_later_is_the_one_that_its_passes_are_noised_for() 
     optimizer.noise.add_ = lambda t, std: drawn.append(std)
     step(model, optimizer, loader, torch.randn(7, 6))
     assert optimizer.sensitivities()["a.weight"] >= 3.0 and optimizer.sensitivities()["head.weight"] < 1.1
-    assert sum(std >= 3.0 for std in drawn) == 4
+    spent = sum((bound / std) ** 2 for bound, std in zip(optimizer.sensitivities().values(), drawn, strict=True))
+    assert spent <= 1 + 1e-6  # a Gaussian of multiplier 1
 
 
 def test_a_node_refuses_examples_that_are_not_in_front() -> None:
@@ -190,12 +334,13 @@ def test_a_parameter_that_is_thawed_later_has_its_noise() -> None:
     assert "a.weight" not in optimizer.sensitivities()
     dplip.nn.bound_gradients(model.a.requires_grad_(True))
     dplip.nn.bound_gradients(model)
+    assert optimizer.sensitivities()["a.weight"] >= 1
     before = model.a.weight.detach().clone()
     for x, y in loader:
         optimizer.zero_grad()
         LOSS(model(x), y).backward()
         optimizer.step()
-    assert optimizer.sensitivities()["a.weight"] >= 1 and not torch.equal(before, model.a.weight)
+    assert not torch.equal(before, model.a.weight)
 
 
 def wrong_calls() -> dict[str, tuple[Any, str]]:

@@ -161,3 +161,12 @@ def test_accuracy_stands_beside_that_of_the_most_frequent_class():
     run = trainer(epochs=1)
     assert run.evaluate(one_sided)["majority"] == 0.75
     assert run.report()["utility"]["majority"] == run.evaluate(HELD_OUT)["majority"] < 0.5
+
+
+def test_radii_that_are_never_or_always_reached_are_named():
+    movements = {"a.weight": Movement(True, 10, 9.0)}
+    with pytest.warns(UserWarning, match=r"of a never reach.*of b are all scaled"):
+        Learned(movements, 5, {"a": 1.0, "b": 1.0}, {"a": 0.999, "b": 0.0}).warn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Learned(movements, 5, {"a": 1.0}, {"a": 0.5}).warn()

@@ -16,7 +16,7 @@ from dplip.nn import bound_gradients
 from dplip.noise.discrete import secure_noise
 from dplip.propagation import Walk
 from dplip.sensitivities import enforced_sensitivity
-from dplip.training import step_bounds
+from dplip.training import sources
 from dplip.training.radii import LEAST, NOISY, RATE, TARGET, Radii
 
 
@@ -110,7 +110,7 @@ def test_bounds_are_those_of_the_present_radii_and_nothing_is_traced_again(monke
             super().__init__(*arguments)
             traces.append(self)
 
-    monkeypatch.setattr(step_bounds, "Walk", Counted)
+    monkeypatch.setattr(sources, "Walk", Counted)
     run = made()
     for _ in range(8):
         declared = run.optimizer.sensitivities()

@@ -41,9 +41,9 @@ def bound_gradients(model: M, radius: float | str = 1.0) -> M:
 
     Args:
         model: any module; subclasses that change what their layer computes keep their class.
-        radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones. ``"auto"``: the
-            private optimizer adapts the radius of each linear or convolutional layer at every step, by what the step
-            releases anyway (:mod:`dplip.training.radii`).
+        radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones.
+            ``"auto"``: the private optimizer adapts the radius of each linear or convolutional layer at every step, by
+            what the step releases anyway (:mod:`dplip.training.radii`).
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.

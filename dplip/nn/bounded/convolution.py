@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, into_radius, sum_into_radius
+from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, of_bias, sum_into_radius
 from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import row_norms
-from dplip.nn.sums import of_convolution, of_rows
+from dplip.nn.sums import of_convolution
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.convolution import convolution
@@ -175,8 +175,8 @@ class ConvolutionGradients(Summed):
             if for_weight or for_bias:
                 given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
                 gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
-                rows = sent.flatten(2).sum(2) if for_bias else None
-                bias = None if rows is None else of_rows(into_radius(rows, ctx.radius, None if for_weight else told))
+                # The slack belongs to the weight, or to the bias beside a frozen one.
+                bias = of_bias(sent.flatten(2).mT, ctx.radius, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             if for_x:
                 like = v.new_empty(1).expand(x.shape)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius
+from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius, require_in_front
 from dplip.nn.bounded.parameter import derived
 from dplip.nn.bounded.use import trained
 from dplip.nn.gradient_ball import row_norms, scale_into
@@ -156,6 +156,7 @@ class EmbeddingGradients(Enforcing):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ids, weight, ctx.padding, ctx.radius = inputs
+        require_in_front(ids)
         ctx.terms, ctx.table, ctx.dtype = 1, weight.shape, weight.dtype
         ctx.save_for_backward(ids)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.gradient_ball import row_norms, scale_into
+from dplip.nn.sums import of_rows
 from dplip.norms import Norms
 from dplip.rules import Pullback
 from dplip.separation import Rows, current
@@ -24,9 +25,6 @@ SMALLEST = 1e-12
 """The smallest radius. A scaled entry below 2^-126 is off by 2^-150. Times the other factor, whose norm is at most 2^64
 (a larger one has no finite square), the error is sqrt(d) 2^-86 for d entries, far less than ``ROW_SLACK`` of the
 radius."""
-
-CANCELLED = 256.0
-"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
 CANCELLED = 256.0
 """Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
@@ -59,20 +57,22 @@ class Enforcing(torch.autograd.Function):
     """
 
     given = 1
-    grouped = False  # whether several rows in turn may belong to one example, as an argument says
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        watch = current()
-        if watch is not None:
-            for x in [a for a in args if isinstance(a, Tensor)][: cls.given]:
-                rows = watch.rows(x)  # None: the same value for each example
-                if rows not in (None, Rows(0, inner=rows.inner if rows is not None and cls.grouped else 1)):
-                    raise MixedExamplesError(
-                        f"{cls.__name__}: a layer that bounds each example's gradient was given a value of shape "
-                        f"{tuple(x.shape)} with the examples at {rows}. Bring the batch to axis 0."
-                    )
-        return super().apply(*args)
+
+def require_in_front(x: Tensor, grouped: bool = False) -> None:
+    """Refuse an input of a node whose examples are not its first axis, as far as the present watch knows.
+
+    Args:
+        x: the input.
+        grouped: whether several rows in turn may belong to one example.
+    """
+    watch = current()
+    rows = None if watch is None else watch.rows(x)  # None: the same value for each example
+    if rows not in (None, Rows(0, inner=rows.inner if rows is not None and grouped else 1)):
+        raise MixedExamplesError(
+            f"a layer that bounds each example's gradient was given a value of shape {tuple(x.shape)} with the "
+            f"examples at {rows}. Bring the batch to axis 0."
+        )
 
 
 def is_enforcing(node: Any) -> bool:
@@ -95,16 +95,23 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def into_radius(gradients: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
-    """One row for each example's gradient, scaled into the radius; None: as it is."""
+def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+    """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
+
+    The order over the positions is the machine's, which may be another one in another batch (positions that are in
+    front in memory). So terms that cancel are scaled by their magnitudes, as in :func:`sum_into_radius`: what is off by
+    some roundings of the sum of the magnitudes is off by ``CANCELLED`` times as many roundings of the radius.
+    """
+    summed = v.sum(1)
     if radius is None:
-        return gradients.flatten(1)
-    rows = gradients.flatten(1)
-    norms = row_norms(rows)
+        return of_rows(summed)
+    norms = row_norms(summed)
+    if v.shape[1] > 1:
+        norms = torch.maximum(norms, row_norms(torch.linalg.vector_norm(v, 1, dim=1)) / CANCELLED)
     if told is not None:
         told.append(norms)
-    rows, scale = _scaled(rows, norms, radius)
-    return rows * scale[:, None]
+    summed, scale = _scaled(summed, norms, radius)
+    return of_rows(summed * scale[:, None])
 
 
 def sum_into_radius(
@@ -156,7 +163,9 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, _, *ctx.geometry = inputs
+        x, weight, _, given, radius, _, *ctx.geometry = inputs
+        ctx.radius = None if radius is None else checked_radius(radius)  # the attribute may have been set
+        require_in_front(x)
         ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

@@ -31,13 +31,13 @@ from dplip.nn.bounded.enforcing import (
     Summed,
     bounded_rule,
     checked_radius,
-    into_radius,
     known,
+    of_bias,
     sum_into_radius,
 )
 from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
-from dplip.nn.sums import SPREAD, of_matrices, of_products, of_rows
+from dplip.nn.sums import SPREAD, of_matrices, of_products
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.linear import AFFINE, linear
@@ -112,7 +112,7 @@ class LinearGradients(Summed):
                 given, sent = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
                 gradient = of_weight(given, sent, ctx.radius, told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = of_rows(into_radius(sent.sum(1), ctx.radius, None if for_weight else told)) if for_bias else None
+                bias = of_bias(sent, ctx.radius, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             below = v @ weight.to(v.dtype) if for_x else None
         return below, gradient, bias, None, None, slack

@@ -35,10 +35,21 @@ def of_examples(x: Any) -> bool:
 def met(value: Any, x: Tensor) -> Any:
     """A parameter's copies, in the layout of a value of examples; NotImplemented: they cannot be told apart."""
     table = getattr(value, "ids", None) is not None
-    found = place(value.shape, x, expanded=table)
+    found = place(value.shape, x, expanded=table and _alike(value.ids, x))
     if found is None or (table and found.axis == len(found.rest)):
         return NotImplemented
     return found.put(_looked_up(value, found) if table else _copies(value, found.examples)).to(value.dtype)
+
+
+def _alike(ids: Tensor, x: Tensor) -> bool:
+    """Whether ids have the same entries for each example of a value, with which their rows are broadcast.
+
+    If they have not, an example's row would depend on its place in the batch.
+    """
+    watch = current()
+    rows = None if watch is None else watch.rows(x)
+    axis = ids.ndim + 1 - x.ndim + (0 if rows is None else rows.axis)
+    return watch is None or (0 <= axis < ids.ndim and watch.equal(ids, axis))
 
 
 def _instead(copies: dict[int, Tensor], value: Any) -> Any:
@@ -165,10 +176,15 @@ def einsum(function: Any, args: Any, kwargs: Any) -> Any:
     """A matrix that is applied to the last axis of a value, or a parameter that is repeated for each example."""
     equation, *operands = args
     operands = list(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
-    terms, _, out = equation.replace(" ", "").partition("->")
-    terms = terms.split(",")
-    if len(operands) != 2 or len(terms) != 2 or "." in equation or own(operands[0]) == own(operands[1]):
+    if not isinstance(equation, str):
         return NotImplemented
+    given, arrow, out = equation.replace(" ", "").partition("->")
+    terms: list[Any] = given.split(",")
+    if len(operands) != 2 or len(terms) != 2 or own(operands[0]) == own(operands[1]):
+        return NotImplemented
+    if not arrow:  # letters that occur once, sorted
+        out = "".join(sorted(c for c in {*given} - {*",."} if given.count(c) == 1))
+        out = "..." * ("." in given) + out
     mine = int(own(operands[1]))
     (value, x), (letters, others) = (operands[mine], operands[1 - mine]), (terms[mine], terms[1 - mine])
     for transposed in (False, True):
@@ -177,8 +193,8 @@ def einsum(function: Any, args: Any, kwargs: Any) -> Any:
             return product(x, value, transposed)
     watch = current()
     rows = (Rows(0) if watch is None else watch.rows(x)) if of_examples(x) else None
-    if rows is None or rows.outer * rows.inner != 1 or others[rows.axis] in letters:
+    if rows is None or "." in given or rows.outer * rows.inner != 1 or others[rows.axis] in letters:
         return NotImplemented
     copies = _copies(value, x.shape[rows.axis]).to(value.dtype)
     operands[mine], terms[mine] = copies, others[rows.axis] + letters
-    return torch.einsum(f"{','.join(terms)}->{out}" if out or "->" in equation else ",".join(terms), *operands)
+    return torch.einsum(f"{','.join(terms)}->{out}", *operands)

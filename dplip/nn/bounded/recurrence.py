@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dplip.nn.bounded.enforcing import Enforcing, into_radius
+from dplip.nn.bounded.enforcing import Enforcing, of_bias, require_in_front
 from dplip.nn.bounded.linear import of_weight, summation
-from dplip.nn.sums import of_rows
 
 
 class Recurrence(Enforcing):
@@ -35,7 +34,6 @@ class Recurrence(Enforcing):
     """
 
     given = 2
-    grouped = True
 
     @staticmethod
     @once_differentiable
@@ -48,6 +46,7 @@ def begun(
     ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float, *weights: Tensor | None
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The input without what is beyond the lengths; for each step, which sequences it lies within."""
+    require_in_front(x, grouped=True)
     count = x.shape[1]
     ctx.radius, ctx.each = radius, each
     ctx.terms = max(summation(tuple(w.shape), (each * count, len(w))).terms for w in weights if w is not None)
@@ -90,11 +89,9 @@ def of_map(ctx: Any, at: int, d: Tensor, x: Tensor) -> Tensor | None:
     return of_weight(by_example(ctx, x), by_example(ctx, d), ctx.radius) if ctx.needs_input_grad[at] else None
 
 
-def of_bias(ctx: Any, at: int, d: Tensor) -> Tensor | None:
+def of_shift(ctx: Any, at: int, d: Tensor) -> Tensor | None:
     """The same of a bias."""
-    if not ctx.needs_input_grad[at]:
-        return None
-    return of_rows(into_radius(by_example(ctx, d).sum(1), ctx.radius))
+    return of_bias(by_example(ctx, d), ctx.radius) if ctx.needs_input_grad[at] else None
 
 
 def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tensor) -> tuple[Any, ...]:
@@ -103,7 +100,7 @@ def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tenso
     below = d @ w if ctx.needs_input_grad[0] else None
     return (
         *(below, of_map(ctx, n, d, x), of_map(ctx, n + 1, on_state, h)),
-        *(of_bias(ctx, n + 2, d), of_bias(ctx, n + 3, on_state)),
+        *(of_shift(ctx, n + 2, d), of_shift(ctx, n + 3, on_state)),
     )
 
 

@@ -38,9 +38,14 @@ def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
 
 def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: float) -> Tensor:
     """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
-    copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
     watch = current()
-    if watch is not None:
+    if watch is not None and examples != watch.examples:
+        raise ConfigurationError(
+            f"per_example(examples={examples}): there are {watch.examples}, and what one example does with several "
+            "copies has no bound. Give the number of examples, and expand its copy where it is used more than once."
+        )
+    copies = PerExample.apply(function, examples, checked_radius(radius), *parameters)
+    if watch is not None and examples > 1:  # one example has all there is
         watch.own(copies)
     return copies
 

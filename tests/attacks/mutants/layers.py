@@ -83,8 +83,8 @@ OWN_GRADIENTS = [
     mutant(
         "a layer of constants taken for one of examples",
         "nn/bounded/use.py",
-        "(watch is None or watch.rows(x) is not None)",
-        "True",
+        "return layer.training and not without_examples(x)",
+        "return layer.training",
         "nn/test_bounded_parameter.py::test_what_is_not_known_is_left_for_the_reader_of_the_graph",
     ),
     mutant(

@@ -2,7 +2,7 @@
 
 from attacks.mutants.mutant import mutant
 
-ZOO = "separation/zoo/test_zoo.py::test_what_mixes_is_refused"
+ZOO = "separation/test_zoo.py::test_what_mixes_is_refused"
 
 WHATEVER_THE_NUMBER = [
     mutant(
@@ -19,7 +19,7 @@ WHATEVER_THE_NUMBER = [
         "separation/watch.py",
         "(mark.origin, value.requires_grad, torch.is_grad_enabled())",
         "(mark.origin, False, False)",
-        f"{ZOO}[no graph in large batches]",
+        f"{ZOO}[no graph of a value in large batches]",
     ),
     mutant(
         "values detached in large batches",
@@ -33,13 +33,13 @@ WHATEVER_THE_NUMBER = [
         "separation/watch.py",
         "keys += type(value), value",
         "keys.append(value)",
-        "separation/zoo/test_zoo.py::test_numbers_of_other_types_are_other_numbers",
+        "separation/test_zoo.py::test_numbers_of_other_types_are_other_numbers",
     ),
     mutant(
         "the copy of a parameter that is no one's where there is one example",
         "nn/bounded/use.py",
         "    if watch is not None:\n        watch.own(copies)",
         "    if watch is not None and examples > 1:\n        watch.own(copies)",
-        "separation/zoo/test_zoo.py::test_batches_of_one_are_as_others",
+        "separation/test_zoo.py::test_batches_of_one_are_as_others",
     ),
 ]

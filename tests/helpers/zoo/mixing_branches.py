@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import Case, case
+from helpers.zoo.cases import Case, case
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

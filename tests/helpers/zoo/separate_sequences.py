@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import LENGTHS, SEQUENCE, WORDS, Case, case
+from helpers.zoo.cases import LENGTHS, SEQUENCE, WORDS, Case, case
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

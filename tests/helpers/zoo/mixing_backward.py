@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import PAIR, Case, case
+from helpers.zoo.cases import PAIR, Case, case
 from torch import Tensor
 from torch.autograd import Function
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import GRAPH, IMAGE, PAIR, Case, case
+from helpers.zoo.cases import GRAPH, IMAGE, PAIR, Case, case
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import SEQUENCE, SQUARE, Case, case
-from separation.zoo.mixing_backward import CentredBack
+from helpers.zoo.cases import SEQUENCE, SQUARE, Case, case
+from helpers.zoo.mixing_backward import CentredBack
 from torch import Tensor, nn
 
 LATE: dict[str, Case] = {}
@@ -25,7 +25,8 @@ def late(m: Any, after: int = 30) -> bool:
 
 
 def enlarge(p: Tensor) -> None:
-    p.grad = None if p.grad is None else 100 * p.grad
+    if p.grad is not None:
+        p.grad *= 100
 
 
 @mixes()
@@ -65,6 +66,14 @@ def only_extreme_values_of_large_batches(m: Any, x: Tensor) -> Tensor:
 def no_gradient_in_large_batches(m: Any, x: Tensor) -> Tensor:
     h = m.a(x)
     return m.head(h) + m.head(h.detach() if len(x) > 20 else h)
+
+
+@mixes(size=120, batch=60)
+def no_graph_of_a_value_in_large_batches(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and len(x) < 20):
+        other = 2 * h
+    return m.head(h + other)
 
 
 @mixes(size=120, batch=60)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import LENGTHS, WORDS, Case, case
+from helpers.zoo.cases import LENGTHS, WORDS, Case, case
 from torch import Tensor, nn
 
 ORDER: dict[str, Case] = {}

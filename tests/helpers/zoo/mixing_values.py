@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import IMAGE, PAIR, SEQUENCE, SQUARE, Case, case
+from helpers.zoo.cases import IMAGE, PAIR, SEQUENCE, SQUARE, Case, case
 from torch import Tensor, nn
 
 VALUES: dict[str, Case] = {}

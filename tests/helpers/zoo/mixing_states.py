@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from separation.zoo.cases import SEQUENCE, WORDS, Case, case
+from helpers.zoo.cases import SEQUENCE, WORDS, Case, case
 from torch import Tensor, nn
 
 STATES: dict[str, Case] = {}

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import VECTOR, Case, Of
-from separation.zoo.mixing_late import enlarge
+from helpers.zoo.cases import VECTOR, Case, Of
+from helpers.zoo.mixing_late import enlarge
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 

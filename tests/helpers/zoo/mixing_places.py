@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from separation.zoo.cases import IMAGE, PAIR, SEQUENCE, SQUARE, WORDS, Case, case
+from helpers.zoo.cases import IMAGE, PAIR, SEQUENCE, SQUARE, WORDS, Case, case
 from torch import Tensor, nn
 
 PLACES: dict[str, Case] = {}

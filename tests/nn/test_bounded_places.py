@@ -39,7 +39,7 @@ def test_a_row_that_is_looked_up_by_an_example_s_place_in_the_batch_is_refused(n
 
 
 def test_rows_by_constants_that_are_the_same_for_each_example_are_bounded():
-    model = Bare(lambda m, x: x + m.table(torch.arange(3).expand(len(x), 3)), table=nn.Embedding(3, D))
+    model: Any = Bare(lambda m, x: x + m.table(torch.arange(3).expand(len(x), 3)), table=nn.Embedding(3, D))
     x = torch.randn(B, 3, D)
     output = watched(dn.bound_gradients(model, 0.5), x)
     assert not unbounded(output, model)
@@ -93,11 +93,15 @@ def test_a_normalisation_may_have_no_scale():
 CANCELLING = {
     "linear": lambda: nn.Linear(D, D),
     "conv1d": lambda: Bare(lambda m, x: m.c(x.permute(1, 2, 0)).permute(2, 0, 1), c=nn.Conv1d(D, D, 1)),
+    "norm": lambda: nn.LayerNorm(D),
+    "sum": lambda: Bare(lambda m, x: x + m.p, p=(D,)),
+    "sum in another type": lambda: Bare(lambda m, x: x + m.p.double(), p=(1, 1, D)),
+    "sum with flattened positions": lambda: Bare(lambda m, x: (x.flatten(0, 1) + m.p).view(x.shape), p=(1, D)),
 }
 
 
 @pytest.mark.parametrize("name", CANCELLING)
-def test_terms_of_a_bias_that_cancel_round_no_further_in_another_batch(name):
+def test_terms_that_cancel_round_no_further_in_another_batch(name):
     """Positions in front: the order of a sum over them depends on the number of examples."""
     model = dn.bound_gradients(CANCELLING[name](), 1.0)
     generator = torch.Generator().manual_seed(0)

@@ -121,7 +121,7 @@ class BoundedMultiheadAttention(nn.MultiheadAttention):
 
     def _with_row(self, x: Tensor, row: Tensor) -> Tensor:
         """Keys or values, and one more that is a parameter."""
-        return torch.cat([x, at_examples(row, x, self.radius, row.shape).to(x.dtype).expand(len(x), 1, -1)], dim=1)
+        return torch.cat([x, at_examples(row, x[:, :1], self.radius, row.shape).to(x.dtype)], dim=1)
 
     def _mask(
         self, mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, batch: int, given: Any, keys: int

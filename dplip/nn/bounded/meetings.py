@@ -14,14 +14,16 @@ from dplip.nn.bounded.derivations import ALONE, alone, named, part
 from dplip.nn.bounded.embedding import lookup
 from dplip.nn.bounded.linear import LinearGradients
 from dplip.nn.bounded.parameter import handles, made_of, own
-from dplip.nn.bounded.use import Place, copies_of, place
+from dplip.nn.bounded.use import Place, copies_of, place, spread
 from dplip.separation import Rows, current, examples_first
 
 IN_PLACE = named("add_ sub_ mul_ div_ __iadd__ __isub__ __imul__ __itruediv__")
 ELEMENTWISE = named(
     "add sub mul div true_divide pow maximum minimum where lerp addcmul addcdiv __add__ __radd__ __sub__ __rsub__ "
-    "__mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__ scaled_dot_product_attention"
+    "__mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__"
 )
+ATTENTION = named("scaled_dot_product_attention")
+"""Its arguments are broadcast along the first dimensions alone."""
 
 
 def of_examples(x: Any) -> bool:
@@ -32,13 +34,16 @@ def of_examples(x: Any) -> bool:
     return watch is None or watch.rows(x) is not None
 
 
-def met(value: Any, x: Tensor) -> Any:
-    """A parameter's copies, in the layout of a value of examples; NotImplemented: they cannot be told apart."""
+def met(value: Any, x: Tensor, whole: bool = False) -> Any:
+    """A parameter's copies, in the layout of a value of examples (and as large); NotImplemented: there is none."""
     table = getattr(value, "ids", None) is not None
     found = place(value.shape, x, expanded=table and _alike(value.ids, x))
     if found is None or (table and found.axis == len(found.rest)):
         return NotImplemented
-    return found.put(_looked_up(value, found) if table else _copies(value, found.examples)).to(value.dtype)
+    if table or not whole:
+        return found.put(_looked_up(value, found) if table else _copies(value, found.examples)).to(value.dtype)
+    radius = None if made_of(value)[1] else value.radius
+    return spread(_copies(value, found.examples), found, x, radius).to(value.dtype)
 
 
 def _alike(ids: Tensor, x: Tensor) -> bool:
@@ -71,14 +76,14 @@ def _looked_up(value: Any, found: Place) -> Tensor:
     return lookup(ids, value.parameters[0], value.padding, value.radius)
 
 
-@handles(*ELEMENTWISE, *IN_PLACE)
+@handles(*ELEMENTWISE, *IN_PLACE, *ATTENTION)
 def elementwise(function: Any, args: Any, kwargs: Any) -> Any:
     """Functions of entries, in which a parameter is broadcast with the examples."""
     if function in IN_PLACE and own(args[0]):
         return NotImplemented
     leaves, _ = tree_flatten((args, kwargs))
     for x in filter(of_examples, leaves):
-        copies = {id(p): met(p, x) for p in leaves if own(p)}
+        copies = {id(p): met(p, x, function not in ATTENTION) for p in leaves if own(p)}
         if not any(c is NotImplemented for c in copies.values()):
             args, kwargs = tree_map(partial(_instead, copies), (args, kwargs))
             return function(*args, **kwargs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius
+from dplip.nn.bounded.enforcing import CANCELLED, LARGEST_NORM, Enforcing, checked_radius
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.nn.sums import of_rows
 from dplip.separation import Rows, current
@@ -122,6 +122,42 @@ class Place:
             copies = copies[None, :, None].expand(rows.outer, -1, rows.inner, *self.rest).flatten(0, 2)
         return copies.movedim(0, self.axis)
 
+    def taken(self, value: Tensor) -> Tensor:
+        """A value's entries in the layout (examples, outer, inner, *rest)."""
+        if self.axis is None:
+            return value[None, None, None]
+        rows = self.rows
+        return value.movedim(self.axis, 0).unflatten(0, (rows.outer, self.examples, rows.inner)).movedim(1, 0)
+
+
+class Spread(torch.autograd.Function):
+    """Copies in their place, repeated along a value's other dimensions.
+
+    Its backward pass sums over these for each example. As the order of the sum is the machine's, and may be another one
+    in another batch, terms that cancel are scaled by their magnitudes (:func:`~dplip.nn.bounded.enforcing.of_bias`).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(copies: Tensor, found: Place, shape: tuple[int, ...], radius: float | None) -> Tensor:
+        return found.put(copies).expand(shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        copies, ctx.found, _, ctx.radius = inputs
+        ctx.copies = copies.shape
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        terms = ctx.found.taken(v)
+        over = [1, 2, *(k for k, n in enumerate(ctx.found.rest, 3) if n == 1)]
+        summed = terms.sum(over).reshape(ctx.copies)
+        if ctx.radius is not None and terms.numel() > summed.numel():
+            magnitudes = torch.linalg.vector_norm(terms, 1, over).reshape(len(summed), math.prod(ctx.copies[1:]))
+            summed = summed * scale_into(CANCELLED * ctx.radius, row_norms(magnitudes), summed)
+        return summed, None, None, None
+
 
 def place(shape: Sequence[int], x: Tensor, expanded: bool = False) -> Place | None:
     """The place of copies of something of this shape in a value with which it is broadcast.
@@ -163,7 +199,15 @@ def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Te
             f"a parameter of shape {tuple(p.shape)} meets a value of shape {tuple(x.shape)} that has no axis of "
             "examples apart from the parameter's own. Give a batch, of one example as x[None]."
         )
-    return found.put(per_example(p, found.examples, radius))
+    return spread(per_example(p, found.examples, radius), found, x, radius)
+
+
+def spread(copies: Tensor, found: Place, x: Tensor, radius: float | None) -> Tensor:
+    """Copies in their place in a value, as large as it is; the radius is theirs, if they are a parameter's own."""
+    whole = [1] * (len(found.rest) + (found.axis is not None) - x.ndim) + list(x.shape)
+    rest = list(found.rest) if found.axis is None else [*found.rest[: found.axis], 1, *found.rest[found.axis :]]
+    shape = tuple(max(n, m) if n and m else 0 for n, m in zip(whole, rest, strict=True))
+    return Spread.apply(copies, found, shape, radius)
 
 
 def trained(layer: nn.Module, x: Tensor) -> bool:

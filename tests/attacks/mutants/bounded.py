@@ -124,7 +124,14 @@ BOUNDED = [
         "nn/bounded/enforcing.py",
         "    if v.shape[1] > 1:\n",
         "    if False:\n",
-        "nn/test_bounded_places.py::test_terms_of_a_bias_that_cancel_round_no_further_in_another_batch",
+        "nn/test_bounded_places.py::test_terms_that_cancel_round_no_further_in_another_batch",
+    ),
+    mutant(
+        "a shift whose terms cancel",
+        "nn/bounded/use.py",
+        "if ctx.radius is not None and terms.numel() > summed.numel():",
+        "if False:",
+        "nn/test_bounded_places.py::test_terms_that_cancel_round_no_further_in_another_batch",
     ),
     mutant(
         "an equation without its result",

@@ -229,8 +229,8 @@ SEQUENCES = [
     mutant(
         "a row of keys is used without a bound",
         "nn/bounded/attention.py",
-        "at_examples(row, x, self.radius, row.shape)",
-        "row",
+        "at_examples(row, x[:, :1], self.radius, row.shape)",
+        "row.expand(len(x), 1, -1)",
         "nn/test_bounded_attention.py::test_no_use_takes_an_example_beyond_the_radius",
     ),
 ]

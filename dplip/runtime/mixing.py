@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 ROWS = 5
 """Rows of the batches whose gradients are compared: one backward pass for each."""
@@ -62,6 +63,15 @@ def seeded(device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
+def gradients_in(result: Tensor, wanted: Sequence[Tensor], cotangents: Tensor) -> Sequence[Tensor | None]:
+    """As ``torch.autograd.grad``, for parameters of classes of their own too.
+
+    Given such a parameter itself, torch leaves its class aside in all that runs, checkpointed code included.
+    """
+    edges = [get_gradient_edge(t) for t in wanted]
+    return torch.autograd.grad(result, edges, cotangents, allow_unused=True)
+
+
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether two tensors differ by at most ``tolerance`` of their largest entry, and have NaN and infinity alike."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -105,7 +115,7 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
         result = function(first, *given[1:])
         if not (wanted and result.requires_grad):
             return []
-        found = torch.autograd.grad(result, wanted, cotangents, allow_unused=True)
+        found = gradients_in(result, wanted, cotangents)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
     def among(k: int, size: float) -> list[Tensor]:

@@ -63,6 +63,13 @@ ENFORCED = [
         f"{MODELS}::test_nothing_is_watched_after_an_interrupt",
     ),
     mutant(
+        "checkpointed code of bare parameters runs again as if they were plain ones",
+        "runtime/mixing.py",
+        "edges = [get_gradient_edge(t) for t in wanted]",
+        "edges = list(wanted)",
+        f"{MODELS}::test_a_model_of_any_code_trains",
+    ),
+    mutant(
         "public passes may find what a private one has left behind",
         "sensitivities/enforced_model.py",
         "if self._before == guards_of(self.model):",

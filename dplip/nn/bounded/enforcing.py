@@ -105,7 +105,7 @@ def of_bias(v: Tensor, radius: float | None) -> Tensor:
         return of_rows(summed)
     norms = row_norms(summed)
     if v.shape[1] > 1:
-        norms = torch.maximum(norms, row_norms(torch.linalg.vector_norm(v, 1, dim=1)) / CANCELLED)
+        norms = torch.maximum(norms, row_norms(v.abs().sum(1)) / CANCELLED)
     summed, scale = _scaled(summed, norms, radius)
     return of_rows(summed * scale[:, None])
 

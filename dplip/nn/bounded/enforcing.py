@@ -107,7 +107,7 @@ def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -
         return of_rows(summed)
     norms = row_norms(summed)
     if v.shape[1] > 1:
-        norms = torch.maximum(norms, row_norms(torch.linalg.vector_norm(v, 1, dim=1)) / CANCELLED)
+        norms = torch.maximum(norms, row_norms(v.abs().sum(1)) / CANCELLED)
     if told is not None:
         told.append(norms)
     summed, scale = _scaled(summed, norms, radius)

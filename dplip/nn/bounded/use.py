@@ -154,7 +154,7 @@ class Spread(torch.autograd.Function):
         over = [1, 2, *(k for k, n in enumerate(ctx.found.rest, 3) if n == 1)]
         summed = terms.sum(over).reshape(ctx.copies)
         if ctx.radius is not None and terms.numel() > summed.numel():
-            magnitudes = torch.linalg.vector_norm(terms, 1, over).reshape(len(summed), math.prod(ctx.copies[1:]))
+            magnitudes = terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:]))
             summed = summed * scale_into(CANCELLED * ctx.radius, row_norms(magnitudes), summed)
         return summed, None, None, None
 

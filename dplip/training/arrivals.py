@@ -59,7 +59,7 @@ class Arrivals:
             for following, index in node.next_functions:
                 leaf = getattr(following, "variable", None)
                 ways.append((numbers.get(following), index) if leaf is None else id(leaf))
-                if id(leaf) in weights and following.metadata.get(_WATCHED) is not self:
+                if leaf is not None and id(leaf) in weights and following.metadata.get(_WATCHED) is not self:
                     following.metadata[_WATCHED] = self  # once: all passes share this node
                     following.register_prehook(partial(self._arrive, leaf))
             node.register_hook(partial(self._through, number, ways))

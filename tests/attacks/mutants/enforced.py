@@ -72,8 +72,8 @@ ENFORCED = [
     mutant(
         "gradients of inputs are taken for those of weights",
         "training/arrivals.py",
-        "if id(leaf) in weights and following",
-        "if leaf is not None and following",
+        "id(leaf) in weights and ",
+        "",
         f"{MODELS}::test_an_input_may_have_a_gradient_of_its_own",
     ),
     mutant(

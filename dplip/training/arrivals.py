@@ -54,12 +54,13 @@ class Arrivals:
     def follow(self, outputs: list[Tensor]) -> list[Any]:
         """Watch the graph of a model's outputs; returns their keys for :meth:`begin`."""
         numbers = dict(zip(_nodes(outputs), self._numbers, strict=False))  # a hook that held nodes would never be freed
+        weights = {id(p) for p in self._model.parameters()}  # other leaves, such as inputs, are not released
         for node, number in numbers.items():
             ways = []
             for following, index in node.next_functions:
                 leaf = getattr(following, "variable", None)
                 ways.append((numbers.get(following), index) if leaf is None else id(leaf))
-                if leaf is not None and following.metadata.get(_WATCHED) is not self:
+                if leaf is not None and id(leaf) in weights and following.metadata.get(_WATCHED) is not self:
                     following.metadata[_WATCHED] = self  # once: all passes share this node
                     following.register_prehook(partial(self._arrive, leaf))
             node.register_hook(partial(self._through, number, ways))

@@ -163,6 +163,12 @@ def test_pairs_of_several_lengths_are_padded() -> None:
     assert trainer.evaluate()["loss"] > 0
 
 
+def test_an_input_may_have_a_gradient_of_its_own() -> None:
+    """As hidden values have where frozen weights come first, with checkpoints after them."""
+    model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]))
+    step(model, optimizer, loader, torch.randn(7, 6).requires_grad_())
+
+
 class Stopped(Gated):
     stop = False
 

@@ -70,6 +70,13 @@ ENFORCED = [
         f"{MODELS}::test_a_model_of_any_code_trains",
     ),
     mutant(
+        "gradients of inputs are taken for those of weights",
+        "training/arrivals.py",
+        "id(leaf) in weights and ",
+        "",
+        f"{MODELS}::test_an_input_may_have_a_gradient_of_its_own",
+    ),
+    mutant(
         "public passes may find what a private one has left behind",
         "sensitivities/enforced_model.py",
         "if self._before == guards_of(self.model):",

@@ -88,9 +88,9 @@ def test_a_watch_stands_alone_and_counts_its_inputs() -> None:
         raise AssertionError
 
 
-def test_a_later_watch_knows_nothing_of_an_earlier_one() -> None:
+def test_a_later_watch_refuses_the_examples_of_an_earlier_one() -> None:
     x, w = sequences(5), sequences(5)
     with Watch([x], 5):
         y = x * 2
-    with Watch([w], 5) as watch:
-        assert watch.rows(y) is None
+    with Watch([w], 5), pytest.raises(MixedExamplesError, match="earlier pass"):
+        w + y

@@ -306,12 +306,13 @@ class DPLipOptimizer(Fixed, Optimizer):
     def _check_settings(self) -> None:
         """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
         self._watch_groups()
-        present = settings(self.original)
+        held = [vars(one) for one in (*self.model.modules(), *self.model.parameters())]
+        present = [*settings(self.original), {"radii": [one["radius"] for one in held if "radius" in one]}]
         if self._accumulating != self.batches.number:
             self._settings = None
         if self._settings is not None and not same_settings(self._settings, present):
             raise ConfigurationError(
-                "step(): a learning rate, or another setting of the optimizer, has changed between the parts of one "
+                "step(): a learning rate, a radius, or another setting, has changed between the parts of one "
                 "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
                 "if loader.complete."
             )

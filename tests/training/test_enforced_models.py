@@ -397,3 +397,16 @@ def test_the_sensitivity_of_an_example_is_that_of_the_radii() -> None:
     found = dplip.sensitivity(model, case.loss, example)
     assert list(found.values()) == pytest.approx([0.5] * 6, rel=1e-4)
     assert SIZE == len(items(case))
+
+
+def test_a_radius_stays_the_same_for_all_parts_of_a_batch() -> None:
+    """Their number is private, and the noise would tell it."""
+    model, optimizer, loader = private(Gated(), LOSS, items(CASES["a product"]), 20, max_physical_batch_size=4)
+    changed = False
+    with pytest.raises(ConfigurationError, match="a radius"):
+        for x, y in loader:
+            LOSS(model(x), y).backward()
+            optimizer.step()
+            if not loader.complete:
+                model.a.radius, changed = model.a.radius + 1.0, True
+    assert changed

@@ -161,4 +161,11 @@ ENFORCED = [
         "        return default_collate([self._padded(item) for item in items])",
         "data/test_padding.py::test_the_length_is_the_public_one",
     ),
+    mutant(
+        "radii may change between the parts of a batch",
+        "training/optimizer.py",
+        '{"radii": [one["radius"] for one in held if "radius" in one]}',
+        '{"radii": []}',
+        f"{MODELS}::test_a_radius_stays_the_same_for_all_parts_of_a_batch",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ class EnforcedModel:
         self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
         self._radii = self._present_radii()
         with undisturbed():
-            self._try(COUNTS[0])  # may fill caches
+            self._try(COUNTS[0], ())  # may fill caches
             self._learn()
             self.draws = self._draws()
             self._require_separate()
@@ -96,7 +96,8 @@ class EnforcedModel:
             return None
         if self._before == guards_of(self.model):  # else the pass has left something behind, for public ones to find
             with undisturbed():
-                self._learn()  # an attribute of the model may have changed, or the precision
+                # an attribute of the model may have changed, or the precision, or what inputs need gradients
+                self._learn([t.requires_grad for t in self.example.tensors(call)])
             if self._alike(watch, outputs):
                 return None
         return (
@@ -135,16 +136,18 @@ class EnforcedModel:
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _learn(self) -> None:
-        """Take operators and uses from passes over two numbers of public examples."""
-        passes = [(*self._try(count), count) for count in COUNTS]
+    def _learn(self, gradients: Sequence[bool] = ()) -> None:
+        """Take operators and uses from passes over two numbers of public examples; some inputs may need gradients."""
+        passes = [(*self._try(count, gradients), count) for count in COUNTS]
         self._template = Template.of([(signature, count) for _, signature, count in passes])
         found = self.uses(passes[-1][0])
         self.planned = {name: found[name] for name in self._names().values() if name in found}
 
-    def _try(self, count: int) -> tuple[list[Tensor], Signature]:
+    def _try(self, count: int, gradients: Sequence[bool]) -> tuple[list[Tensor], Signature]:
         """The outputs and the operators of a pass over so many public examples."""
         call = self.example.batch(count, self._like)
+        for t, needed in zip(self.example.tensors(call), gradients, strict=False):
+            t.requires_grad_(needed)
         # As in a private pass, with the same operators for masks.
         with _plainly(self._like.device), lent(Secret(0), dropout=True), self._watch(call) as watch:
             outputs = floats(self._run(call))

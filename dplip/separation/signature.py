@@ -157,9 +157,9 @@ def _arithmetic(entries: list[tuple[Entry, tuple[Any, ...]]]) -> list[tuple[Any,
         counts = tuple(math.prod(shape) for _, shape in entry.results)
         learns = [learns and enabled for _, learns, enabled in origins]
         if entry.name in ("mm", "bmm"):
-            found.append(("product", counts, learns))
+            found.append(("product", counts, sorted(learns)))
         elif entry.name in ("addmm", "baddbmm") and dict(entry.args) == {"beta": 1, "alpha": 1}:
-            found += [("product", counts, learns[1:])]
+            found += [("product", counts, sorted(learns[1:]))]
             found += [("add", (("alpha", 1),), counts, sorted([learns[0], any(learns[1:])]))]
         elif entry.name not in _MOVES:
             found.append((entry.name, entry.args, counts, sorted(learns)))

@@ -54,7 +54,7 @@ class Arrivals:
     def follow(self, outputs: list[Tensor]) -> list[Any]:
         """Watch the graph of a model's outputs; returns their keys for :meth:`begin`."""
         numbers = dict(zip(_nodes(outputs), self._numbers, strict=False))  # a hook that held nodes would never be freed
-        weights = {id(p) for p in self._model.parameters()}  # other leaves, such as inputs, are not released
+        weights = {id(p) for p in leaves(self._model)}  # other leaves, such as inputs, are not released
         for node, number in numbers.items():
             ways = []
             for following, index in node.next_functions:

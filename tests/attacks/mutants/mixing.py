@@ -9,7 +9,7 @@ WHATEVER_THE_NUMBER = [
         "a pass compared with public passes of its own number of examples alone",
         "sensitivities/enforced_model.py",
         "        if self._before == guards_of(self.model):",
-        "        if self._try(watch.examples)[1].entries == watch.signature.entries:\n"
+        "        if self._try(watch.examples, ())[1].entries == watch.signature.entries:\n"
         "            return None\n"
         "        if self._before == guards_of(self.model):",
         f"{ZOO}[another activation for large batches]",

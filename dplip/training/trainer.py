@@ -268,9 +268,8 @@ class DPLipTrainer(Fixed):
         try:
             self._run.open(resume, self.scheduler, self.progress)
             self._run.release_mean()
-            done = self._run.done
-            bar = Progress(self.steps, done, self.progress)
-            if done < self.steps:
+            bar = Progress(self.steps, self._run.done, self.progress)
+            if self._run.done < self.steps:
                 self._train(bar)
             if self._average is not None:
                 self.model.load_state_dict(self._average.module.state_dict())

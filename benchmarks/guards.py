@@ -24,6 +24,7 @@ import dplip
 from dplip.nn import sums
 from dplip.propagation.public_rows import PublicRows
 from dplip.training import gradient_monitor as monitor
+from dplip.training import passes
 from dplip.training.arrivals import Arrivals
 
 TURN = 0.15
@@ -32,11 +33,11 @@ TURN = 0.15
 GUARDS: dict[str, list[tuple[Any, str, Any]]] = {
     "sums in blocks": [(sums, "BLOCK", 1 << 30)],
     "what reaches the weights": [
-        (Arrivals, "follow", lambda self, output: None),
+        (Arrivals, "follow", lambda self, outputs: [None] * len(outputs)),
         (Arrivals, "finish", lambda self: None),
     ],
-    "modes and attributes": [(monitor, "guards_of", lambda model: ())],
-    "edits of weights and gradients": [(monitor, "sample", lambda tensors: [])],
+    "modes and attributes": [(place, "guards_of", lambda model: ()) for place in (monitor, passes)],
+    "edits of weights and gradients": [(place, "sample", lambda tensors: []) for place in (monitor, passes)],
     "public rows": [(PublicRows, "of_model", lambda self, gradients=False: None)],
 }
 """What is put in the place of a guard, by its name."""

@@ -22,12 +22,15 @@ from dplip.errors import (
     ConfigurationError,
     DPLipError,
     LedgerError,
+    MixedExamplesError,
     UnboundedInputError,
     UnboundedOperationError,
 )
+from dplip.nn.bounded import fix
 from dplip.norms import Norms, OperatorNorms
 from dplip.propagation import propagate
 from dplip.rules import rule
+from dplip.runtime.example import Example
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.sensitivities import parameter_bounds, sensitivity
 from dplip.training import DPLipOptimizer, DPLipTrainer, PrivacyEngine
@@ -55,9 +58,11 @@ __all__ = [
     "DPLipRegressor",
     "DPLipTrainer",
     "EntryBall",
+    "Example",
     "FixedSizeLoader",
     "FrobeniusBall",
     "LedgerError",
+    "MixedExamplesError",
     "Norms",
     "OperatorNorms",
     "Orthogonal",
@@ -72,6 +77,7 @@ __all__ = [
     "certify_monotonic",
     "constrain",
     "create_accountant",
+    "fix",
     "get_noise_multiplier",
     "lipschitz",
     "losses",

@@ -15,6 +15,10 @@ class ConfigurationError(DPLipError, ValueError):
     """An argument, a data set or a combination of options that no sound run can be made from."""
 
 
+class MixedExamplesError(ConfigurationError):
+    """The model makes one example's output depend on another example, on its place, or on how many there are."""
+
+
 class UnboundedOperationError(DPLipError):
     """The model does something for which no bound is known, so nothing can be promised about it."""
 

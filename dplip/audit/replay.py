@@ -15,9 +15,11 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dplip.accounting import NEIGHBORING, Event
 from dplip.losses import Loss
+from dplip.nn.bounded.slack import adaptive_layers
 from dplip.noise import GaussianNoise
+from dplip.propagation import Walk
 from dplip.sampling import PoissonLoader
-from dplip.sensitivities import sensitivity
+from dplip.sensitivities import enforced_sensitivity, sensitivity
 from dplip.training import DPLipOptimizer
 
 _REPLAY_SLACK = 1e-4  # of a comparison of float32 gradients before and after noise, relative to the largest entry
@@ -90,7 +92,10 @@ def replay(
     current = copy.deepcopy(model)
     for step in range(steps):
         rate = sample_rates[step % len(sample_rates)]
-        declared = sensitivity(current, loss, input_shape)
+        adaptive = any(True for _ in adaptive_layers(current))  # a slack coordinate fills what propagation leaves
+        declared = (
+            enforced_sensitivity(Walk(current, input_shape)) if adaptive else sensitivity(current, loss, input_shape)
+        )
         runs = [
             _Step(
                 current,
@@ -116,7 +121,10 @@ def replay(
         factor = NEIGHBORING[neighboring]
         moves = 0.0
         for name, bound in declared.items():
-            moved = float(torch.linalg.vector_norm(one.sums[name] - other.sums[name]))
+            moved = math.hypot(
+                float(torch.linalg.vector_norm(one.sums[name] - other.sums[name])),
+                *(float(one.slack[path] - other.slack[path]) for path, owner in one.owners.items() if owner == name),
+            )
             # One example is there or is not: replacing it moves the sum twice as far.
             ratio = moved / bound if bound else math.inf * (moved > 0)
             largest[name] = max(largest.get(name, 0.0), ratio)
@@ -203,9 +211,11 @@ class _Step:
                 break
         names = [n for n, p in self.model.named_parameters() if p.requires_grad]
         self.draws = len(recorder.before)
+        self.owners = {path: owner for path, _, owner in adaptive_layers(self.model)}
         self.sums = dict(zip(names, recorder.before, strict=False))
-        self.stds = dict(zip(names, recorder.stds, strict=False))
-        self.noise = recorder.added
+        self.slack = dict(zip(self.owners, recorder.before[len(names) :], strict=False))
+        self.stds = dict(zip([*names, *self.owners], recorder.stds, strict=False))
+        self.noise = recorder.added[: len(names)]
         divisor = loader.expected_batch_size
         grads = {n: p.grad.double() * divisor for n, p in self.model.named_parameters() if p.grad is not None}
         self.extra = {n: grads[n] - self.sums[n] - added for n, added in zip(self.sums, self.noise, strict=True)}
@@ -218,8 +228,11 @@ class _Step:
             found.append(f"sample rate, steps per epoch and divisor: {self.constants} and {other.constants}")
         if self.charged != other.charged or len(self.charged) != 1:
             found.append(f"events charged: {self.charged} and {other.charged}")
-        if self.draws != len(self.sums) or self.draws != other.draws:
-            found.append(f"{len(self.sums)} parameters, but {self.draws} and {other.draws} draws of noise")
+        due = len(self.sums) + len(self.slack)
+        if self.draws != due or self.draws != other.draws:
+            found.append(f"{due} parameters and slacks, but {self.draws} and {other.draws} draws of noise")
+        if any(self.stds[path] != self.stds[owner] for path, owner in self.owners.items()):
+            found.append("a slack has other noise than the gradient that it is a coordinate of")
         if self.stds != other.stds:
             found.append("the size of the noise depends on the data")
         for name in self.sums:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dplip.certificates.articulation import articulation_points
 from dplip.certificates.intervals.box import Box
 from dplip.norms import Norms
 from dplip.propagation import Walk
-from dplip.propagation.traced_model import TracedModel
 from dplip.rounding.walk import by_pair
 
 SHARE = 0.25
@@ -22,11 +22,10 @@ SHARE = 0.25
 class HybridBound:
     """A bound of the change of scores that combines intervals and norms at the articulation points of a model.
 
-    An articulation point is a value that all later values are computed from. Before it, intervals bound the change of
-    every entry. Unlike a Lipschitz constant, they use that a pixel at the end of its range cannot move outwards, and
-    that most maxima do not move. After it, the norm of the scores' gradient bounds the change of the scores, where
-    intervals become loose at every linear layer. The bound is tight for a model that starts with order statistics and
-    ends with layers bounded in l2.
+    Before an articulation point, intervals bound the change of every entry. Unlike a Lipschitz constant, they use that
+    a pixel at the end of its range cannot move outwards, and that most maxima do not move. After it, the norm of the
+    scores' gradient bounds the change of the scores, where intervals become loose at every linear layer. The bound is
+    tight for a model that starts with order statistics and ends with layers bounded in l2.
 
     Args:
         walk: the model, in evaluation mode.
@@ -75,15 +74,3 @@ class HybridBound:
 def _change(perturbed: Box, nominal: Box) -> Tensor:
     """The largest distance of every entry between a value in one box and a value in the other."""
     return torch.maximum(perturbed.upper - nominal.lower, nominal.upper - perturbed.lower).flatten(1)
-
-
-def articulation_points(model: TracedModel) -> list[fx.Node]:
-    """The nodes such that all later values depend on the input through that node alone."""
-    order = {operation.node: i for i, operation in enumerate(model.calls())}
-    found: list[fx.Node] = []
-    reach = max([-1, *(order.get(user, -1) for user in model.start().users)])
-    for node, i in order.items():
-        if reach <= i and node is not model.output():
-            found.append(node)
-        reach = max([reach, *(order.get(user, -1) for user in node.users)])
-    return found

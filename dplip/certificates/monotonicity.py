@@ -83,7 +83,7 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
             "dplip.nn.Monotonic(module, directions, lipschitz) around a module whose slope bound is at most lipschitz, "
             "and constrain that module's layers."
         )
-    margin = float(_ahead(s.T, inside.lower, inside.upper).min())
+    margin = float(_ahead(s.T, inside.lower, inside.upper).min()) + 0.0  # turns -0 into 0
     return Monotonicity(s, lower, upper, margin, names)
 
 

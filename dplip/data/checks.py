@@ -53,6 +53,8 @@ def check_dataset(
             _require(_is_finite(targets), targets, f"{what} target", start, "finite numbers")
         if num_classes is not None:
             wanted = f"one class, a whole number from 0 to {num_classes - 1}"
+            if targets.ndim > 1:
+                wanted += " (several labels of an example go with dplip.losses.BinaryCrossEntropy)"
             _require(_is_label(targets, num_classes), targets, f"{what} label", start, wanted)
 
 
@@ -124,7 +126,7 @@ def _item_chunks(dataset: Any, size: int, what: str) -> Iterator[tuple[int, Tens
         if shape is not None and inputs.shape != shape:
             raise ConfigurationError(
                 f"{what}[{index}] has shape {tuple(inputs.shape[1:])}, and {what}[0] {tuple(shape[1:])}: "
-                "bring examples to one shape in the data set"
+                "bring examples to one shape in the data set, sequences by collate_fn=dplip.data.Padding(length)"
             )
         shape = inputs.shape
         yield index, inputs, target

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, first_line
+from dplip.losses.structure import Structure, entries, is_shape, joint, leaves, mapped, rebuilt, shapes, tensors
 from dplip.norms import Norms, largest
 from dplip.runtime.mixing import mixes
 
@@ -31,13 +32,17 @@ class Monitor(Protocol):
 
     def is_model_output(self, outputs: Tensor) -> bool: ...
 
-    def on_gradient(self, gradient: Tensor, of_model: bool) -> None: ...
+    def on_gradients(self, gradients: list[Tensor], of_model: bool, shape: Any) -> None: ...
 
     def on_reweighting(self) -> None: ...
 
 
 class Loss(nn.Module):
     """Base class: a per-example loss with a bound on the norms of its gradient with respect to the outputs.
+
+    Outputs are one tensor, with the examples along its first axis, or a structure of such tensors
+    (:mod:`dplip.losses.structure`), whose norms are those of all its entries as one vector. Shapes are those of one
+    example's outputs, in the same structure.
 
     Args:
         max_gradient: scale each example's logit gradient down to at most this l2 norm (a K-vector operation).
@@ -56,48 +61,97 @@ class Loss(nn.Module):
         self.max_gradient, self.normalize = max_gradient, normalize
         self.monitor: Monitor | None = None
 
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def per_example(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of each example, shape (batch,)."""
         raise NotImplementedError
 
-    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
+    def logit_gradient(self, shape: Any) -> Norms:
         """Bounds on the gradient of one example's loss in its output of this shape, before any rescaling."""
         raise NotImplementedError
 
-    def direction(self, shape: tuple[int, ...]) -> Norms:
+    def direction(self, shape: Any) -> Norms:
         """Bounds on the logit gradient divided by its l2 norm."""
-        return Norms(shape, l2=1.0)
+        return Norms(joint(shape), l2=1.0)
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
+    def check(self, outputs: Any, targets: Any) -> None:
         """Refuse targets that the loss is not defined for."""
 
-    def classes(self, outputs: int) -> int | None:
-        """The number of classes for a model of so many outputs; None: a regression."""
-        return max(2, outputs)
+    def classes(self, outputs: int | Structure) -> int | None:
+        """The number of classes, for outputs of this shape or of so many numbers; None: no example has just one."""
+        return max(2, entries(outputs))
 
-    def sample_targets(self, outputs: Tensor) -> Tensor:
+    def measures(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        """What tells how good outputs are, for reports: by its name, one number for each example."""
+        if self.classes(shapes(outputs)) is None:
+            return {}
+        single = outputs.ndim == 1 or outputs.shape[1] == 1
+        predicted = (outputs.reshape(len(outputs)) > 0).long() if single else outputs.argmax(1)
+        return {"accuracy": (predicted == targets.reshape(len(outputs))).double()}
+
+    def sample_targets(self, outputs: Any) -> Any:
         """Valid targets for these outputs, to probe the loss with: class numbers; random ones for a regression."""
         classes = self.classes(outputs[0].numel())
         if classes is None:
             return torch.randn_like(outputs)
         return torch.arange(len(outputs), device=outputs.device) % classes
 
-    def gradient_norms(self, shape: tuple[int, ...]) -> Norms:
+    def select(self, outputs: Any) -> Structure:
+        """Those of a model's outputs that the loss reads: one tensor, unless a loss says otherwise."""
+        if not isinstance(outputs, Tensor):
+            raise ConfigurationError(
+                f"outputs of type {type(outputs).__name__}: {type(self).__name__} takes one tensor. Give it the one "
+                "that it is for (outputs.logits, outputs[0]), or a loss for each: dplip.losses.Heads."
+            )
+        return outputs
+
+    def select_targets(self, targets: Any) -> Structure:
+        """Those of an example's targets that the loss reads."""
+        if not isinstance(targets, Tensor):
+            raise ConfigurationError(
+                f"targets of type {type(targets).__name__}: {type(self).__name__} takes one tensor with a row for "
+                "each example. Give that one, or torch.as_tensor(targets)."
+            )
+        return targets
+
+    def head_gradients(self, gradients: Structure) -> Structure:
+        """The gradients with those of each part of the outputs scaled as that part asks, before all are as one."""
+        return gradients
+
+    def gradient_norms(self, shape: Any) -> Norms:
         """Bounds on the gradient that one example sends back into its output of this shape."""
         norms = self.direction(shape) if self.normalize else self.logit_gradient(shape)
-        return norms if self.max_gradient is None else norms & Norms(shape, l2=self.max_gradient)
+        return norms if self.max_gradient is None else norms & Norms(norms.shape, l2=self.max_gradient)
 
-    def forward(self, outputs: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+    def validated(self, outputs: Any, targets: Any) -> tuple[Structure, Structure]:
+        """What the loss reads of outputs and targets; raises ConfigurationError where it is not defined for them."""
+        outputs, targets = self.select(outputs), self.select_targets(targets)
+        scores, known = tensors(outputs, "outputs"), tensors(targets, "targets")
+        for z in scores:
+            if not z.is_floating_point():
+                raise ConfigurationError(
+                    f"outputs of type {z.dtype}: a loss takes floating-point scores. Give the model's own outputs, and "
+                    "not the classes that they predict."
+                )
+        for t in (*scores[1:], *known):
+            if len(t) != len(scores[0]):
+                raise ConfigurationError(
+                    f"{len(scores[0])} outputs but {len(t)} targets: give one target per example."
+                    if len(scores) == 1
+                    else f"outputs and targets of {len(scores[0])} and of {len(t)} examples: give one of each for each."
+                )
+        targets = mapped(lambda t: t if t.is_floating_point() else t.long(), targets)
+        self.check(outputs, targets)
+        return outputs, targets
+
+    def forward(self, outputs: Any, targets: Any, reduction: str = "sum") -> Tensor:
         if reduction not in ("sum", "none"):
             raise ConfigurationError(
                 f"reduction={reduction!r}: dividing by the batch's own size would leak it. "
                 "Use 'sum' (the optimizer divides by the public expected batch size) or 'none'."
             )
-        if len(outputs) != len(targets):
-            raise ConfigurationError(f"{len(outputs)} outputs but {len(targets)} targets: give one target per example.")
-        targets = targets if targets.is_floating_point() else targets.long()
-        self.check(outputs, targets)
-        values = _UnitWeights.apply(self.per_example(_BoundGradient.apply(outputs, self), targets), self)
+        outputs, targets = self.validated(outputs, targets)
+        bound = rebuilt(outputs, iter(_BoundGradient.apply(self, shapes(outputs), *leaves(outputs))))
+        values = _UnitWeights.apply(self.per_example(bound, targets), self)
         return values.sum() if reduction == "sum" else values
 
     def extra_repr(self) -> str:
@@ -109,21 +163,21 @@ class Loss(nn.Module):
 
 
 class _BoundGradient(torch.autograd.Function):
-    """The identity, whose backward pass rescales each example's logit gradient into the declared bounds."""
+    """The identity, whose backward pass rescales each example's logit gradients into the declared bounds."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, loss: Loss) -> Tensor:
-        ctx.loss = loss
-        ctx.of_model = loss.monitor is None or loss.monitor.is_model_output(outputs)
-        return outputs.view_as(outputs)
+    def forward(ctx: Any, loss: Loss, shape: Structure, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.loss, ctx.shape = loss, shape
+        ctx.of_model = loss.monitor is None or all(loss.monitor.is_model_output(z) for z in outputs)
+        return tuple(z.view_as(z) for z in outputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         loss: Loss = ctx.loss
-        gradient = bounded(gradient, loss)
+        sent = leaves(bounded(rebuilt(ctx.shape, iter(gradients)), loss))
         if loss.monitor is not None:
-            loss.monitor.on_gradient(gradient, ctx.of_model)
-        return gradient, None
+            loss.monitor.on_gradients(sent, ctx.of_model, ctx.shape)
+        return None, None, *sent
 
 
 class _UnitWeights(torch.autograd.Function):
@@ -145,23 +199,28 @@ class _UnitWeights(torch.autograd.Function):
         return weights, None
 
 
-def bounded(gradient: Tensor, loss: Loss) -> Tensor:
-    """The rows of a logit gradient, normalised as the loss asks and scaled into its declared norms."""
-    rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
+def bounded(gradients: Structure, loss: Loss) -> Structure:
+    """Logit gradients with each example's, as one vector, normalised as the loss asks and scaled into its norms."""
+    shape = shapes(gradients)
+    parts: list[Tensor] = leaves(loss.head_gradients(gradients))
+    flat = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in parts]
+    rows = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
     if not rows.numel():
-        return gradient
+        return gradients
     rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, torch.zeros_like(rows))
-    norms = loss.gradient_norms(tuple(gradient.shape[1:]))
+    norms = loss.gradient_norms(shape)
     if loss.normalize:
         rows = rows / torch.linalg.vector_norm(rows, 2, 1, keepdim=True).clamp_min(FLOOR)
     excess = torch.ones_like(rows[:, :1])
     for p in (1, 2, math.inf):
         bound = largest(norms.norm(p))
-        excess = torch.maximum(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
-    return (rows / excess).reshape(gradient.shape)
+        # fmax: a bound that is 0 in this type makes NaN of a row of zeros, which stays as it is.
+        excess = torch.fmax(excess, torch.linalg.vector_norm(rows, p, 1, keepdim=True) / (bound * INSIDE))
+    split = (rows / excess).split([f.shape[1] for f in flat], 1)
+    return rebuilt(gradients, iter([r.reshape(g.shape).to(g.dtype) for r, g in zip(split, parts, strict=True)]))
 
 
-def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
+def require_separate(loss: Loss, shape: Any, like: Tensor) -> None:
     """Refuse a loss whose value or gradient for one example was seen to depend on the other examples.
 
     Args:
@@ -177,15 +236,28 @@ def require_separate(loss: Loss, shape: tuple[int, ...], like: Tensor) -> None:
             "Define per_example, and leave forward as dplip.losses.Loss has it."
         )
     generator = torch.Generator().manual_seed(0)
-    outputs = 3 * torch.randn((PROBED, *shape), generator=generator, dtype=like.dtype).to(like.device)
-    targets = loss.sample_targets(outputs)
+    outputs = 3 * torch.randn((PROBED, *joint(shape)), generator=generator, dtype=like.dtype).to(like.device)
+
+    def in_parts(rows: Tensor) -> Structure:
+        """The outputs whose entries stand in these rows."""
+        sizes = leaves(shape)
+        parts = [rows] if is_shape(shape) else rows.split([math.prod(size) for size in sizes], 1)
+        return rebuilt(shape, iter([p.reshape(len(rows), *size) for p, size in zip(parts, sizes, strict=True)]))
+
+    targets = loss.sample_targets(in_parts(outputs))
+    known = leaves(targets)
+
+    def values_of(rows: Tensor, *of_targets: Tensor) -> Tensor:
+        return loss.per_example(in_parts(rows), rebuilt(targets, iter(of_targets)))
+
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(outputs.device.type, enabled=False):
-            values = loss.per_example(outputs, targets)
-            separate = values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])
+            values = values_of(outputs, *known)
+            separate = values.shape[:1] == outputs.shape[:1] and not mixes(values_of, [outputs, *known])
     except Exception as wrong:
+        kinds = ", ".join(f"{t.dtype} and shape {tuple(t.shape)}" for t in known)
         raise ConfigurationError(
-            f"loss={what}: it does not run on targets of type {targets.dtype} and shape {tuple(targets.shape)} "
+            f"loss={what}: it does not run on targets of type {kinds} "
             f"({type(wrong).__name__}: {first_line(wrong)}), so nothing shows whether it mixes examples. Define its "
             "sample_targets(outputs): some targets that it takes."
         ) from None

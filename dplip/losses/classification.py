@@ -1,4 +1,4 @@
-"""Classification losses, each with proved norms of its logit gradient.
+"""Losses of margins and angles, each with proved norms of its logit gradient.
 
 Every loss is called as ``loss(outputs, targets)`` and returns the **sum** over the batch (``reduction="none"``: one
 value per example). A mean is not offered: dividing by the batch's own size leaks it.
@@ -15,68 +15,6 @@ from torch import Tensor
 from dplip.errors import ConfigurationError
 from dplip.losses.base import Loss, check_labels
 from dplip.norms import Norms
-
-
-def _temperature(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"temperature={value}: a temperature is a finite number > 0.")
-    return value
-
-
-class CrossEntropy(Loss):
-    """``CE(t z) / t`` for logits (batch, classes) and class numbers (batch,), t the temperature.
-
-    The logit gradient is p - y with p = softmax(t z): ``l1 = 2 (1 - p_y) <= 2``, ``linf <= 1`` and
-    ``l2^2 = (1 - p_y)^2 + sum of the other p_j^2 <= 2``, whatever t. A large t sharpens: small margins count as wins.
-    """
-
-    def __init__(self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False) -> None:
-        super().__init__(max_gradient, normalize)
-        self.temperature = _temperature(temperature)
-
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs * self.temperature, targets, reduction="none") / self.temperature
-
-    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
-        return Norms(shape, l1=2.0, l2=math.sqrt(2.0), linf=1.0)
-
-    def direction(self, shape: tuple[int, ...]) -> Norms:
-        # With r = 1 - p_y: l1 = 2 r, linf = r, and l2^2 >= r^2 + r^2 / (K - 1), the others being even at best.
-        classes = max(2, math.prod(shape))
-        linf = 1 / math.sqrt(1 + 1 / (classes - 1))
-        return Norms(shape, l1=2 * linf, l2=1.0, linf=linf)
-
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        check_labels(outputs, targets)
-
-
-class BinaryCrossEntropy(Loss):
-    """``BCE(t z) / t`` for one score per example, shape (batch,) or (batch, 1), and targets 0 or 1.
-
-    The gradient is sigmoid(t z) - y, of absolute value at most 1.
-    """
-
-    def __init__(self, temperature: float = 1.0, max_gradient: float | None = None, normalize: bool = False) -> None:
-        super().__init__(max_gradient, normalize)
-        self.temperature = _temperature(temperature)
-
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        z, y = outputs.reshape(len(outputs)), targets.reshape(len(outputs)).to(outputs.dtype)
-        return F.binary_cross_entropy_with_logits(z * self.temperature, y, reduction="none") / self.temperature
-
-    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
-        return Norms(shape, l1=1.0)
-
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        if outputs.numel() != len(outputs) or targets.numel() != len(outputs):
-            raise ConfigurationError(
-                f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: this loss takes "
-                "one score and one target per example."
-            )
-        if targets.numel() and not (0 <= float(targets.min()) and float(targets.max()) <= 1):
-            raise ConfigurationError(
-                f"targets from {float(targets.min()):g} to {float(targets.max()):g}: binary targets are 0 and 1."
-            )
 
 
 class Hinge(Loss):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,11 @@ class _Regression(Loss):
         if not bool(targets.isfinite().all()):
             raise ConfigurationError("targets hold NaN or infinity: remove or impute them.")
 
-    def classes(self, outputs: int) -> int | None:
+    def classes(self, outputs: Any) -> int | None:
         return None
+
+    def measures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"mse": self.residuals(outputs, targets).double().square().sum(1)}
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets.reshape(outputs.shape).to(outputs.dtype)).reshape(len(outputs), outputs[:1].numel())
@@ -50,6 +54,19 @@ class Huber(_Regression):
 
     def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
         return Norms(shape, linf=self.delta)
+
+
+class SmoothL1(Huber):
+    """:class:`Huber` divided by ``delta``, torch's ``beta``: the absolute residual, rounded within ``delta`` of 0.
+
+    The gradient is the residual over delta with each coordinate clamped to [-1, 1]: linf <= 1.
+    """
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().per_example(outputs, targets) / self.delta
+
+    def logit_gradient(self, shape: tuple[int, ...]) -> Norms:
+        return Norms(shape, linf=1.0)
 
 
 class ClippedMSE(_Regression):

@@ -17,6 +17,7 @@ from dplip.records.report import remove
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.training import DPLipTrainer
+from dplip.training.evaluation import held_out
 
 TABLE_RADII = (0.0, 0.01, 0.05, 0.1)
 """The l1 radii of a table's certificates, in parts of the public ranges of its columns."""
@@ -48,7 +49,9 @@ class TableTrainer(DPLipTrainer):
         self, radii: Sequence[float] = TABLE_RADII, norm: float = 1, dataset: Dataset[Any] | None = None
     ) -> list[float]:
         """The certified accuracy of the base class, with radii in parts of the columns' public ranges."""
-        return certified_accuracy(correct_radii(*in_public_ranges(self.model, self._held_out(dataset)), norm), radii)
+        return certified_accuracy(
+            correct_radii(*in_public_ranges(self.model, held_out(dataset, self.eval_dataset)), norm), radii
+        )
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """The report of the base class, with the proved directions and the margin of the proof."""

@@ -15,6 +15,9 @@ from dplip.validate import positive
 ROW_SLACK = 4e-6
 """Relative distance inside the radius to which a row is scaled: more than the rounding of the factor and product."""
 
+PIECE = 1024
+"""Numbers whose norm is computed at once; each adds 2^-24 to the bound of its rounding."""
+
 
 class GradientBall(nn.Module):
     """The identity, whose backward pass scales each example's cotangent down to the given l2 norm, in training mode.
@@ -66,12 +69,18 @@ class _Scaled(torch.autograd.Function):
 def row_norms(x: Tensor) -> Tensor:
     """An upper bound on the l2 norm of each example of a batch, in float64; inf where its square overflows.
 
-    Proof: a sum of n nonnegative terms is off by at most n roundings, its root by half of that. Squares below the
+    Proof: a sum of n nonnegative terms is off by at most n roundings, its root by half of that. The norms of pieces are
+    computed in the type of the values, that of all pieces in float64, whose roundings are no larger. Squares below the
     smallest normal number may underflow; n of them lose less than n times that number.
     """
     rows = x.flatten(1)
     n, info = rows.shape[1], torch.finfo(x.dtype)
-    return torch.linalg.vector_norm(rows, dim=1).double() * (1 + (n + 8) * info.eps / 2) + math.sqrt(n * info.tiny)
+    whole = n - n % PIECE if n > PIECE else 0
+    norms = torch.linalg.vector_norm(rows[:, whole:], dim=1).double()
+    if whole:
+        pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
+        norms = torch.linalg.vector_norm(torch.cat([pieces.double(), norms[:, None]], 1), dim=1)
+    return norms * (1 + (min(n, PIECE) + whole // PIECE + 8) * info.eps / 2) + math.sqrt(n * info.tiny)
 
 
 def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:

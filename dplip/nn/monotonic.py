@@ -43,7 +43,7 @@ class Monotonic(nn.Module):
     Guarantee: in exact arithmetic, ``s_i dg_j/dx_i`` lies in [slope - L, slope + L] with L <= slope the certified bound
     on f's slopes: f's pullback sends one output's cotangent to an l-infinity norm of at most L, which bounds each
     partial derivative (f is Lipschitz, so it is the integral of them). :func:`dplip.certify_monotonic` proves it for
-    the weights at hand.
+    the weights at hand, also of a larger model that this one is a part of.
     Source: Kitouni, Nolte and Williams, 2021 (arXiv 2112.00038); Nolte, Kitouni and Williams, ICLR 2023.
     """
 

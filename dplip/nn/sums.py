@@ -21,6 +21,10 @@ BLOCK = 128
 CHAIN = 8
 """Blocks that are added one after the other, in memory that fits the cache."""
 
+SPREAD = 4.0
+"""The magnitudes of the terms of one example add up to at most this many times the bound of their sum, where there are
+several and they are summed in blocks of rows. It is 1 where the bound does not depend on signs."""
+
 HELD = 1 << 21
 """The most numbers in memory for the gradients of single examples."""
 
@@ -48,36 +52,57 @@ def of_rows(v: Tensor) -> Tensor:
     return _tree(lambda start, end: sums[start:end].sum(0), 0, len(sums), CHAIN)
 
 
-def of_convolution(x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """The gradient of a two-dimensional convolution's weight, summed over examples.
+Total = Callable[[Tensor, slice], Tensor]
+"""What makes of the gradients of some examples, shape (examples, ...), the sum that they add: it may scale each. The
+slice says which examples of the batch they are."""
+
+
+def of_matrices(v: Tensor, x: Tensor, total: Total) -> Tensor:
+    """``sum_b g(v_b^T x_b)`` over examples, for v of shape (examples, positions, m) and x of (examples, positions, n).
 
     Each example's gradient is a matrix product by itself. Its rounding is assumed not to depend on the example's place
     in the batch, as for every product of rows (docs/guarantees.md, "One example, one row").
     """
+    return _of_examples(lambda some: total(v[some].mT @ x[some], some), len(x), v.shape[2] * x.shape[2])
+
+
+def of_convolution(
+    x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, dilation: Any, groups: int, total: Total
+) -> Tensor:
+    """The same of the gradient of a convolution's weight, in any number of dimensions: of the patches that it reads."""
     channels, positions = v.shape[1], math.prod(v.shape[2:])
     width = x.shape[1] // groups * math.prod(taps)
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
-    step = max(1, min(BLOCK, HELD // (width * (channels + groups * positions))))
+    x = F.pad(x, [p for p in reversed(padding) for _ in range(2)]) if any(padding) else x
 
-    def of_some(start: int, end: int) -> Tensor:
-        read = _patches(x[start:end], taps, stride, dilation, v.shape[2:]).reshape(-1, groups, width, positions)
-        sent = v[start:end].reshape(-1, groups, channels // groups, positions)
-        return (sent @ read.mT).sum(0)
+    def of_some(some: slice) -> Tensor:
+        read = _patches(x[some], taps, stride, dilation, v.shape[2:]).reshape(-1, groups, width, positions)
+        sent = v[some].reshape(-1, groups, channels // groups, positions)
+        return total(sent @ read.mT, some)
 
-    def chained(start: int, end: int) -> Tensor:
-        total = of_some(start, min(end, start + step))
-        for i in range(start + step, end, step):
-            total.add_(of_some(i, min(end, i + step)))
-        return total
-
-    return _tree(chained, 0, len(x), step * CHAIN).reshape(channels, x.shape[1] // groups, *taps)
+    summed = _of_examples(of_some, len(x), width * (channels + groups * positions))
+    return summed.reshape(channels, x.shape[1] // groups, *taps)
 
 
 def _patches(x: Tensor, taps: Any, stride: Any, dilation: Any, size: Any) -> Tensor:
     """The entry of a padded input that each tap reads at each position, (examples, channels, *taps, *size)."""
-    each, channel, row, column = x.stride()
-    steps = (row * dilation[0], column * dilation[1], row * stride[0], column * stride[1])
-    return x.as_strided((len(x), x.shape[1], *taps, *size), (each, channel, *steps), x.storage_offset())
+    each, channel, *steps = x.stride()
+    by_tap = [s * d for s, d in zip(steps, dilation, strict=True)]
+    by_position = [s * n for s, n in zip(steps, stride, strict=True)]
+    shape = (len(x), x.shape[1], *taps, *size)
+    return x.as_strided(shape, (each, channel, *by_tap, *by_position), x.storage_offset())
+
+
+def _of_examples(part: Callable[[slice], Tensor], examples: int, held: int) -> Tensor:
+    """The sum of the parts of a batch, of so many examples that their ``held`` numbers each fit the memory."""
+    step = max(1, min(BLOCK, HELD // held))
+
+    def chained(start: int, end: int) -> Tensor:
+        total = part(slice(start, min(end, start + step)))
+        for i in range(start + step, end, step):
+            total.add_(part(slice(i, min(end, i + step))))
+        return total
+
+    return _tree(chained, 0, examples, step * CHAIN)
 
 
 def _tree(of: Callable[[int, int], Tensor], start: int, end: int, leaf: int) -> Tensor:
@@ -112,22 +137,23 @@ def apart(examples: float, terms: int, blocked: bool, dtype: torch.dtype) -> flo
         blocked: the sum is in the blocks of this module; False: its order is left to the machine.
         dtype: the type of the sum.
 
-    Proof, with u the rounding of one operation. The magnitudes of one example's terms add up to at most one unit,
-    since bounds in norms do not depend on signs. A sum of N terms, in any order, is off by at most N u times all
-    magnitudes, for n examples n units, products' roundings included (Jeannerod and Rump, 2013). With one term an
-    example the error is smaller. A term a_t of entry j is rounded d_j(t) times, once for each partial sum that it is
-    in, and in any order, sum_t d_j(t)^2 is at most that of a chain, n^3 / 3 + n^2 / 2. So along any direction c of
-    length 1 the error is, by Cauchy-Schwarz, at most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2)
-    <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and n more for the products. In blocks the same
-    holds with the size of a block in place of the batch, and each addition of a chain or level of the tree adds u
-    times n. Computed partial sums exceed the exact ones by their roundings, which the last factor covers. Each of the
-    two neighbours may be off by as much.
+    Proof, with u the rounding of one operation. The magnitudes of one example's terms add up to at most one unit, since
+    bounds in norms do not depend on signs; in blocks of rows, to ``SPREAD`` units, since layers there bound sums whose
+    terms cancel. A sum of N terms, in any order, is off by at most N u times all magnitudes, for n examples n units,
+    products' roundings included (Jeannerod and Rump, 2013). With one term an example the error is smaller. A term a_t
+    of entry j is rounded d_j(t) times, once for each partial sum that it is in, and in any order, sum_t d_j(t)^2 is at
+    most that of a chain, n^3 / 3 + n^2 / 2. So along any direction c of length 1 the error is, by Cauchy-Schwarz, at
+    most u times sum_t (sum_j c_j^2 d_j(t)^2)^(1/2) <= (n sum_j c_j^2 sum_t d_j(t)^2)^(1/2) <= n (n / sqrt 3 + 1/2), and
+    n more for the products. In blocks the same holds with the size of a block in place of the batch, and each addition
+    of a chain or level of the tree adds u times n. Computed partial sums exceed the exact ones by their roundings,
+    which the last factor covers. Each of the two neighbours may be off by as much.
     """
     u, n = torch.finfo(dtype).eps / 2, examples + 1  # a neighbour has one more example
     rows = min(BLOCK, n * terms) if blocked else n * terms
     depth = rows / math.sqrt(3) + 1.5 if terms == 1 else rows
     if blocked:
         depth += CHAIN + math.ceil(math.log2(n * terms / CHAIN + 1))
+        depth *= SPREAD if terms > 1 else 1
     return 2 * n * depth * u * (1 + 2 * depth * u)
 
 

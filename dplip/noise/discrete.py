@@ -114,8 +114,16 @@ class SecureNoise(GaussianNoise):
 
 
 def secure_noise(noise_multiplier: float, model: nn.Module) -> SecureNoise:
-    """The noise of all trainable parameters of a model."""
-    return SecureNoise(noise_multiplier, max(1, sum(p.requires_grad for p in model.parameters())))
+    """The noise of all trainable parameters of a model, and of the slack coordinates beside them."""
+    slack = sum(getattr(m, "slack", None) is not None for m in model.modules())
+    return SecureNoise(noise_multiplier, max(1, slack + sum(p.requires_grad for p in model.parameters())))
+
+
+def noise_of(noise_multiplier: float, model: nn.Module, seed: int | None, secure: bool) -> GaussianNoise:
+    """The noise of a model's steps: secure, or a Gaussian of fresh entropy or of a stream of the seed's own."""
+    if secure:
+        return secure_noise(noise_multiplier, model)
+    return GaussianNoise(None if seed is None else seed + 1)
 
 
 def check_secure(accountant: str, seed: int | None, sampling: str = "poisson") -> None:

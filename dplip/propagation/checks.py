@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -81,16 +82,20 @@ and hooks, of which :func:`check_modules` allows observers only."""
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """A context in which a call of a module runs its ``forward`` and nothing else."""
+    """A context in which a call of a module runs its ``forward``, and hooks of others, but no observer."""
     dressed = [(held, {k: held[k] for k in BESIDE if held.get(k)}) for m in model.modules() if (held := vars(m))]
     dressed = [(held, beside) for held, beside in dressed if beside]
     for held, beside in dressed:
-        held.update({k: None if k == BESIDE[0] else {} for k in beside})
+        held.update({k: None if k == BESIDE[0] else _foreign(beside[k]) for k in beside})
     try:
         yield
     finally:
         for held, beside in dressed:
             held.update(beside)
+
+
+def _foreign(hooks: Mapping[int, Any]) -> dict[int, Any]:
+    return {key: hook for key, hook in hooks.items() if not isinstance(hook, Observer)}
 
 
 class Observer:

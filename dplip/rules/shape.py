@@ -110,6 +110,16 @@ def flip(call: Call, input: Norms, *dims: Any) -> tuple[Norms, Pullback]:
     return moved(input, call.shape)
 
 
+@rule(torch.roll, torch.Tensor.roll)
+def roll(call: Call, input: Norms, shifts: Any, dims: Any = None) -> tuple[Norms, Pullback]:
+    axes = dims if isinstance(dims, (tuple, list)) else (dims,)
+    if dims is None or not axes:
+        call.refuse("without axes moves entries from one example to the next.", "Name the axes: x.roll(1, dims=2).")
+    for axis in axes:
+        example_axis(axis, input)
+    return moved(input, call.shape)
+
+
 @rule(torch.squeeze, torch.Tensor.squeeze)
 def squeeze(call: Call, input: Norms, dim: Any = None) -> tuple[Norms, Pullback]:
     if dim is None:

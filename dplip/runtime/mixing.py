@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 ROWS = 5
 """Rows of the batches whose gradients are compared: one backward pass for each."""
@@ -15,6 +16,9 @@ ROWS = 5
 SAME, ALONE, SUMMED = 1e-4, 1e-2, 1e-2
 """Relative differences that rounding explains: of a row in two batches of one size; of a row in batches of two sizes
 (other kernels may run, at worst in ten bits); of gradients (sums over all places of a map)."""
+
+NOISE = 1e-6
+"""A gradient is rounding alone below this part of the largest one."""
 
 SIZES = 1.0, 100.0
 """Sizes of the other rows where gradients are compared: larger ones may overflow, which shows nothing."""
@@ -57,6 +61,15 @@ def seeded(device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def gradients_in(result: Tensor, wanted: Sequence[Tensor], cotangents: Tensor) -> Sequence[Tensor | None]:
+    """As ``torch.autograd.grad``, for parameters of classes of their own too.
+
+    Given such a parameter itself, torch leaves its class aside in all that runs, checkpointed code included.
+    """
+    edges = [get_gradient_edge(t) for t in wanted]
+    return torch.autograd.grad(result, edges, cotangents, allow_unused=True)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -102,7 +115,7 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
         result = function(first, *given[1:])
         if not (wanted and result.requires_grad):
             return []
-        found = torch.autograd.grad(result, wanted, cotangents, allow_unused=True)
+        found = gradients_in(result, wanted, cotangents)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
     def among(k: int, size: float) -> list[Tensor]:
@@ -120,8 +133,11 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
     ways = [lambda k, size=size: among(k, size) for size in SIZES]
     for way in [*ways, apart] if alone else ways:
         parts = [way(k) for k in range(count)]
-        for whole_one, *each in zip(whole, *parts, strict=True):
+        sizes = [float(t.abs().max()) if t.numel() else 0.0 for t in whole]
+        for whole_one, size, *each in zip(whole, sizes, *parts, strict=True):
             total = torch.stack(each).sum(0)
+            if size < NOISE * max(sizes) and float(total.abs().max()) < NOISE * max(sizes):
+                continue  # a gradient that is 0 but for rounding, as of a bias before a softmax over its positions
             if bool(total.isfinite().all()) and not close(total, whole_one, SUMMED):
                 return True
     return False

@@ -186,7 +186,8 @@ class _Dropout(TorchFunctionMode):
         shape = (*input.shape[: input.dim() - axes], *(1,) * axes)
         count = int(np.prod(shape))
         words = self._bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
-        keep = torch.from_numpy(words >= round(p * 2**32)).reshape(shape)
+        keep = torch.empty(shape, dtype=torch.bool)  # by torch, for those who follow its operators
+        keep.numpy()[...] = (words >= round(p * 2**32)).reshape(shape)
         return input * keep.to(input.dtype).div_(1 - p)
 
 

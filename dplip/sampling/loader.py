@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, de
 
 from dplip.accounting import Event
 from dplip.accounting.budget import Fixed
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, first_line
 from dplip.runtime.secret import Secret, lent_to_readers
 from dplip.sampling.distinct import require_distinct
 from dplip.validate import whole
@@ -74,11 +74,11 @@ class SampledLoader(Fixed, ABC):
         self._secret, self._dealer, self._chance = (Secret(seed, *key) for key in ((), (2,), (1,)))
         self.collate_fn = collate_fn
         self._size = length(dataset)
-        self._collate = default_collate if collate_fn is None else collate_fn
-        self._rows = _row_reader(dataset) if self._collate is default_collate else None
+        self.collate = collated if collate_fn in (None, default_collate) else collate_fn
+        self._rows = _row_reader(dataset) if self.collate is collated else None
         require_distinct(dataset, self._size)
         # Made now, because an error in collating must not show at the first empty batch, which depends on chance.
-        self._blank = _blank(self._collate([dataset[0]]))
+        self._blank = _blank(self.collate([dataset[0]]))
         self._iteration = 0
         self.number = 0
         self._reset()
@@ -103,6 +103,14 @@ class SampledLoader(Fixed, ABC):
     @property
     def _generator(self) -> np.random.Generator:
         return self._secret.numbers
+
+    @property
+    def batch_sampler(self) -> NoReturn:
+        """What Opacus's ``BatchMemoryManager`` looks for."""
+        raise AttributeError(
+            "batch_sampler: batches are drawn by the loader itself. For large ones, leave BatchMemoryManager out and "
+            "give max_physical_batch_size= to make_private."
+        )
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -169,7 +177,26 @@ class SampledLoader(Fixed, ABC):
         if self._rows is not None:
             return self._rows(part)
         with lent_to_readers(self._chance):  # a row's augmentation must not depend on earlier rows
-            return self._collate([self.dataset[index] for index in part.tolist()])
+            return self.collate([self.dataset[index] for index in part.tolist()])
+
+
+def collated(items: list[Any]) -> Any:
+    """A batch of a list of items: torch's default_collate, after the numbers in a row of a table are made a tensor."""
+    try:
+        return default_collate([_as_tensors(item) for item in items])
+    except RuntimeError as wrong:
+        if "equal size" not in str(wrong):
+            raise
+        raise ConfigurationError(
+            f"dataset: its items are of several shapes ({first_line(wrong)}). Bring them to one public shape, "
+            "sequences with collate_fn=dplip.data.Padding(length)."
+        ) from None
+
+
+def _as_tensors(item: Any) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    return {k: torch.as_tensor(v) if isinstance(v, list | np.ndarray) else v for k, v in item.items()}
 
 
 def _part_count(expected: float, most: int | None) -> int:
@@ -184,6 +211,11 @@ def length(dataset: Dataset[Any]) -> int:
         raise ConfigurationError(
             f"dataset={type(dataset).__name__}: examples are drawn by index, and this has none or no length; "
             "pass a map-style data set with __getitem__ and __len__"
+        )
+    if hasattr(dataset, "iloc"):
+        raise ConfigurationError(
+            f"dataset={type(dataset).__name__}: a table is indexed by its columns; pass its rows, as "
+            "table.to_dict('records') or TensorDataset(inputs, targets)"
         )
     size = len(dataset)
     if size == 0:

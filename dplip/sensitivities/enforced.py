@@ -4,8 +4,8 @@ bfloat16 rounds every value by up to 2^-8 of it, float16 by 2^-11 and to infinit
 not hold. Here every rule is given infinite norms of all inputs and cotangents; the finite bounds of parameters that
 remain are those that the layers enforce.
 
-Proof, for a layer whose rule is in ``ENFORCED`` (``BoundedLinear``, ``BoundedConv2d``). Its parameters' gradients are
-functions of its input x and its cotangent v, as autocast has rounded them:
+Proof, for a layer whose rule is in ``ENFORCED`` (``BoundedLinear``, ``BoundedConv1d``, ``BoundedConv2d``). Its
+parameters' gradients are functions of its input x and its cotangent v, as autocast has rounded them:
 
 1. bfloat16 and float16 numbers are float32 numbers, so x and v are converted to the parameters' type exactly.
 2. From there on (norms, scaling, product, sum; autocast is off inside) the computation is in float32, and its bound

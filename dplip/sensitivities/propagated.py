@@ -14,6 +14,8 @@ from dplip.losses.base import require_separate
 from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounded
+from dplip.runtime.example import Example
+from dplip.sensitivities.enforced_model import EnforcedModel
 
 GRADIENT_SLACK = 1e-5
 """Relative slack, 168 units of float32, for roundings that :class:`dplip.rounding.Rounded` omits: a few of a gradient's
@@ -52,14 +54,15 @@ class Sensitivities(Mapping[str, float]):
 
 
 def sensitivity(
-    model: nn.Module, loss: Loss, input_shape: tuple[int, ...], input_norms: Norms | None = None
+    model: nn.Module, loss: Loss, input_shape: tuple[int, ...] | Example, input_norms: Norms | None = None
 ) -> Sensitivities:
     """Bound one example's gradient of the loss, parameter by parameter, for the present weights and mode.
 
     Args:
         model: a module whose operations have rules; its first layer usually bounds the input (``BallProjection``).
         loss: a :class:`dplip.losses.Loss`.
-        input_shape: shape of one example, without the batch.
+        input_shape: shape of one example, without the batch; or an :class:`dplip.Example`, for a model that takes
+            something else than one tensor of floating-point numbers, whose layers bound their own gradients.
         input_norms: bounds of the input; None: no bound is known.
 
     Raises:
@@ -72,6 +75,11 @@ def sensitivity(
     value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
     """
     require_loss(loss)
+    if isinstance(input_shape, Example):
+        if input_shape.shape is None:
+            uses = EnforcedModel(model, input_shape).planned
+            return Sensitivities({name: use.bound * (1 + GRADIENT_SLACK) for name, use in uses.items()})
+        input_shape = input_shape.shape
     walk = Walk(model, input_shape)
     bounds = sensitivity_of(walk, loss, input_norms)
     require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
@@ -132,7 +140,8 @@ def _finite(model: nn.Module, bounds: Mapping[str, Norms]) -> dict[str, float]:
             layer = name.rpartition(".")[0] or "the model"
             raise UnboundedInputError(
                 f"{layer}: the gradient of {name!r} grows with the layer's input, which nothing bounds. "
-                "Put dplip.nn.BallProjection(radius) (or Clamp) first in the model, or give input_norms."
+                "Let the layers bound it themselves: dplip.nn.bound_gradients(model) and model.train(). Or put "
+                "dplip.nn.BallProjection(radius) (or Clamp) first in the model, or give input_norms."
             )
     for name in trainable:
         if name not in bounds:

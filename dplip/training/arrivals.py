@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.nn.bounded.slack import leaves
 from dplip.propagation.guards import Same
 
 _WATCHED = "dplip"
@@ -37,7 +38,7 @@ class Arrivals:
     def reset(self) -> None:
         """Forget the gradients of this batch: ``.grad`` is public or empty now."""
         self.settle()
-        self._left = {id(p): Same.state(p.grad) for p in self._model.parameters() if p.grad is not None}
+        self._left = {id(p): Same.state(p.grad) for p in leaves(self._model) if p.grad is not None}
 
     def settle(self) -> None:
         """Forget the gradients of a physical batch, which the optimizer moves out of ``.grad``."""
@@ -50,19 +51,20 @@ class Arrivals:
         self._arrived: set[int] = set()
         self._left = {}
 
-    def follow(self, output: Tensor) -> Any:
-        """Watch the graph of a model's output; returns the output's key for :meth:`begin`."""
-        numbers = dict(zip(_nodes(output), self._numbers, strict=False))  # a hook that held nodes would never be freed
+    def follow(self, outputs: list[Tensor]) -> list[Any]:
+        """Watch the graph of a model's outputs; returns their keys for :meth:`begin`."""
+        numbers = dict(zip(_nodes(outputs), self._numbers, strict=False))  # a hook that held nodes would never be freed
+        weights = {id(p) for p in leaves(self._model)}  # other leaves, such as inputs, are not released
         for node, number in numbers.items():
             ways = []
             for following, index in node.next_functions:
                 leaf = getattr(following, "variable", None)
                 ways.append((numbers.get(following), index) if leaf is None else id(leaf))
-                if leaf is not None and following.metadata.get(_WATCHED) is not self:
+                if leaf is not None and id(leaf) in weights and following.metadata.get(_WATCHED) is not self:
                     following.metadata[_WATCHED] = self  # once: all passes share this node
                     following.register_prehook(partial(self._arrive, leaf))
             node.register_hook(partial(self._through, number, ways))
-        return numbers[output.grad_fn], output.output_nr
+        return [(numbers[output.grad_fn], output.output_nr) for output in outputs]
 
     def begin(self, way: Any, gradient: Tensor) -> None:
         """Record the gradient that enters a watched output."""
@@ -76,7 +78,7 @@ class Arrivals:
 
     def finish(self) -> None:
         """Compare what arrived with what the backward pass left in ``.grad``."""
-        own = {id(p): p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None}
+        own = {id(p): p.grad for p in leaves(self._model) if p.requires_grad and p.grad is not None}
         if any(Same.state(own[key]) != self._left.get(key) for key in own.keys() - self._arrived):
             self._report(_ALTERED)
         for key, due in self._due.items():
@@ -148,10 +150,10 @@ class Arrivals:
         return grad is None or self._left.get(id(p)) == Same.state(grad) or not bool(grad.any())
 
 
-def _nodes(output: Tensor) -> list[Any]:
-    """The nodes of an output's graph, without those that accumulate gradients."""
-    found: dict[Any, None] = dict.fromkeys([output.grad_fn])
-    left: list[Any] = [output.grad_fn]
+def _nodes(outputs: list[Tensor]) -> list[Any]:
+    """The nodes of the graph of some outputs, without those that accumulate gradients."""
+    found: dict[Any, None] = dict.fromkeys(output.grad_fn for output in outputs)
+    left: list[Any] = list(found)
     while left:
         for following, _ in left.pop().next_functions:
             if following is not None and not hasattr(following, "variable") and following not in found:

@@ -12,9 +12,10 @@ from dplip.accounting import Budget, Event, create_accountant, get_noise_multipl
 from dplip.accounting.budget import Fixed
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.noise import GaussianNoise
-from dplip.noise.discrete import check_secure, secure_noise
+from dplip.noise.discrete import check_secure, noise_of
+from dplip.runtime.example import Example
 from dplip.sampling import PoissonLoader
+from dplip.training.calls import Calls, Select, Unpack
 from dplip.training.data_checks import check_data
 from dplip.training.optimizer import DPLipOptimizer
 from dplip.validate import whole
@@ -45,7 +46,7 @@ class PrivacyEngine(Fixed):
         module: nn.Module,
         optimizer: Optimizer,
         data_loader: DataLoader[Any] | PoissonLoader,
-        criterion: Loss,
+        criterion: Loss | None = None,
         noise_multiplier: float,
         max_grad_norm: float | None = None,
         loss_reduction: str = "sum",
@@ -54,6 +55,9 @@ class PrivacyEngine(Fixed):
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
         input_shape: tuple[int, ...] | None = None,
+        example: Any = None,
+        unpack: Unpack | None = None,
+        output: Select = None,
         seed: int | None = None,
         budget: Budget | None = None,
         half_precision: bool = False,
@@ -73,6 +77,11 @@ class PrivacyEngine(Fixed):
             public_size: the public size of the data; None: its length, treated as public.
             max_physical_batch_size: most examples at once in memory.
             input_shape: shape of one example; None: that of the first item.
+            example: what the module is called with for one example, without the batch axis: a tensor, a tuple of the
+                positional arguments, a dictionary of the keyword arguments; None: as the first item has it (see
+                :class:`dplip.training.calls.Calls`).
+            unpack, output: how your loop calls the module with a batch, and what of its output it gives to the loss,
+                for the checks made here; None: see the same.
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
@@ -88,8 +97,9 @@ class PrivacyEngine(Fixed):
         if max_grad_norm is not None:
             _refuse(
                 f"max_grad_norm={max_grad_norm}",
-                "gradients are bounded by the model, not clipped",
-                "Leave it out; to rescale logit gradients use the loss's max_gradient=",
+                "gradients are bounded by the layers, not clipped afterwards",
+                f"Leave it out, and call dplip.nn.bound_gradients(model, radius={max_grad_norm}) first: every layer "
+                "then holds each example's gradient to that radius",
             )
         if loss_reduction != "sum":
             _refuse(
@@ -103,16 +113,25 @@ class PrivacyEngine(Fixed):
                 "a shuffled loader is not what is accounted for",
                 "Leave it on; batch_size=len(dataset) gives the full batch",
             )
+        if criterion is None:
+            _refuse(
+                "criterion=None",
+                "noise is calibrated for the gradient of one loss",
+                "Give criterion=dplip.losses.CrossEntropy(), or another loss of dplip, whose gradient is bounded",
+            )
         loader = _poisson(data_loader, public_size, max_physical_batch_size, seed)
         if self.secure_mode:
             check_secure(self.accountant.mechanism(), seed)
-        shape = check_data(module, criterion, loader.dataset, "data_loader", input_shape)
+        given = None if input_shape is None else Example.of_shape(input_shape)
+        given = given if example is None else Example.of(example)
+        calls = Calls(module, unpack, output)
+        one = check_data(loader.dataset, "data_loader", module, criterion, calls, loader.collate, given)
         self.accountant.require(loader.event(noise_multiplier), neighboring)
         private = DPLipOptimizer(
             optimizer,
             model=module,
             loss=criterion,
-            input_shape=shape,
+            input_shape=one,
             noise_multiplier=noise_multiplier,
             batches=loader,
             neighboring=neighboring,
@@ -120,9 +139,7 @@ class PrivacyEngine(Fixed):
             half_precision=half_precision,
             distributed=distributed,
             trust_optimizer=trust_optimizer,
-            noise=secure_noise(noise_multiplier, module)
-            if self.secure_mode
-            else GaussianNoise(None if seed is None else seed + 1),
+            noise=noise_of(noise_multiplier, module, seed, self.secure_mode),
         )
         self.accountant.relate(neighboring)
         return module, private, loader

@@ -5,7 +5,7 @@
    public rows. It refuses other arguments than one batch of the declared shape, lower precision, and a part of the
    model that is called by itself (``_after_part``).
 3. The loss asks whether it was given such an output (``is_model_output``). In the backward pass it reports values whose
-   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradient``); the
+   weight is not 1 (``on_reweighting``), and the gradient that it sends, scaled into its bounds (``on_gradients``); the
    monitor refuses more losses, or more examples at once, than the slack for rounding covers.
 4. The gradient that enters the model's output has to be the one that the loss sent (``_at_output``).
 5. :class:`dplip.training.arrivals.Arrivals` follows it to the weights. It refuses a gradient that a hook changed, and
@@ -31,21 +31,18 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.nn.bounded import summed
+from dplip.nn.bounded.slack import leaves
 from dplip.norms import Norms
 from dplip.propagation.checks import Observer
-from dplip.propagation.graph import Root
 from dplip.propagation.guards import Same, guards_of, sample
-from dplip.propagation.public_rows import PublicRows, agree
 from dplip.rules import SUMMED
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.secret import Secret, lent
 from dplip.training.arrivals import Arrivals
+from dplip.training.passes import CHANGED, Passes, Seen, separately
 
 PASSES = 4
 """The most losses of parts of a batch that may be added in the parameters' type (:func:`dplip.nn.sums.added`)."""
-
-BACKWARD = 32
-"""One pass in so many compares the gradients of the public rows too, which cost four times their values."""
 
 
 class GradientMonitor(Observer):
@@ -53,8 +50,7 @@ class GradientMonitor(Observer):
 
     Args:
         model, loss: the watched model and loss; an earlier monitor of the same model is removed.
-        input_shape: the declared shape of one example.
-        half_precision: whether the bounds hold under ``torch.autocast`` too (see :mod:`dplip.sensitivities.enforced`).
+        passes: what tells whether a forward pass is one of the model that is bounded.
         masks: source of the model's draws while gradients are recorded (see :func:`dplip.runtime.secret.lent`).
 
     Attributes:
@@ -62,21 +58,19 @@ class GradientMonitor(Observer):
         examples: number of examples whose gradient the loss sent back since the last :meth:`reset`.
         problem: the first problem seen since then that the bounds do not cover, as a sentence; None: nothing.
         most: the most examples whose gradients may be summed at once in the parameters' type.
-        rows: the model's outputs for the public rows at the forward pass; None: there was none.
+        seen: what the bounds of the gradients follow from.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss: Loss,
-        input_shape: tuple[int, ...],
-        half_precision: bool = False,
+        passes: Passes,
         masks: Secret | None = None,
     ) -> None:
-        self._model, self._loss, self._shape, self._half = model, loss, input_shape, half_precision
+        self._model, self._loss, self._passes = model, loss, passes
         self._outputs: list[tuple[weakref.ref[Tensor], int]] = []  # with their versions
         self._sent: list[weakref.ref[Tensor]] = []
-        self._public, self._passes = PublicRows(Root(model), input_shape), 0
         self._summed: dict[nn.Module, int] = {}  # the layers that sum in blocks, with the number of the hook
         self._inside = self._rounded = False
         self.most = math.inf
@@ -92,7 +86,7 @@ class GradientMonitor(Observer):
                 module.register_forward_hook(_Hook(self._after_part))
             if type(module).forward in SUMMED:
                 self._summed[module] = module.register_forward_hook(_Hook(summed)).id
-        model.register_forward_pre_hook(_Hook(self._before_forward))
+        model.register_forward_pre_hook(_Hook(self._before_forward), with_kwargs=True)
         model.register_forward_hook(_Hook(self._after_forward), with_kwargs=True, always_call=True)
         loss.monitor = self
 
@@ -103,18 +97,23 @@ class GradientMonitor(Observer):
         self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
-        self.rows: list[Tensor] | None = None
-        self._norms: Norms | None = None  # the bounds that the loss enforced on its gradient
+        self.seen = Seen()
+        self._norms: tuple[Any, Norms] | None = None  # the shape of the loss's gradient, and its enforced bounds
         self._gradients: Any = None  # as the last backward pass left them
         self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
 
+    def leave(self) -> None:
+        """End a pass that was interrupted, such as by the keyboard, which no hook is told of."""
+        self._lent.close()
+        self._inside = False
+
     def check(self) -> None:
         """Compare the present weights, modes, attributes and gradients with those of the gradient's own pass."""
         if self._state != self._present_state():
             self._report(CHANGED)
-        if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):
+        if self._norms is not None and self._norms[1] != self._loss.gradient_norms(self._norms[0]):
             self._report(CHANGED)
         if self._gradients != self._present_gradients():
             self._report(_EDITED)
@@ -134,26 +133,26 @@ class GradientMonitor(Observer):
     def is_model_output(self, outputs: Tensor) -> bool:
         return any(ref() is outputs and version == outputs._version for ref, version in self._outputs)
 
-    def on_gradient(self, gradient: Tensor, of_model: bool) -> None:
+    def on_gradients(self, gradients: list[Tensor], of_model: bool, shape: Any) -> None:
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         if self._state is not None and self._state[1] != guards_of(self._loss):
             self._report(CHANGED)
-        norms = self._loss.gradient_norms(tuple(gradient.shape[1:]))
+        norms = shape, self._loss.gradient_norms(shape)
         if self._norms not in (None, norms):
             self._report(CHANGED)
         self._norms = norms
-        if self._rounds(gradient):
+        if self._rounds(gradients[0]):
             self._report(_ROUNDED)
         self._check_precision()
-        self.examples += len(gradient)
+        self.examples += len(gradients[0])
         self._losses += 1
-        self._together += len(gradient)
+        self._together += len(gradients[0])
         if self._together > self.most:
             self.crowded = _TOGETHER
         if self._losses > PASSES:
             self._report(_SEVERAL)
-        self._sent.append(weakref.ref(gradient))
+        self._sent += [weakref.ref(gradient) for gradient in gradients]
         if not of_model:
             self._report(self._unfit or _FOREIGN)
         torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
@@ -164,53 +163,49 @@ class GradientMonitor(Observer):
     # What the hooks report.
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        self._lent.close()  # of a pass that was interrupted
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.leave()
         self._inside, self._rounded = True, False
         # An adversary may know the global state, and so the masks. A mapped pass (torch.func) is followed by no step.
         if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
+            self._lent.enter_context(self._passes.watch((args, kwargs)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
-    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         self._inside = False
         self._lent.close()
-        if not (isinstance(output, Tensor) and output.requires_grad):
-            return
-        shapes = [tuple(a.shape[1:]) for a in args if isinstance(a, Tensor)]
-        if self._rounded or self._rounds(output):
-            self._unfit = _ROUNDED
-            return
-        if len(args) != 1 or kwargs:
-            self._unfit = (
-                f"the model was called with {len(args)} arguments and the keywords {sorted(kwargs)}, but its bounds "
-                "are those of model(x), every other argument being as it is by default. Call model(x); what is to vary "
-                "can be an attribute of the model."
-            )
-            return
-        if shapes != [self._shape]:
-            self._unfit = (
-                f"the model was given examples of shape {shapes}, but its bounds are those of {self._shape}. Train on "
-                "one tensor of examples of the declared input_shape."
-            )
-            return
+        outputs = self._passes.outputs(output)
+        if not outputs:
+            return output
+        unfit = _ROUNDED if self._rounded or self._rounds(outputs[0]) else self._passes.problem((args, kwargs), outputs)
+        if unfit:
+            self._unfit = unfit
+            return output
         self._check_precision()
-        state = self._present_state()
-        rows = self._public.of_model(gradients=self._passes % BACKWARD == 0)
-        self._passes += 1
-        seen, way = weakref.ref(output), self._arrivals.follow(output)
+        output = separately(output)
+        outputs = self._passes.outputs(output)
+        state, found = self._present_state(), self._passes.seen(outputs)
+        ways = self._arrivals.follow(outputs)
+        for one, way in zip(outputs, ways, strict=True):
+            self._note(one, way, state, found)
+        return output
+
+    def _note(self, output: Tensor, way: Any, state: Any, found: Seen) -> None:
+        """Remember an output of the model, and look at the gradient that enters it."""
+        seen = weakref.ref(output)
         self._outputs.append((seen, output._version))
-        output.register_hook(lambda gradient: self._at_output(gradient, seen(), way, state, rows))
+        output.register_hook(lambda gradient: self._at_output(gradient, seen(), way, state, found))
 
     def _after_part(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
-        if not self._inside and isinstance(output, Tensor) and output.requires_grad:
+        if not (self._inside or self._passes.recomputed) and isinstance(output, Tensor) and output.requires_grad:
             self._report(
                 f"a part of the model, {type(module).__name__}, was called by itself, and a gradient through it would "
                 "not be bounded. Call the whole model, or do it within torch.no_grad()."
             )
 
-    def _at_output(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, rows: Any) -> None:
+    def _at_output(self, gradient: Tensor, output: Tensor | None, way: Any, state: Any, found: Seen) -> None:
         """Require that the gradient that enters the model's output is one that the loss sent."""
         self._arrivals.begin(way, gradient)
         sent = [ref() for ref in self._sent]
@@ -219,10 +214,10 @@ class GradientMonitor(Observer):
             return
         if self._state not in (None, state) or state[1] != guards_of(self._loss):
             self._report(CHANGED)
-        told = min(len(rows or ()), len(self.rows or ()))  # only some passes look at gradients too
-        if rows and self.rows and not agree(self.rows[:told], rows[:told]):
+        if not self.seen.agrees(found):
             self._report(CHANGED)
-        self._state, self.rows = state, rows
+        self._state, self.seen = state, self.seen | found
+        self.seen.shape = None if self._norms is None else self._norms[0]
         if output is not None and len(output._backward_hooks or ()) > 1:  # another one may change the gradient after
             self._report(_HOOKED)
 
@@ -232,16 +227,19 @@ class GradientMonitor(Observer):
 
     def _present_state(self) -> tuple[Any, ...]:
         """The state of model and loss that the bounds of a gradient depend on."""
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        return guards_of(self._model), guards_of(self._loss), [Same.state(t) for t in tensors], sample(tensors)
+        return self._passes.state(), guards_of(self._loss)
 
     def _present_gradients(self) -> tuple[Any, ...]:
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in leaves(self._model) if p.grad is not None]
         return [Same.state(g) for g in gradients], sample(gradients)
 
     def _rounds(self, value: Any) -> bool:
         """Whether autocast may round products more than the bounds allow, on the device of a value."""
-        return not self._half and isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type)
+        return (
+            not self._passes.half_precision
+            and isinstance(value, Tensor)
+            and torch.is_autocast_enabled(value.device.type)
+        )
 
     def _check_precision(self) -> None:
         """Check the precision while the passes run: a setting may be restored before the step."""
@@ -299,10 +297,6 @@ _TOGETHER = (
     "the gradients of more examples were summed at once than a part of a batch has, and their sum rounds more than is "
     "covered. Take one backward pass and one step() for each batch that the loader hands out, as it is, and leave its "
     "max_physical_batch_size as it was."
-)
-CHANGED = (
-    "the weights, the mode, an attribute of the model or the loss, or a global that they read has changed since its "
-    "gradient was computed, so the bounds are not those of the gradient. Change them after step()."
 )
 _EDITED = (
     "a gradient has changed since the backward pass (gradient clipping, or an assignment to .grad), so the bounds are "

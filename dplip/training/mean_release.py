@@ -64,7 +64,7 @@ class MeanRelease:
         layer.mean.copy_(total / count)
 
 
-def mean_release(model: nn.Module, input_shape: tuple[int, ...]) -> MeanRelease | None:
+def mean_release(model: nn.Module, input_shape: tuple[int, ...] | None) -> MeanRelease | None:
     """The release that a model waits for; None: it has no :class:`dplip.nn.PrivateMean`.
 
     Raises:
@@ -75,7 +75,7 @@ def mean_release(model: nn.Module, input_shape: tuple[int, ...]) -> MeanRelease 
     if not layers:
         return None
     own = list(model) if type(model) is nn.Sequential else []
-    if len(layers) == 1 and layers[0] in own:
+    if len(layers) == 1 and layers[0] in own and input_shape is not None:
         place = own.index(layers[0])
         before = cast(nn.Sequential, cast(nn.Sequential, model)[:place])
         if len(fixed_shapes(before, input_shape)) == place + 1:

@@ -17,11 +17,16 @@ from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
+from dplip.runtime.example import Example
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
+from dplip.training.adam import CorrectedAdam
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
+from dplip.training.learned import Learned, Learning
+from dplip.training.radii import Radii
+from dplip.training.sources import Enforced
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
@@ -47,7 +52,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         optimizer: any torch optimizer over exactly the trainable parameters of the model.
         model: a model whose operations all have a rule.
         loss: the :class:`dplip.losses.Loss` whose backward pass fills the gradients.
-        input_shape: shape of one example.
+        input_shape: shape of one example; or a :class:`dplip.Example`, where the model takes something else than one
+            tensor of floating-point numbers.
         noise_multiplier: std of the noise per unit of sensitivity (sigma).
         batches: the loader; owns the sampling rate and counts what it handed out.
         neighboring: ``"add_remove"``, or ``"replace_one"`` (twice the sensitivity).
@@ -61,6 +67,9 @@ class DPLipOptimizer(Fixed, Optimizer):
         distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
             if it keeps gradients of its own, what it releases has no noise. Reports name it.
+
+    Attributes:
+        radii: the radii that follow the gradients (:class:`dplip.training.radii.Radii`).
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
@@ -77,7 +86,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         *,
         model: nn.Module,
         loss: Loss,
-        input_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | Example,
         noise_multiplier: float,
         batches: Batches,
         neighboring: str = "add_remove",
@@ -102,16 +111,18 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
-        self._steps = 0
+        self._steps, self._learning = 0, Learning()
+        self.radii = Radii(model, batches.expected_batch_size)
         self._project_every = whole("project_every", project_every, least=1)
-        self._bounds = StepBounds(model, loss, input_shape, batches, neighboring, half_precision, drift)
+        example = input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape)
+        self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift)
         self._bounds.warn_of_rounding()
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
         self._sums: dict[str, Tensor] = {}  # the summed gradients of the parts, in float64
         for p in model.parameters():
             p.grad = None  # it did not come through the loss
-        self._monitor = GradientMonitor(model, loss, self._bounds.walk.input_shape, half_precision, self.noise.masks)
-        self._monitor.draws, self._monitor.most = self._bounds.walk.draws, self._bounds.most_in_part
+        self._monitor = GradientMonitor(model, loss, self._bounds.source.passes(), self.noise.masks)
+        self._monitor.draws, self._monitor.most = self._bounds.source.draws, self._bounds.most_in_part
         self._settings: list[dict[str, Any]] | None = None  # the groups' settings when the present batch began
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
@@ -155,9 +166,18 @@ class DPLipOptimizer(Fixed, Optimizer):
         """The public number that the noisy sum is divided by."""
         return self.batches.expected_batch_size
 
+    @property
+    def enforced(self) -> bool:
+        """Whether the layers bound the gradients of a model that has no trace, and so no certificate."""
+        return isinstance(self._bounds.source, Enforced)
+
     def sensitivities(self) -> Sensitivities:
         """Per parameter, how far two neighbouring sums can lie apart, for the present weights and mode."""
         return self._bounds()
+
+    def learned(self) -> Learned:
+        """Per parameter, whether it moved, and how far beside noise alone; ``.warn()`` names what did not learn."""
+        return self._learning.learned(self.radii.present(), self.radii.shares)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -188,8 +208,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
-        bounds = self._bounds(self._monitor.rows)
-        self._monitor.draws = self._bounds.walk.draws
+        bounds = self._bounds(self._monitor.seen)
+        self._monitor.draws = self._bounds.source.draws
         self._bounds.warn_of_growth(bounds.total)
         stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
         if self._charge is not None:
@@ -206,12 +226,18 @@ class DPLipOptimizer(Fixed, Optimizer):
                 p.grad = torch.zeros_like(p)
             self.noise.add_(p.grad, stds[name])
             p.grad.div_(self.expected_batch_size)
+        self._adapt(sums, stds, empty)
+        deviations = {name: std / self.expected_batch_size for name, std in stds.items()}
+        self._learning.record(parameters, deviations)
+        if isinstance(self.original, CorrectedAdam):
+            self.original.tell({p: deviations[name] for name, p in parameters.items()})
         keep_gradients_of(list(parameters.values()), self.original)
         self._settings, self._only.open = None, True
         try:
             self.original.step()
         finally:
             self._only.open = False
+        self._learning.compare(parameters)
         self._monitor.reset()  # the gradients are public now
         self._steps += 1
         if self._steps % self._project_every == 0:
@@ -220,17 +246,30 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def _collect(self) -> None:
         """Add the gradients of a physical batch to those of the others, and clear them."""
-        for name, p in self.model.named_parameters():
+        for name, p in [*self.model.named_parameters(), *self.radii.leaves()]:
             if p.grad is not None:
                 self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
                 p.grad = None
+
+    def _adapt(self, sums: dict[str, Tensor], stds: dict[str, float], empty: bool) -> None:
+        """Add noise to the slack of adaptive layers, and move their radii by it, for the steps to come."""
+        if self.radii:
+            noisy = self.radii.noisy(self.noise, sums, stds, empty)
+            radii = self.radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.source.summations.items()})
+            self._bounds.source.after(lambda: self.radii.set(radii))
+            self.state["radii"] = radii
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, unless a part of the present batch is in them."""
         if self._accumulating == self.batches.number:
             return
         self.original.zero_grad(set_to_none)
+        self.radii.clear()
         self._monitor.reset()
+
+    def leave(self) -> None:
+        """End a forward pass that was interrupted: until the next one, torch would still be watched."""
+        self._monitor.leave()
 
     def state_dict(self) -> dict[str, Any]:
         return self.original.state_dict()
@@ -239,6 +278,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         if self._settings is not None:
             raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
         self.original.load_state_dict(state_dict)
+        self._bounds.source.after(lambda: self.radii.set(self.state.get("radii", {})))
         self._watch_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -266,12 +306,13 @@ class DPLipOptimizer(Fixed, Optimizer):
     def _check_settings(self) -> None:
         """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
         self._watch_groups()
-        present = settings(self.original)
+        held = [vars(one) for one in (*self.model.modules(), *self.model.parameters())]
+        present = [*settings(self.original), {"radii": [one["radius"] for one in held if "radius" in one]}]
         if self._accumulating != self.batches.number:
             self._settings = None
         if self._settings is not None and not same_settings(self._settings, present):
             raise ConfigurationError(
-                "step(): a learning rate, or another setting of the optimizer, has changed between the parts of one "
+                "step(): a learning rate, a radius, or another setting, has changed between the parts of one "
                 "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
                 "if loader.complete."
             )

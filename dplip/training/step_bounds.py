@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dplip.accounting import NEIGHBORING
-from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.losses.base import require_separate
+from dplip.nn.bounded.slack import adaptive_layers
 from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.norms import NormCache
-from dplip.propagation import Walk
-from dplip.propagation.guards import guards_of
-from dplip.sensitivities import Sensitivities, enforced_sensitivity
-from dplip.sensitivities.propagated import constant_sensitivity, require_loss, sensitivity_of
+from dplip.runtime.example import Example
+from dplip.sensitivities import Sensitivities
+from dplip.sensitivities.propagated import require_loss
 from dplip.training.batches import Batches
-from dplip.training.gradient_monitor import CHANGED, PASSES
+from dplip.training.gradient_monitor import PASSES
+from dplip.training.passes import Seen
+from dplip.training.sources import source_of
 
 NOTED_ROUNDING = 0.2
 """A warning is given if the rounding of sums over a batch adds more noise than this share."""
@@ -32,11 +31,11 @@ class StepBounds:
     """The sensitivities of a private step for the present weights, computed again where something has changed.
 
     Args:
-        model, loss, input_shape, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
+        model, loss, example, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
         drift: relative looseness allowed to operator norms that are carried over steps.
 
     Attributes:
-        walk: the traced model.
+        source: where the bound of one example comes from.
         cache: the norms of the model's weights.
         most: the most examples in a batch, but for a negligible chance.
         planned: the total sensitivity at the first weights.
@@ -49,43 +48,33 @@ class StepBounds:
         self,
         model: nn.Module,
         loss: Loss,
-        input_shape: tuple[int, ...],
+        example: Example,
         batches: Batches,
         neighboring: str,
         half_precision: bool,
         drift: float,
     ) -> None:
-        self._model, self._loss, self._input_shape, self._batches = model, loss, input_shape, batches
-        self._factor, self._half = NEIGHBORING[neighboring], half_precision
-        self.walk, self.cache = Walk(model, input_shape), NormCache(drift)
+        self._model, self._batches, self._factor = model, batches, NEIGHBORING[neighboring]
+        require_loss(loss)
+        self.cache = NormCache(drift)
+        self.source = source_of(model, loss, example, half_precision, self.cache)
         self.most = most_examples(batches.expected_batch_size)
-        self._constant: tuple[Any, Sensitivities | None] | None = None  # (state of the loss, bounds)
         self.planned = self().total
         self._warned = False
+
+    @property
+    def _slack(self) -> bool:
+        """Whether some layer has a slack coordinate."""
+        return any(True for _ in adaptive_layers(self._model))
 
     @property
     def most_in_part(self) -> int:
         """The most examples in a physical batch, but for a negligible chance."""
         return most_examples(getattr(self._batches, "expected_part_size", self._batches.expected_batch_size))
 
-    def __call__(self, rows: list[Tensor] | None = None) -> Sensitivities:
-        """The sensitivities of the model that made these public rows; None: of the present model."""
-        if not self.walk.current(rows):
-            self.walk, self._constant = Walk(self._model, self._input_shape), None
-            if rows is not None and not self.walk.explains(rows):
-                raise ConfigurationError(f"step(): {CHANGED}")
-        require_loss(self._loss)
-        shape = self.walk.shape(self.walk.output())
-        state = guards_of(self._loss), self._loss.gradient_norms(shape)
-        if self._constant is None or self._constant[0] != state:
-            require_separate(self._loss, shape, next(p for p in self._model.parameters() if p.requires_grad))
-            constant = enforced_sensitivity(self.walk) if self._half else constant_sensitivity(self.walk, self._loss)
-            self._constant = state, constant
-        bounds = self._constant[1]
-        if bounds is None:
-            with self.cache:
-                bounds = sensitivity_of(self.walk, self._loss)
-        rounding = self._rounding()
+    def __call__(self, seen: Seen | None = None) -> Sensitivities:
+        """The sensitivities of what the monitor saw of a batch; None: of the present model."""
+        bounds, rounding = self.source(seen), self._rounding()
         return Sensitivities(
             {
                 n: self._factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0
@@ -94,7 +83,7 @@ class StepBounds:
         )
 
     def _lost(self, name: str) -> float:
-        how, p = self.walk.summations[name], self._model.get_parameter(name)
+        how, p = self.source.summations[name], self._model.get_parameter(name)
         return lost(self.most, how.terms * how.uses, p.numel(), p.dtype)
 
     def _rounding(self) -> dict[str, float]:
@@ -103,10 +92,11 @@ class StepBounds:
         A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
         """
         part, found = self.most_in_part, {}
-        for name, how in self.walk.summations.items():
+        of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
+        for name, how in self.source.summations.items():
             dtype = self._model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
         return found
 
     def warn_of_rounding(self) -> None:
@@ -122,7 +112,7 @@ class StepBounds:
 
     def warn_of_growth(self, total: float) -> None:
         """Warn once if the sensitivity has grown much since the first step, before the budget is spent."""
-        if total > GROWTH * self.planned and not self._warned:
+        if total > GROWTH * self.planned and not self._warned and not self._slack:
             self._warned = True
             warnings.warn(
                 f"the sensitivity has grown from {self.planned:.3g} to {total:.3g}, and the noise with it, because "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,24 @@ from dplip.certificates import certified_accuracy, correct_radii
 from dplip.constraints import project
 from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
-from dplip.noise import GaussianNoise
-from dplip.noise.discrete import check_secure, secure_noise
+from dplip.noise.discrete import check_secure, noise_of
 from dplip.records import versions
 from dplip.records.run_folder import RunFolder
 from dplip.runtime.device import device_of, resolve_device
+from dplip.runtime.example import Example
 from dplip.runtime.precision import full_precision, require_autocast
 from dplip.runtime.processes import OwnProcess
 from dplip.sampling import SAMPLING
-from dplip.sampling.loader import example_shape
+from dplip.sampling.loader import collated, example_shape
+from dplip.training.calls import Calls, Select, Unpack, moved
 from dplip.training.data_checks import check_data
 from dplip.training.durable_run import DurableRun, write_run
-from dplip.training.evaluation import RADII, certified, evaluate
+from dplip.training.evaluation import RADII, certified, evaluate, held_out
 from dplip.training.feature_extractor import features, split_extractor
 from dplip.training.mean_release import mean_release
 from dplip.training.optimizer import DPLipOptimizer
 from dplip.training.plan import Plan
+from dplip.training.progress import Progress
 from dplip.training.schedules import Schedule, scheduler_of
 from dplip.training.settings import PART, check_settings, warn_of_delta
 
@@ -46,10 +48,11 @@ class DPLipTrainer(Fixed):
     """Trains a Lipschitz model with differential privacy and without clipping.
 
     Args:
-        model: a model whose operations all have a rule, its input bounded inside (``BallProjection``, ``Clamp``).
+        model: one whose operations all have a rule, its input bounded inside (``BallProjection``, ``Clamp``); or of any
+            code, after ``dplip.nn.bound_gradients(model)``.
         loss: one of :mod:`dplip.losses`.
         optimizer: any torch optimizer over the model's trainable parameters.
-        train_dataset: the protected data, a map-style data set of (input, target) pairs.
+        train_dataset: the protected data, map-style: pairs (input, target), or what ``unpack`` takes.
         eval_dataset: held-out data for :meth:`evaluate` and :meth:`certified_accuracy`; not protected.
         batch_size: the expected size of a batch; the size of the data: the full batch.
         sampling: ``"poisson"``, or ``"fixed_size"``: exactly ``batch_size`` examples in every step, drawn without
@@ -60,10 +63,9 @@ class DPLipTrainer(Fixed):
         target_delta: the delta of every epsilon.
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
         accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
-        max_physical_batch_size: most examples at once in memory; the sum and the noise are those of the whole batch.
-            None: 2,048, which keeps the rounding of sums small, and with it the noise.
-        output_dir: where the ledger, the report and the weights are written; the ledger of an earlier run in it is
-            renamed, never overwritten.
+        max_physical_batch_size: most examples at once in memory; sum and noise are those of the whole batch. None:
+            2,048, which keeps the rounding of sums small.
+        output_dir: for ledger, report and weights; the ledger of an earlier run in it is renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
         secure: exact discrete noise with the operating system's entropy, by OpenDP (the extra ``secure``); slower.
         progress: show the plan and a progress bar.
@@ -71,18 +73,16 @@ class DPLipTrainer(Fixed):
         scheduler: a scheduler, stepped after every private step, or a function that makes it of optimizer and steps.
         norm: 1, 2 or inf: the norm of the certificates in the report.
         ema_decay: keep an exponential moving average of the weights, and end with it (post-processing: free).
-        project_every: constrained weights are projected after every so many steps, and at the end (see
-            :class:`DPLipOptimizer`).
+        project_every, distributed, trust_optimizer: as of :class:`DPLipOptimizer`; projected at the end, too.
         checkpoint_every: steps between two checkpoints in ``output_dir``; None: about twenty in a run.
         show_private_loss: show the loss on the private batch in the bar. **It leaks**: nothing accounts for it.
-        precompute: run the leading layers that nothing is trained in once per example, and keep the results in memory
-            (:mod:`dplip.training.feature_extractor`); only the rest is bounded and trained.
+        precompute: run the leading layers that nothing is trained in once per example, and keep the results
+            (:mod:`dplip.training.feature_extractor`).
         device: where the model is moved to; ``"auto"``: a CUDA device in place of the CPU, if there is one.
-        autocast: ``torch.bfloat16`` or ``torch.float16``: take the training steps under ``torch.autocast``, for models
-            whose trained layers bound their own gradients (:mod:`dplip.sensitivities.enforced`); None: all in float32.
-        distributed: ``"independent"``: allow to be one of several processes (``torchrun``), each of which makes a
-            release of its own, as the report then says; None: refuse.
-        trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
+        autocast: ``torch.bfloat16`` or ``torch.float16``: train under it, where layers bound their own gradients.
+        collate_fn: makes a batch of a list of items, such as :class:`dplip.data.Padding`; None: torch's default.
+        unpack: from a batch to (args, kwargs, targets); None: see :class:`dplip.training.calls.Calls`.
+        output: what of the model's output is for the loss: a name, a position or a function; None: the scores.
 
     Raises:
         ConfigurationError, UnboundedOperationError, UnboundedInputError: before anything is trained or spent.
@@ -128,6 +128,9 @@ class DPLipTrainer(Fixed):
         autocast: torch.dtype | None = None,
         distributed: str | None = None,
         trust_optimizer: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        unpack: Unpack | None = None,
+        output: Select = None,
     ) -> None:
         self._process = OwnProcess(distributed)
         check_settings(target_epsilon, noise_multiplier, epochs, sampling, norm, ema_decay, checkpoint_every)
@@ -137,30 +140,33 @@ class DPLipTrainer(Fixed):
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
         self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
-        self.norm, self.show_private_loss = norm, show_private_loss
+        self.norm, self.show_private_loss, self.autocast = norm, show_private_loss, autocast
         model.to(resolve_device(device, model))  # in place: the optimizer's parameters stay the model's
-        self.autocast = autocast
         if autocast is not None:
             require_autocast(device_of(model).type, autocast)
-        self._input_shape = check_data(model, loss, train_dataset, "train_dataset")
+        self._calls, self._collate = Calls(model, unpack, output), collated if collate_fn is None else collate_fn
+        fits = model, loss, self._calls, self._collate
+        example = self._example = check_data(train_dataset, "train_dataset", *fits)
         self.regression = loss.classes(1) is None
         if eval_dataset is not None:
-            check_data(model, loss, eval_dataset, "eval_dataset")
+            check_data(eval_dataset, "eval_dataset", *fits)
         # The trained part: the model, or what follows its feature extractor.
-        self._trained, shape = model, self._input_shape
+        self._trained = model
         if precompute:
-            fixed, self._trained = split_extractor(model, loss, self._input_shape)
+            self._calls.require_plain("precompute=True")
+            fixed, self._trained = split_extractor(model, loss, self.input_shape)
             train_dataset = features(fixed, train_dataset, progress, seed)
-            shape = example_shape(train_dataset)
+            example = Example.of_shape(example_shape(train_dataset))
         self.loader = SAMPLING[sampling](
             train_dataset,
             batch_size=batch_size,
             public_size=public_size,
             max_physical_batch_size=PART if max_physical_batch_size is None else max_physical_batch_size,
             seed=seed,
+            collate_fn=collate_fn,
         )
         warn_of_delta(target_delta, self.loader.public_size)
-        self._mean = mean_release(self._trained, shape)
+        self._mean = mean_release(self._trained, example.shape)
         if noise_multiplier is None:
             noise_multiplier = get_noise_multiplier(
                 target_epsilon=self.budget.epsilon,
@@ -175,7 +181,7 @@ class DPLipTrainer(Fixed):
             optimizer,
             model=self._trained,
             loss=loss,
-            input_shape=shape,
+            input_shape=example,
             noise_multiplier=noise_multiplier,
             batches=self.loader,
             neighboring=neighboring,
@@ -184,12 +190,10 @@ class DPLipTrainer(Fixed):
             half_precision=autocast is not None,
             distributed=distributed,
             trust_optimizer=trust_optimizer,
-            noise=secure_noise(noise_multiplier, model)
-            if secure
-            else GaussianNoise(None if seed is None else seed + 1),
+            noise=noise_of(noise_multiplier, model, seed, secure),
         )
-        average = None if ema_decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-        self._average = average
+        averaging = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
+        self._average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._run = DurableRun(
@@ -198,7 +202,7 @@ class DPLipTrainer(Fixed):
             budget=self.budget,
             model=model,
             optimizer=self.optimizer,
-            average=average,
+            average=self._average,
             loader=self.loader,
             mean=self._mean,
             steps=self.steps,
@@ -220,8 +224,12 @@ class DPLipTrainer(Fixed):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        return self._input_shape
+        """The shape of one example.
+
+        Raises:
+            ConfigurationError: the model takes something else than one tensor of floating-point numbers.
+        """
+        return self._example.single_shape()
 
     @property
     def steps(self) -> int:
@@ -260,9 +268,8 @@ class DPLipTrainer(Fixed):
         try:
             self._run.open(resume, self.scheduler, self.progress)
             self._run.release_mean()
-            done = self._run.done
-            bar = tqdm(total=self.steps, initial=done, disable=not self.progress, unit="step")
-            if done < self.steps:
+            bar = Progress(self.steps, self._run.done, self.progress)
+            if self._run.done < self.steps:
                 self._train(bar)
             if self._average is not None:
                 self.model.load_state_dict(self._average.module.state_dict())
@@ -272,26 +279,29 @@ class DPLipTrainer(Fixed):
             if self.output_dir is not None:
                 self.save(extra)
         finally:
+            self.optimizer.leave()
             if bar is not None:
                 bar.close()
             self._run.close()
             self._run.seconds += time.perf_counter() - started
+        self.optimizer.learned().warn()
         return self
 
     @full_precision()
-    def _train(self, bar: tqdm[Any]) -> None:
+    def _train(self, bar: Progress) -> None:
         self.model.train()
         device = device_of(self.model)
         while True:
-            for x, y in self.loader:
+            for batch in self.loader:
+                call, targets = self._calls.of(batch)
                 self.optimizer.zero_grad()
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                    value = self.loss(self._trained(x.to(device)), y.to(device))
+                    value = self.loss(self._calls.run(self._trained, call, device), moved(targets, device))
                 value.backward()
                 whole = self.loader.complete
                 self.optimizer.step()
                 if whole:
-                    self._after_step(bar, value, len(x))
+                    self._after_step(bar, value, len(self._example.tensors(call)[0]))
                     if self._run.done >= self.steps:
                         return
 
@@ -301,20 +311,22 @@ class DPLipTrainer(Fixed):
 
     def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
         """The mean loss, and the accuracy (or the mean squared error of a regression), on held-out data."""
-        return evaluate(self.model, self.loss, self._held_out(dataset))
+        return evaluate(self.model, self.loss, held_out(dataset, self.eval_dataset), self._calls, self._collate)
 
     def certified_accuracy(
         self, radii: Sequence[float] = RADII, norm: float = 2, dataset: Dataset[Any] | None = None
     ) -> list[float]:
         """The fraction of held-out examples that are right and provably stay right, at each radius."""
-        return certified_accuracy(correct_radii(self.model, self._held_out(dataset), norm), radii)
+        return certified_accuracy(correct_radii(self.model, held_out(dataset, self.eval_dataset), norm), radii)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """The report of the run, as plain data; by default for the trainer's norm and its usual radii."""
-        accuracy_at = None if self.regression or self.eval_dataset is None else self.certified_accuracy
+        certifiable = not (self.regression or self.eval_dataset is None or self.optimizer.enforced)
+        accuracy_at = self.certified_accuracy if certifiable else None
         return {
             "privacy": self._run.spent(),
             "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},
+            "learned": self.optimizer.learned().plain(),
             "certified": certified(accuracy_at, radii, self.norm if norm is None else norm),
             "time": self._run.time(),
             "resume": {"begun": self._run.begun, "numbers": self._run.resumes},
@@ -327,7 +339,7 @@ class DPLipTrainer(Fixed):
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
         return write_run(self.output_dir, self.model, {**self.report(), **(extra or {})})
 
-    def _after_step(self, bar: tqdm[Any], value: Tensor, examples: int) -> None:
+    def _after_step(self, bar: Progress, value: Tensor, examples: int) -> None:
         if self.scheduler is not None:
             self.scheduler.step()
         if self._average is not None:
@@ -335,15 +347,4 @@ class DPLipTrainer(Fixed):
         steps = self._run.done
         if steps % self._every == 0 or steps == self.steps:
             self._run.save()
-        bar.update()
-        if self.progress and (bar.n % 10 == 0 or bar.n == self.steps):
-            shown = {"epsilon": f"{self.get_epsilon():.3f}"}
-            if self.show_private_loss:
-                shown["PRIVATE loss (leaks)"] = f"{float(value.detach()) / max(examples, 1):.4f}"
-            bar.set_postfix(shown, refresh=False)
-
-    def _held_out(self, dataset: Dataset[Any] | None) -> Dataset[Any]:
-        dataset = self.eval_dataset if dataset is None else dataset
-        if dataset is None:
-            raise ConfigurationError("eval_dataset=None: give the trainer held-out data, or pass a data set here.")
-        return dataset
+        bar.step(self.get_epsilon, float(value.detach()) / max(examples, 1) if self.show_private_loss else None)

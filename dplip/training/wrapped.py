@@ -16,10 +16,15 @@ from torch.optim import optimizer as hooked_by_all
 from dplip.errors import ConfigurationError
 from dplip.propagation.checks import PublicHook
 from dplip.propagation.guards import Same
+from dplip.training import adam
+from dplip.training.adam import CorrectedAdam
 
-_OWN = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)} - {Optimizer}
+_OWN: set[type] = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)} - {
+    Optimizer
+}
+_OWN |= {CorrectedAdam}
 _LIBRARY = Path(torch.__file__).parent
-_DECORATORS = (str(_LIBRARY / "optim"), str(_LIBRARY / "utils" / "_contextlib.py"))
+_DECORATORS = (str(_LIBRARY / "optim"), str(_LIBRARY / "utils" / "_contextlib.py"), adam.__file__)
 _UNFIT = {
     torch.optim.LBFGS: "LBFGS evaluates the loss several times a step, and a private step has one gradient",
     torch.optim.SparseAdam: "SparseAdam takes sparse gradients alone, and noise is dense",

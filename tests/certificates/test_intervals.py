@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import dplip
 import dplip.nn as dn
 from dplip.certificates import Certifier, predictions
-from dplip.certificates.hybrid import HybridBound, articulation_points
+from dplip.certificates.articulation import articulation_points
+from dplip.certificates.hybrid import HybridBound
 from dplip.certificates.intervals import Boxes
 from dplip.certificates.radii import seeds
 from dplip.errors import UnboundedOperationError

@@ -94,6 +94,7 @@ FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
     *(lambda x: x.clamp(-0.3, 0.5), lambda x: torch.clamp(x, min=0.1), lambda x: -x / 3 + 2, lambda x: 1 - x * 2),
     *(lambda x: x - x.mean(1, keepdim=True), lambda x: x + x[:, :1], lambda x: torch.cat([x[:, 3:], -x[:, :3]], 1)),
     *(lambda x: x.sub(x.relu(), alpha=2), lambda x: torch.add(x.tanh(), other=x, alpha=-0.5), lambda x: 3 * x + x),
+    *(lambda x: x.roll(2, 1), lambda x: torch.roll(x.view(-1, 2, 3), (1, -2), (1, 2)).flatten(1), lambda x: x.flip(1)),
     *(lambda x: x.view(-1, 2, 3).flatten(1), lambda x: x.unsqueeze(1).squeeze(1), lambda x: torch.maximum(x, -x)),
 ]
 

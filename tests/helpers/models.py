@@ -114,6 +114,35 @@ def tokens() -> nn.Sequential:
     )
 
 
+def patches() -> nn.Sequential:
+    """Patches of an image, moved past each other and turned by orthogonal maps."""
+    return nn.Sequential(
+        dn.BallProjection(RADIUS),
+        dn.OrthogonalConv2d(2, 5, 2),
+        dn.RollChannels(),
+        dn.OrthogonalConv2d(5, 6, bias=True),
+        dn.GroupSort(2),
+        dn.ScaledL2NormPool2d(2),
+        nn.Flatten(),
+        dn.OrthogonalLinear(24, 4),
+    )
+
+
+def attending() -> nn.Sequential:
+    """A sequence whose tokens move towards each other by their distances, in heads between orthogonal maps."""
+    return nn.Sequential(
+        dn.BallProjection(RADIUS),
+        dn.OrthogonalLinear(3, 6),
+        dn.DistanceAttention(heads=2, scale=0.5),
+        dn.OrthogonalLinear(6, 6, bias=True),
+        dn.GroupSort(2, dim=2),
+        dn.RollChannels(along=(1,), dim=2),
+        dn.DistanceAttention(),
+        nn.Flatten(),
+        nn.Linear(24, 4),
+    )
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "orthogonal": (orthogonal, (6,)),
     "plain": (plain, (6,)),
@@ -123,6 +152,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dropping": (dropping, (6,)),
     "clamped": (clamped, (6,)),
     "tokens": (tokens, (4, 3)),
+    "patches": (patches, (2, 8, 8)),
+    "attending": (attending, (4, 3)),
 }
 """name: (builder, shape of one example); all give 4 scores."""
 

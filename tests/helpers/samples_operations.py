@@ -121,6 +121,8 @@ SHAPES = [
     *called([T.permute], 0, 3, 1, 2, shape=MAP, tight=BOTH),
     *called([torch.transpose, T.transpose, torch.swapaxes, T.swapaxes], 1, -1, shape=MAP, tight=BOTH),
     *called([torch.flip, T.flip], (1, -1), shape=MAP, tight=BOTH),
+    *called([torch.roll, T.roll], (2, -1), (2, -3), shape=MAP, tight=BOTH),
+    calls("x.roll(1, 1)", lambda x: x.roll(shifts=1, dims=1), BOTH, MAP),
     calls("x.flip(-1)", lambda x: x.flip(-1), BOTH, MAP),
     *called([torch.squeeze, T.squeeze], 1, shape=(1, 4), tight=BOTH),
     *called([T.expand], -1, 3, 4, shape=(1, 4), tight=BOTH),

@@ -41,7 +41,7 @@ def test_no_output_and_target_exceed_the_declared_norms(case, rescaling):
 @given(
     case=st.sampled_from(list(CASES)),
     rescaling=st.sampled_from(list(RESCALINGS)),
-    entries=st.lists(st.floats(width=32), min_size=8, max_size=8),
+    entries=st.lists(st.floats(width=32), min_size=15, max_size=15),
     seed=st.integers(0, 2**16),
 )
 def test_whatever_the_entries_are_the_declared_norms_hold(case, rescaling, entries, seed):
@@ -75,6 +75,10 @@ TIGHT = [
         "cosine",
         "cosine_small_floor",
     ),
+    *("clipped_mse_image", "smooth_l1", "smoothed", "weighed", "weighed_and_smoothed", "ignoring", "soft"),
+    *("soft_smoothed", "pixels", "pixels_summed", "pixels_ignored", "tokens", "tokens_summed", "tokens_shifted"),
+    *("tokens_shifted_ignored", "soft_tokens", "labels", "labels_summed", "labels_weighed", "positives_weighed"),
+    *("heads", "heads_own", "elbo", "own"),
 ]
 
 
@@ -82,7 +86,7 @@ TIGHT = [
 def test_the_declared_l2_norm_is_attained(case):
     outputs, targets = worst_outputs(case)
     attained = norms_of_rows(logit_gradient(build(case), outputs, targets))[2].max()
-    assert float(attained) >= 0.9 * build(case).gradient_norms(CASES[case][2]).norm(2)
+    assert float(attained) >= 0.99 * build(case).gradient_norms(CASES[case][2]).norm(2)
 
 
 @every_case

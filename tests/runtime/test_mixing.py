@@ -169,6 +169,8 @@ def test_our_own_losses_treat_each_example_by_itself(name, outputs):
     cls = getattr(dplip.losses, name)
     if not issubclass(cls, Loss) or cls in (Loss, dplip.losses.regression._Regression):
         return
+    if name in ("ELBO", "Heads", "PerExample"):  # tests/losses/test_several_outputs.py
+        return
     if (name == "BinaryCrossEntropy") != (outputs == 1) and name not in ("Huber", "ClippedMSE", "Hinge"):
         return
     dplip.losses.base.require_separate(cls(), (outputs,), torch.zeros(1))

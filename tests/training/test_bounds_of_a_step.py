@@ -192,7 +192,7 @@ def test_a_model_is_traced_once_and_not_at_every_step(name, monkeypatch):
     model, shape = built(name)[:2]
     run = private(model, input_shape=shape, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
     traced = []
-    monkeypatch.setattr("dplip.training.step_bounds.Walk", lambda *arguments: traced.append(arguments))
+    monkeypatch.setattr("dplip.training.sources.Walk", lambda *arguments: traced.append(arguments))
     for _ in range(3):
         run.step(torch.rand(5, *shape), torch.zeros(5, dtype=torch.long))
     assert not traced and len(run.charged) == 3

@@ -67,7 +67,7 @@ def test_training_without_noise_learns_and_costs_everything():
 @pytest.mark.parametrize(
     "arguments, remedy",
     [
-        ({"max_grad_norm": 1.0}, "max_gradient"),
+        ({"max_grad_norm": 1.0}, "bound_gradients"),
         ({"loss_reduction": "mean"}, r"dplip\.losses"),
         ({"poisson_sampling": False}, "full batch"),
         ({"neighboring": "swap"}, "add_remove"),

@@ -193,7 +193,7 @@ def test_targets_that_a_regression_cannot_use_are_refused_before_training(target
 
 def test_a_loss_that_does_not_fit_the_outputs_is_refused_before_training():
     binary = inputs_and_labels(y=torch.zeros(80, dtype=torch.int64))
-    with pytest.raises(ConfigurationError, match="one score"):
+    with pytest.raises(ConfigurationError, match="one target for each score"):
         trainer(loss=BinaryCrossEntropy(), train_dataset=binary, eval_dataset=None)
 
 

@@ -29,7 +29,7 @@ def functional_linear(call: Call, input: Box, weight: Tensor, bias: Tensor | Non
     return linear_box(weight, bias, input, F.linear)
 
 
-@interval(nn.Conv1d, nn.Conv2d, dn.BoundedConv2d)
+@interval(nn.Conv1d, nn.Conv2d, dn.BoundedConv1d, dn.BoundedConv2d)
 def convolution(module: nn.Conv1d | nn.Conv2d, x: Box) -> Box:
     return linear_box(module.weight, module.bias, x, lambda t, w: module._conv_forward(t, w, None))
 
@@ -115,6 +115,7 @@ def _exact(module: nn.Module, x: Box) -> Box:
 
 interval(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, dn.Mirror)(_exact)
 interval(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)(_exact)
+interval(dn.RollChannels)(_exact)
 # Each output is an order statistic, which does not decrease in any input.
 interval(dn.GroupSort, dn.FullSort)(_exact)
 interval(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)(_exact)
@@ -252,8 +253,9 @@ def extreme(call: Call, input: Box, other: Box) -> Box:
 @interval(T.unsqueeze, torch.unsqueeze, T.contiguous, T.clone, torch.clone, torch.permute, T.permute, torch.transpose)
 @interval(T.transpose, torch.squeeze, T.squeeze, T.expand, operator.getitem, torch.narrow, T.narrow, torch.select)
 @interval(
-    T.flip, torch.flip, T.select, torch.amax, T.amax, torch.amin, T.amin, F.pixel_shuffle, F.pixel_unshuffle, F.pad
-)
+    T.flip, torch.flip, T.select, torch.amax, T.amax, torch.amin, T.amin, F.pixel_shuffle, F.pixel_unshuffle, F.pad,
+    torch.roll, T.roll,
+)  # fmt: skip
 def moved(call: Call, input: Box, *arguments: Any, **named: Any) -> Box:
     return input.map(lambda t: call.function(t, *arguments, **named))
 

@@ -20,8 +20,10 @@ def _through_matrix(weight: Tensor, v: Interval) -> list[Interval]:
     w = weight.detach().double().cpu()
     positive, negative = w.clamp_min(0), w.clamp_max(0)
     lower, upper = v
-    error = torch.maximum(lower.abs(), upper.abs()) @ w.abs() * INTERVAL_SLACK
-    return [(lower @ positive + upper @ negative - error, upper @ positive + lower @ negative + error)]
+    # A sum is off by a part of the sum of its terms' magnitudes, so one of terms >= 0 stays >= 0.
+    below = (lower.abs() @ positive - upper.abs() @ negative) * INTERVAL_SLACK
+    above = (upper.abs() @ positive - lower.abs() @ negative) * INTERVAL_SLACK
+    return [(lower @ positive + upper @ negative - below, upper @ positive + lower @ negative + above)]
 
 
 @slope_rule(nn.Linear, dn.BoundedLinear)
@@ -135,6 +137,18 @@ def full_sort(slope: Slope, v: Interval, x: Norms) -> list[Interval]:
 @slope_rule(T.float, T.double, torch.squeeze, T.squeeze)
 def regrouped(slope: Slope, v: Interval, input: Norms, *sizes: Any, **named: Any) -> list[Interval]:
     return [(v[0].reshape(-1, *slope.shapes[0]), v[1].reshape(-1, *slope.shapes[0]))]
+
+
+@slope_rule(torch.roll, T.roll)
+def roll(slope: Slope, v: Interval, input: Norms, shifts: Any, dims: Any) -> list[Interval]:
+    # Axes count from the batch, in whose place v has the outputs.
+    back = tuple(-s for s in shifts) if isinstance(shifts, (tuple, list)) else -shifts
+    return [(torch.roll(v[0], back, dims), torch.roll(v[1], back, dims))]
+
+
+@slope_rule(torch.flip, T.flip)
+def flip(slope: Slope, v: Interval, input: Norms, *dims: Any) -> list[Interval]:
+    return [(v[0].flip(*dims), v[1].flip(*dims))]
 
 
 @slope_rule(dn.TabularInput)

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
+from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.parameter import BoundedParameter, bounded
+from dplip.nn.bounded.slack import FIRST, new_slack
 from dplip.rules.registry import HARMLESS
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,25 +32,58 @@ def bounds(*classes: type | str) -> Callable[[C], C]:
     return register
 
 
-def bound_gradients(model: M, radius: float = 1.0) -> M:
+def bound_gradients(model: M, radius: float | str = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
+    Trained parameters that no such layer holds become bounded ones
+    (:class:`~dplip.nn.bounded.parameter.BoundedParameter`). Where nothing is trained, nothing is changed: call it again
+    after unfreezing.
+
     Args:
-        model: any module; subclasses that change what their layer computes are left as they are.
-        radius: the radius of every layer; set ``layer.radius`` afterwards for different ones.
+        model: any module; subclasses that change what their layer computes keep their class.
+        radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones.
+            ``"auto"``: the private optimizer adapts the radius of each linear or convolutional layer at every step, by
+            what the step releases anyway (:mod:`dplip.training.radii`).
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
+
+    Raises:
+        ConfigurationError: a layer has settings that no bound covers; nothing has been changed.
     """
-    checked_radius(radius)
-    layer: Any
-    for layer in list(model.modules()):
+    automatic = isinstance(radius, str)
+    if automatic and radius != "auto":
+        raise ConfigurationError(f"radius={radius!r}: give a number, or 'auto'.")
+    first = FIRST if isinstance(radius, str) else checked_radius(radius)
+    found = {}
+    for path, layer in model.named_modules():
         kind = counterpart(layer)
-        if kind is not None:
-            layer.__class__ = kind
-            layer.radius = float(radius)
-            getattr(layer, "check_settings", lambda: None)()
+        if kind is not None and any(p.requires_grad for p in layer.parameters()):
+            found[layer] = kind
+            try:
+                getattr(kind, "check_settings", lambda layer: None)(layer)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{path or 'the model'}: {error}") from None
+        if any(isinstance(p, UninitializedParameter) for p in layer._parameters.values()):
+            raise ConfigurationError(
+                f"{path or 'the model'}: it has no weights yet. Run the model once, on a public batch."
+            )
+    for layer, kind in found.items():
+        layer.__class__ = kind
+        layer.radius = first
+        layer.slack = new_slack(next(layer.parameters()).device) if automatic and hasattr(kind, "slack") else None
+    converted = tuple(kind for kind in BOUNDED.values() if not getattr(kind, "used_elsewhere", False))
+    for layer in model.modules():
+        for p in () if isinstance(layer, converted) else layer._parameters.values():
+            if p is not None and p.requires_grad and not isinstance(p, BoundedParameter):
+                bounded(p, first)
     return model
+
+
+def bounds_gradients(model: nn.Module) -> bool:
+    """Whether some layer or parameter of a model bounds its gradients, so that the model may be an enforced one."""
+    layers = any(hasattr(module, "radius") and type(module) in set(BOUNDED.values()) for module in model.modules())
+    return layers or any(isinstance(p, BoundedParameter) for p in model.parameters())
 
 
 def counterpart(layer: nn.Module) -> Any:

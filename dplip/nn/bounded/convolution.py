@@ -1,4 +1,9 @@
-"""Convolutions that bound each example's gradient of the weight (see :mod:`dplip.nn.bounded.linear`)."""
+"""Convolutions that bound each example's gradient of the weight (see :mod:`dplip.nn.bounded.linear`).
+
+An example's gradient is a product of its cotangent with the patches that the kernel reads. It is formed by itself, and
+scaled by its own norm before the sum over examples. Padding other than by given numbers of zeros is an operation of its
+own, before a convolution without padding.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +13,133 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, scaled_rows
-from dplip.nn.sums import of_convolution, of_rows
+from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, of_bias, sum_into_radius
+from dplip.nn.bounded.slack import slack_of
+from dplip.nn.gradient_ball import row_norms
+from dplip.nn.sums import of_convolution
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
-from dplip.rules.convolution import convolution, most_reads
+from dplip.rules.convolution import convolution
+from dplip.separation import Rows, current
 
 
-@bounds(nn.Conv2d)
-class BoundedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` (zero padding) that bounds each example's gradient of its weight, and of its bias, in l2.
+class _Bounded(nn.modules.conv._ConvNd):
+    """What bounded convolutions share: they are torch's in evaluation mode."""
 
-    An entry of the input is read by at most m (position, tap) pairs, so the gradient's norm is at most
-    ``sqrt(m) |v| |x|`` (see :func:`dplip.rules.convolution.convolution`). That product is scaled down to the radius.
-
-    Args:
-        radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
-
-    Guarantee: as for :class:`BoundedLinear`.
-    """
+    slack: Tensor | None = None
 
     def __init__(self, *arguments: Any, radius: float = 1.0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.radius = checked_radius(radius)
-        self.check_settings()
 
-    def check_settings(self) -> None:
-        """Refuse a padding that the bound does not cover."""
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+    def _bounded(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+        if x.ndim != len(self.kernel_size) + 2:
             raise ConfigurationError(
-                f"padding={self.padding!r}, padding_mode={self.padding_mode!r}: give numbers of zeros."
+                f"x: a tensor of shape {tuple(x.shape)} has no axis of examples for {type(self).__name__}. Give "
+                f"(examples, channels, *spatial), one example as x[None]."
             )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self._conv_forward(x, self.weight, self.bias)
-        settings = (self.stride, self.padding, self.dilation, self.groups)
-        padding = tuple((int(p), int(p)) for p in self.padding)
-        reuse = math.sqrt(most_reads(tuple(x.shape[2:]), self.kernel_size, self.stride, padding, self.dilation))
-        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, reuse, settings)
+        watch = current()
+        if watch is not None and watch.rows(x) != Rows(0):
+            raise MixedExamplesError(
+                f"{type(self).__name__}: the examples are {watch.rows(x)} of a tensor of shape {tuple(x.shape)}, "
+                "and each one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
+            )
+        x, settings = settings_of(self, x, output_padding)
+        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack, settings)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
 
 
+class _Forward(_Bounded):
+    def _of(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self._conv_forward(x, self.weight, self.bias)
+        return self._bounded(x, (0,) * len(self.kernel_size))
+
+
+class _Transposed(_Bounded):
+    def _of(self, x: Tensor, output_size: list[int] | None) -> Tensor:
+        if not self.training:
+            return super().forward(x, output_size)
+        axes = len(self.kernel_size)
+        padding: Any = self._output_padding(  # type: ignore[operator]
+            x, output_size, list(self.stride), list(self.padding), list(self.kernel_size), axes, list(self.dilation)
+        )
+        return self._bounded(x, tuple(padding))
+
+
+@bounds(nn.Conv1d)
+class BoundedConv1d(_Forward, nn.Conv1d):
+    """``nn.Conv1d`` that bounds each example's gradient of its weight, and of its bias, by ``radius`` in l2.
+
+    Args:
+        arguments, keywords: as for ``nn.Conv1d``.
+        radius: the largest l2 norm of one example's gradient of the weight; likewise of the bias.
+
+    Shape: as for ``nn.Conv1d``, with an axis of examples in front.
+
+    Guarantee: as for :class:`BoundedLinear`, with groups, strides, dilation and every padding.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._of(input)
+
+
+@bounds(nn.Conv2d)
+class BoundedConv2d(_Forward, nn.Conv2d):
+    """``nn.Conv2d`` that bounds each example's gradients: see :class:`BoundedConv1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._of(input)
+
+
+@bounds(nn.Conv3d)
+class BoundedConv3d(_Forward, nn.Conv3d):
+    """``nn.Conv3d`` that bounds each example's gradients: see :class:`BoundedConv1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._of(input)
+
+
+@bounds(nn.ConvTranspose1d)
+class BoundedConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    """``nn.ConvTranspose1d`` that bounds each example's gradients: see :class:`BoundedConv1d`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._of(input, output_size)
+
+
+@bounds(nn.ConvTranspose2d)
+class BoundedConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` that bounds each example's gradients: see :class:`BoundedConv1d`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._of(input, output_size)
+
+
+@bounds(nn.ConvTranspose3d)
+class BoundedConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` that bounds each example's gradients: see :class:`BoundedConv1d`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._of(input, output_size)
+
+
+def settings_of(module: Any, x: Tensor, output_padding: tuple[int, ...]) -> tuple[Tensor, Any]:
+    """The input, padded if the convolution does not pad with numbers of zeros, and the arguments of a convolution."""
+    padding = module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * len(module.kernel_size)
+    return x, (module.stride, padding, module.dilation, module.transposed, output_padding, module.groups)
+
+
 class ConvolutionGradients(Summed):
-    """A convolution, whose node bounds the gradients of weight and bias."""
+    """A convolution, transposed or not, whose node bounds the gradients of weight and bias."""
 
     @staticmethod
     def forward(
@@ -66,34 +148,67 @@ class ConvolutionGradients(Summed):
         bias: Tensor | None,
         output: Tensor | None,
         radius: float | None,
-        reuse: float,
+        slack: Tensor | None,
         settings: Any,
     ) -> Tensor:
-        return F.conv2d(x, weight, bias, *settings) if output is None else output
+        if output is not None:
+            return output
+        stride, padding, dilation, transposed, output_padding, groups = settings
+        if transposed:
+            up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+            return up(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        return (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1](x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        Summed.setup_context(ctx, inputs, output)
+        ctx.terms = 1  # the positions of an example are summed before the examples
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-        (reuse, settings), shapes = ctx.geometry, (x.shape, weight.shape)
-        if v.ndim == 3:  # a sequence is treated as an image of height 1
-            x, weight, v = (t.unsqueeze(2) for t in (x, weight, v))
-            settings = (*((n, *s) for n, s in zip((1, 0, 1), settings[:3], strict=True)), settings[3])
-        gradient = bias = below = None
+        for_x, for_weight, for_bias, _, _, for_slack, _ = ctx.needs_input_grad
+        (settings,) = ctx.geometry
+        gradient = bias = below = slack = None
+        told: list[Tensor] | None = [] if for_slack else None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                inputs, scaled, sent = scaled_rows(x, v, weight, ctx.radius, reuse, math.prod(v.shape[2:]))
-                if for_weight:
-                    gradient = of_convolution(inputs, scaled, weight.shape[2:], *settings).reshape(shapes[1])
-                bias = of_rows(sent().flatten(2).sum(2)) if for_bias else None
-                del inputs, scaled, sent  # frees the scaled copy before the next product
+                given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
+                gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
+                # The slack belongs to the weight, or to the bias beside a frozen one.
+                bias = of_bias(sent.flatten(2).mT, ctx.radius, None if for_weight else told) if for_bias else None
+                slack = slack_of(ctx.radius, told) if told else None
             if for_x:
-                below = conv2d_input(x.shape, weight.to(v.dtype), v, *settings).reshape(shapes[0])
-        return below, gradient, bias, None, None, None, None
+                like = v.new_empty(1).expand(x.shape)
+                backward = torch.ops.aten.convolution_backward
+                below = backward(v, like, weight.to(v.dtype), None, *settings, (True, False, False))[0]
+        return below, gradient, bias, None, None, slack, None
 
 
-@rule(BoundedConv2d)
-def bounded_convolution(module: BoundedConv2d, x: Norms) -> tuple[Norms, Pullback]:
+def of_kernel(
+    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settings: Any, told: list[Tensor] | None = None
+) -> Tensor:
+    """The sum over examples of the kernel's gradients, each scaled into the radius (None: as it is).
+
+    A transposed convolution is the transpose of a convolution C with the same kernel: ``<v, C^T x> = <C v, x>``. So its
+    kernel's gradient is that of C for the input v and the cotangent x.
+
+    The magnitudes of an example's terms add up to at most the product of the norms of the cotangent and of all patches
+    (Cauchy-Schwarz), and each tap reads an entry at most once.
+    """
+    stride, padding, dilation, transposed, _, groups = settings
+    given, sent = (v, x) if transposed else (x, v)
+    taps = weight.shape[2:]
+    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
+
+    def total(each: Tensor, some: slice) -> Tensor:
+        return sum_into_radius(each, radius, None if most is None else most[some], told)
+
+    return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
+
+
+@rule(BoundedConv1d, BoundedConv2d)
+def bounded_convolution(module: BoundedConv1d | BoundedConv2d, x: Norms) -> tuple[Norms, Pullback]:
     return bounded_rule(convolution, module, x)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dplip.errors import ConfigurationError
-from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
+from dplip.errors import ConfigurationError, MixedExamplesError
+from dplip.nn.gradient_ball import row_norms, scale_into
+from dplip.nn.sums import of_rows
 from dplip.norms import Norms
 from dplip.rules import Pullback
+from dplip.separation import Rows, current
 from dplip.validate import positive
 
 LARGEST_NORM = 1e30
@@ -23,6 +25,9 @@ SMALLEST = 1e-12
 """The smallest radius. A scaled entry below 2^-126 is off by 2^-150. Times the other factor, whose norm is at most 2^64
 (a larger one has no finite square), the error is sqrt(d) 2^-86 for d entries, far less than ``ROW_SLACK`` of the
 radius."""
+
+CANCELLED = 256.0
+"""Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
 
 def checked_radius(radius: float) -> float:
@@ -54,6 +59,22 @@ class Enforcing(torch.autograd.Function):
     given = 1
 
 
+def require_in_front(x: Tensor, grouped: bool = False) -> None:
+    """Refuse an input of a node whose examples are not its first axis, as far as the present watch knows.
+
+    Args:
+        x: the input.
+        grouped: whether several rows in turn may belong to one example.
+    """
+    watch = current()
+    rows = None if watch is None else watch.rows(x)  # None: the same value for each example
+    if rows not in (None, Rows(0, inner=rows.inner if rows is not None and grouped else 1)):
+        raise MixedExamplesError(
+            f"a layer that bounds each example's gradient was given a value of shape {tuple(x.shape)} with the "
+            f"examples at {rows}. Bring the batch to axis 0."
+        )
+
+
 def is_enforcing(node: Any) -> bool:
     """Whether a node of the autograd graph is of a function that bounds the gradients of its parameters."""
     function = getattr(type(node), "_forward_cls", None)
@@ -68,42 +89,64 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     def pullback(v: Norms) -> Any:
         below, named = inner(v)
         if module.training:
-            positions = output.size // module.weight.shape[0]
-            # Each example was scaled to the radius before the sum over its positions, which rounds.
-            named = {k: n & Norms(n.shape, l2=radius).summed(positions) for k, n in named.items()}
+            named = {k: n & Norms(n.shape, l2=radius) for k, n in named.items()}
         return below, named
 
     return output, pullback
 
 
-def scaled_rows(
-    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, reuse: float, positions: int
-) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Inputs and cotangents for the weight's gradient, and a function that gives the cotangents for the bias's.
+def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+    """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
 
-    All are in the weight's type. With a radius, each example is scaled so that ``reuse |v| |x|`` and
-    ``sqrt(positions) |v|`` lie within it.
+    The order over the positions is the machine's, which may be another one in another batch (positions that are in
+    front in memory). So terms that cancel are scaled by their magnitudes, as in :func:`sum_into_radius`: what is off by
+    some roundings of the sum of the magnitudes is off by ``CANCELLED`` times as many roundings of the radius.
     """
-    x, v = x.to(weight.dtype), v.to(weight.dtype)  # exact: neither has more digits than the weight
+    summed = v.sum(1)
     if radius is None:
-        return x, v, lambda: v
-    sizes, lengths = row_norms(x), row_norms(v)
-    kept = torch.maximum(sizes, lengths) <= LARGEST_NORM  # False for NaN
-    # The scaling is skipped only where it would change no row, so that a row never depends on the others.
-    if not _all(kept & (reuse * sizes * lengths <= radius * (1 - ROW_SLACK))):
-        if not _all(kept):
-            x, v = (torch.where(kept.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in (x, v))
-            # The norms are not recomputed: a copy may differ in memory layout, which would change the rounding of all.
-            sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))
-        norms, on_input = reuse * sizes * lengths, x.numel() < v.numel()  # scale the smaller of the two tensors
-        inputs = x * scale_into(radius, norms, x) if on_input else x
-        cotangents = v if on_input else v * scale_into(radius, norms, v)
-    else:
-        inputs, cotangents = x, v
-    return inputs, cotangents, lambda: v * scale_into(radius, math.sqrt(positions) * lengths, v)
+        return of_rows(summed)
+    norms = row_norms(summed)
+    if v.shape[1] > 1:
+        norms = torch.maximum(norms, row_norms(v.abs().sum(1)) / CANCELLED)
+    if told is not None:
+        told.append(norms)
+    summed, scale = _scaled(summed, norms, radius)
+    return of_rows(summed * scale[:, None])
 
 
-def _all(condition: Tensor) -> bool:
+def sum_into_radius(
+    gradients: Tensor, radius: float | None, magnitudes: Tensor | None, told: list[Tensor] | None = None
+) -> Tensor:
+    """The sum of examples' gradients, each scaled into the radius; with no radius and magnitudes, as they are.
+
+    Each is a sum over positions that has been computed already. Its norm is that of the computed numbers, so how they
+    were rounded does not matter: an example adds a multiple of fixed numbers, which depend on no other example.
+
+    Args:
+        magnitudes: per example, a bound of the norm of the sum of the magnitudes of its terms. They are scaled into
+            ``CANCELLED`` times the radius, so that even a product that rounded otherwise in another batch would move an
+            example's share by few hundred roundings of the radius.
+        told: gets the bounds of the norms before scaling (:mod:`dplip.nn.bounded.slack`).
+    """
+    if radius is None or magnitudes is None:
+        return gradients.sum(0)
+    rows = gradients.flatten(1)
+    norms = torch.maximum(row_norms(rows), magnitudes / CANCELLED)
+    if told is not None:
+        told.append(norms)
+    rows, scale = _scaled(rows, norms, radius)
+    return (scale @ rows).reshape(gradients.shape[1:])
+
+
+def _scaled(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Rows, of which those that are left out are 0, and the factor of each."""
+    kept = norms <= LARGEST_NORM  # False for NaN
+    if not known(kept):
+        rows = torch.where(kept[:, None], rows, 0.0)
+    return rows, scale_into(radius, torch.where(kept, norms, math.inf), rows[:, 0])
+
+
+def known(condition: Tensor) -> bool:
     """Whether the condition is known to hold for every example."""
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return False
@@ -120,6 +163,9 @@ class Summed(Enforcing):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, given, ctx.radius, *ctx.geometry = inputs
+        x, weight, _, given, radius, _, *ctx.geometry = inputs
+        ctx.radius = None if radius is None else checked_radius(radius)  # the attribute may have been set
+        require_in_front(x)
+        ctx.terms = 1
         ctx.save_for_backward(x, weight)
         ctx.mark_dirty(*[given] * (given is not None))  # so that it is returned itself and not as a view

@@ -27,7 +27,7 @@ def _scaled(subject: Any, input: Norms, *rest: Any, **named: Any) -> Roundings:
     return Roundings(output=4.0, back=4.0, diagonal=True)
 
 
-rounding(nn.LeakyReLU, F.leaky_relu, nn.PReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d)(_scaled)
+rounding(nn.LeakyReLU, F.leaky_relu, nn.PReLU, dn.BoundedPReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d)(_scaled)
 rounding(F.dropout, F.dropout1d, F.dropout2d)(_scaled)
 
 

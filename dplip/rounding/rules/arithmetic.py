@@ -73,7 +73,7 @@ rounding(T.unsqueeze, torch.unsqueeze, T.contiguous, T.clone, torch.clone, torch
 rounding(torch.transpose, T.transpose, torch.swapaxes, T.swapaxes, torch.squeeze, T.squeeze, torch.flip)(_moved)
 rounding(T.flip, torch.narrow, T.narrow, torch.select, T.select, F.pixel_shuffle, F.pixel_unshuffle)(_moved)
 rounding(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.chunk, T.chunk, torch.split)(_moved)
-rounding(T.split, T.unbind, torch.unbind, dn.GradientBall)(_moved)
+rounding(T.split, T.unbind, torch.unbind, dn.GradientBall, torch.roll, T.roll, dn.RollChannels)(_moved)
 
 
 @rounding(T.float, T.double)

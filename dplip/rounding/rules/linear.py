@@ -31,7 +31,7 @@ def product(call: Any, input: Norms, other: Tensor) -> Roundings:
     return summing(other.shape[0], other.shape[1], summed=True)
 
 
-@rounding(nn.Conv1d, nn.Conv2d, dn.BoundedConv2d)
+@rounding(nn.Conv1d, nn.Conv2d, dn.BoundedConv1d, dn.BoundedConv2d)
 def convolution(module: nn.Conv1d | nn.Conv2d, x: Norms) -> Roundings:
     return _convolution(module.weight, module.groups)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip import nn as dn
-from dplip.norms import Bound, Norms, times
+from dplip.norms import Bound, Norms, below, times
 from dplip.rounding.registry import Roundings, rounding
 
 
@@ -25,6 +25,26 @@ def ball_projection(module: dn.BallProjection, x: Norms) -> Roundings:
     else:
         output = 4.0 if x.l2 <= inside else slack if x.l2 < 1e18 else math.inf
     return Roundings(output=output, back=4.0 * x.size + 128, held=True)
+
+
+@rounding(dn.DistanceAttention)
+def distance_attention(module: dn.DistanceAttention, x: Norms) -> Roundings:
+    """The roundings of a mean of T pulls of n features, and of the pullback's.
+
+    Proof: d is off by 4 units of itself (a difference, and a quotient by the rounded scale), ``1 + |d|^2`` by n + 9 and
+    w by half of that and 2, so e = w d by ``n / 2 + 12``. The mean of T of them and the scale add T + 2 units of
+    ``mean_s w |x_t - x_s| <= |x_t| + mean_s |x_s|``, whose norms are at most twice those of x. The last difference
+    rounds y. Where the square of d could overflow there is no bound; where d underflows, it is off by 2^-149 scales.
+
+    The pullback of v is v less a mean of ``w (v_t - v_s)``, of magnitudes of at most 2 |v| and off by ``n / 2 + T +
+    12``, and of ``w e e^T (v_t - v_s)``, of magnitudes of at most the rule's norms, off by ``3 (n / 2 + 12) + n + T +
+    4``. So ``back`` is in units of these norms, and no more is to be allowed for |J|.
+    """
+    tokens, features = x.shape[0], x.shape[1] // module.heads
+    pulls = x * (2 * (features / 2 + tokens + 16.0))
+    pulls = pulls + Norms(x.shape, linf=times(below(x.l2, 1e18 * module.scale), 0.0))
+    back = 3.5 * features + 3 * tokens + 70.0
+    return Roundings(0.0, 1.0, pulls, back=back, apart=module.scale * 2.0**-140, diagonal=True)
 
 
 @rounding(dn.Frozen)

@@ -17,6 +17,27 @@ CERTIFICATES = [
         "dual = 2.0\n    walk.refuse_surrogates()",
         "certificates/test_radii.py::test_the_certificate_of_a_linear_model_is_its_distance_to_the_decision_boundary",
     ),
+    mutant(
+        "products of slopes without those of other signs",
+        "certificates/slopes/walk.py",
+        "low, high = ends.amin(0), ends.amax(0)",
+        "low, high = ends[0], ends[3]",
+        "certificates/test_composed_slopes.py::test_every_slope_lies_in_its_interval_behind_and_before_any_signs",
+    ),
+    mutant(
+        "slopes rolled the same way back",
+        "certificates/slopes/rules.py",
+        "else -shifts",
+        "else shifts",
+        "certificates/test_slopes.py::test_slopes_through_every_operation_lie_in_their_intervals",
+    ),
+    mutant(
+        "points through which not all passes",
+        "certificates/articulation.py",
+        "if reach <= i:",
+        "if reach <= i + 1:",
+        "certificates/test_intervals.py::test_articulation_points_are_what_all_later_values_pass_through",
+    ),
 ]
 
 ROUNDINGS = [
@@ -98,5 +119,13 @@ ROUNDINGS = [
         "            if False:\n                inputs",
         "sensitivities/test_propagated.py"
         "::test_the_rounding_of_a_wide_sum_on_the_way_back_is_within_the_sensitivity_of_what_precedes",
+    ),
+    mutant(
+        "attention whose sums do not round",
+        "rounding/rules/normalization.py",
+        "pulls = x * (2 * (features / 2 + tokens + 16.0))",
+        "pulls = x * 0.0",
+        "rules/test_claims.py::test_float32_takes_no_operation_further_from_the_exact_one_than_is_claimed"
+        " -k DistanceAttention",
     ),
 ]

@@ -5,7 +5,7 @@ from attacks.mutants.mutant import mutant
 AUTOCAST_OFF = "        with torch.autocast(v.device.type, enabled=False):\n"
 LINEAR_BACKWARD = (
     "            if for_weight or for_bias:\n"
-    "                inputs, scaled, sent = _bounded_rows(x, v, weight, ctx.radius, 1.0,"
+    "                # In the weight's type, which has as many digits: (examples, positions, features).\n"
 )
 
 WHATEVER_THE_WEIGHTS = [
@@ -25,16 +25,16 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "a bounded layer that forgets its input",
-        "nn/bounded/enforcing.py",
-        "norms, on_input = reuse * sizes * lengths,",
-        "norms, on_input = reuse * lengths,",
+        "nn/bounded/linear.py",
+        "norms = (sizes * lengths).sum(1)\n    # The",
+        "norms = lengths.sum(1)\n    # The",
         "nn/test_bounded.py::test_every_example_is_scaled_by_itself_to_the_radius",
     ),
     mutant(
         "a bounded layer that stays in half precision",
-        "nn/bounded/enforcing.py",
-        "x, v = x.to(weight.dtype), v.to(weight.dtype)",
-        "x, v = x.to(v.dtype), v",
+        "nn/bounded/linear.py",
+        "(t.to(weight.dtype).reshape",
+        "(t.to(v.dtype).reshape",
         "nn/test_half_precision.py::test_no_example_exceeds_the_radius_whatever_meets_in_the_layer",
     ),
     mutant(
@@ -46,8 +46,8 @@ WHATEVER_THE_WEIGHTS = [
     ),
     mutant(
         "propagated bounds used under autocast",
-        "training/step_bounds.py",
-        "enforced_sensitivity(self.walk) if self._half else ",
+        "training/sources.py",
+        "enforced_sensitivity(self.walk) if enforced else ",
         "",
         "sensitivities/test_enforced.py::test_a_bound_that_is_propagated_is_not_used",
     ),
@@ -61,7 +61,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "autocast around the backward pass alone unseen",
         "training/gradient_monitor.py",
-        "if self._rounds(gradient):",
+        "if self._rounds(gradients[0]):",
         "if False:",
         "training/test_half_precision_run.py::test_autocast_is_refused_unless_the_optimizer_was_told",
     ),
@@ -90,7 +90,7 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a layer called by itself",
         "training/gradient_monitor.py",
-        "if not self._inside and isinstance",
+        "if not (self._inside or self._passes.recomputed) and isinstance",
         "if False and isinstance",
         "training/test_refused_gradients.py::test_a_part_that_was_called_by_itself_is_named",
     ),
@@ -114,15 +114,15 @@ SUMS = [
     mutant(
         "an attribute turns sums in blocks off",
         "nn/bounded/hooks.py",
-        "done = bounded and module.training",
+        "done = type(module).forward in BOUNDED and module.training",
         'done = hasattr(module, "radius") and module.training',
         "nn/test_sums.py::test_a_layer_sums_in_blocks_whatever_is_frozen_or_written_on_it",
     ),
     mutant(
         "norms are taken anew when an example is left out",
-        "nn/bounded/enforcing.py",
-        "sizes, lengths = (torch.where(kept, n, 0.0) for n in (sizes, lengths))",
-        "sizes, lengths = row_norms(x), row_norms(v)",
+        "nn/bounded/linear.py",
+        "norms = torch.where(kept, norms, 0.0)",
+        "norms = row_norms(x) * row_norms(v)",
         "nn/test_sums.py::test_an_example_that_is_left_out_moves_no_other",
     ),
     mutant(
@@ -152,5 +152,85 @@ SUMS = [
         "if use.blocked and not summed:",
         "if False:",
         "nn/test_sums.py::test_a_class_with_the_rule_of_a_layer_and_not_its_sums_is_charged_for_any_order",
+    ),
+]
+
+SEQUENCES = [
+    mutant(
+        "steps beyond a sequence's length counted",
+        "nn/bounded/recurrence.py",
+        "(slope[t] * g[:, None]).flatten(1), 0.0)",
+        "(slope[t] * g[:, None]).flatten(1), (slope[t] * g[:, None]).flatten(1))",
+        "nn/test_bounded_recurrent.py::test_what_lies_beyond_a_sequence_is_not_read",
+    ),
+    mutant(
+        "the weight of a GRU's state takes the cotangent of the input's",
+        "nn/bounded/recurrence.py",
+        "below, *own = of_all(ctx, d, on_state, x, h, w)",
+        "below, *own = of_all(ctx, d, d, x, h, w)",
+        "nn/test_bounded_recurrent.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "later steps send nothing to earlier ones",
+        "nn/bounded/recurrence.py",
+        "e = kept(on[t], here * forgotten[t], e)",
+        "e = kept(on[t], torch.zeros_like(here), e)",
+        "nn/test_bounded_recurrent.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "a bias of a recurrent layer is not scaled",
+        "nn/bounded/recurrence.py",
+        "of_bias(by_example(ctx, d), ctx.radius)",
+        "of_bias(by_example(ctx, d), None)",
+        "nn/test_bounded_recurrent.py::test_no_magnitude_takes_an_example_beyond_the_radius",
+    ),
+    mutant(
+        "each of an example's sequences is scaled by itself",
+        "nn/bounded/recurrent.py",
+        "return found.pop().inner",
+        "return 1",
+        "nn/test_bounded_recurrent.py::test_a_watch_says_which_sequences_are_one_example_s",
+    ),
+    mutant(
+        "sequences are taken for examples wherever these are",
+        "nn/bounded/recurrent.py",
+        "if len(found) != 1 or any(r.axis or r.outer != 1 for r in found):",
+        "if not found:",
+        "nn/test_bounded_recurrent.py::test_examples_along_another_axis_are_refused_under_a_watch",
+    ),
+    mutant(
+        "a layer's radius is looked at only when it is made",
+        "nn/bounded/recurrent.py",
+        "alive, each, checked_radius(self.radius))",
+        "alive, each, 1.0)",
+        "nn/test_bounded_recurrent.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "the packed projection of attention is used without a bound",
+        "nn/bounded/attention.py",
+        "LinearGradients.apply(x, weight, bias, None, checked_radius(self.radius), None)",
+        "F.linear(x, weight, bias)",
+        "nn/test_bounded_attention.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "the output of attention is projected as torch's layer does",
+        "nn/bounded/attention.py",
+        "self.out_proj(out.transpose(1, 2).flatten(2))",
+        "F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)",
+        "nn/test_bounded_attention.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "places of attention are taken for examples",
+        "nn/bounded/attention.py",
+        "t if self.batch_first else t.transpose(0, 1) for t",
+        "t for t",
+        "nn/test_bounded_attention.py::test_outputs_and_inactive_gradients_are_torch_s",
+    ),
+    mutant(
+        "a row of keys is used without a bound",
+        "nn/bounded/attention.py",
+        "at_examples(row, x[:, :1], self.radius, row.shape)",
+        "row.expand(len(x), 1, -1)",
+        "nn/test_bounded_attention.py::test_no_use_takes_an_example_beyond_the_radius",
     ),
 ]

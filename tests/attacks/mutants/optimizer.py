@@ -50,8 +50,8 @@ STEP = [
     mutant(
         "bounds of the first weights for ever",
         "training/optimizer.py",
-        "bounds = self._bounds(self._monitor.rows)\n",
-        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._monitor.rows)\n",
+        "bounds = self._bounds(self._monitor.seen)\n",
+        "self._first = bounds = getattr(self, '_first', None) or self._bounds(self._monitor.seen)\n",
         "training/test_bounds_of_a_step.py::test_the_noise_follows_every_change_of_the_model_between_steps",
     ),
     mutant(

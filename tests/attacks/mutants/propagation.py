@@ -26,8 +26,8 @@ THE_TRACE_IS_THE_MODEL = [
     ),
     mutant(
         "gradients of the public rows not compared",
-        "training/gradient_monitor.py",
-        "gradients=self._passes % BACKWARD == 0",
+        "training/passes.py",
+        "gradients=self._count % BACKWARD == 0",
         "gradients=False",
         "training/test_what_a_forward_reads.py::test_a_gradient_that_changes_alone_is_seen",
     ),
@@ -40,7 +40,7 @@ THE_TRACE_IS_THE_MODEL = [
     ),
     mutant(
         "further arguments unseen",
-        "training/gradient_monitor.py",
+        "training/passes.py",
         "if len(args) != 1 or kwargs:",
         "if False:",
         "training/test_what_a_forward_reads.py::test_further_arguments_of_the_model_are_refused",
@@ -48,13 +48,13 @@ THE_TRACE_IS_THE_MODEL = [
     mutant(
         "the norms that a loss held unseen",
         "training/gradient_monitor.py",
-        "if self._norms is not None and self._norms != self._loss.gradient_norms(self._norms.shape):",
+        "if self._norms is not None and self._norms[1] != self._loss.gradient_norms(self._norms[0]):",
         "if False:",
         "training/test_what_a_forward_reads.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
     ),
     mutant(
         "a stored bound for a loss whose norms have changed",
-        "training/step_bounds.py",
+        "training/sources.py",
         "state = guards_of(self._loss), self._loss.gradient_norms(shape)",
         "state = guards_of(self._loss)",
         "training/test_what_a_forward_reads.py::test_the_bound_of_a_loss_must_still_hold_at_the_step",
@@ -90,7 +90,7 @@ THE_TRACE_IS_THE_MODEL = [
     mutant(
         "a loss that mixes accepted",
         "losses/base.py",
-        "values.shape[:1] == outputs.shape[:1] and not mixes(loss.per_example, [outputs, targets])",
+        "values.shape[:1] == outputs.shape[:1] and not mixes(values_of, [outputs, *known])",
         "True",
         "runtime/test_mixing.py::test_a_loss_that_looks_at_the_batch_is_refused",
     ),

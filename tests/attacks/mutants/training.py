@@ -40,16 +40,16 @@ MEAN = [
     ),
     mutant(
         "rows near the radius scaled only beside an outlier",
-        "nn/bounded/enforcing.py",
+        "nn/bounded/linear.py",
         "<= radius * (1 - ROW_SLACK))",
         "<= radius)",
         "nn/test_bounded.py::test_an_example_far_out_changes_no_other_row",
     ),
     mutant(
         "rows of huge factors dropped only beside an outlier",
-        "nn/bounded/enforcing.py",
-        "if not _all(kept & (reuse",
-        "if not _all((reuse",
+        "nn/bounded/linear.py",
+        "if known(kept & (norms",
+        "if known((norms",
         "nn/test_bounded.py::test_an_example_far_out_changes_no_other_row",
     ),
     mutant(

@@ -3,17 +3,23 @@
 Many are bugs that private-training libraries have had."""
 
 from attacks.mutants.accounting import ACCOUNTING, EPSILONS
+from attacks.mutants.bounded import BOUNDED
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
+from attacks.mutants.enforced import ENFORCED
+from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
-from attacks.mutants.nn import SUMS, WHATEVER_THE_WEIGHTS
+from attacks.mutants.mixing import WHATEVER_THE_NUMBER
+from attacks.mutants.nn import SEQUENCES, SUMS, WHATEVER_THE_WEIGHTS
 from attacks.mutants.noise import NOISE
 from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
+from attacks.mutants.radii import ADAM, LEARNED, SLACK
 from attacks.mutants.records import FILES, RECORDS
 from attacks.mutants.rules import BOUNDS
 from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
 from attacks.mutants.sampling import SAMPLING
+from attacks.mutants.separation import SEPARATION
 from attacks.mutants.training import MEAN
 
 MUTANTS = [
@@ -26,15 +32,24 @@ MUTANTS = [
     *EPSILONS,
     *RECORDS,
     *WHATEVER_THE_WEIGHTS,
+    *OWN_GRADIENTS,
+    *SEQUENCES,
     *CERTIFICATES,
     *MEAN,
+    *WHATEVER_THE_NUMBER,
     *WEIGHTS_MOVED,
     *THE_TRACE_IS_THE_MODEL,
     *RANDOMNESS,
+    *SEPARATION,
     *ROUNDINGS,
     *TABLES,
     *SUMS,
+    *BOUNDED,
     *READ_BEFORE_TRAINING_AND_THREADS,
     *INNER_NODES,
     *FILES,
+    *ENFORCED,
+    *LEARNED,
+    *SLACK,
+    *ADAM,
 ]

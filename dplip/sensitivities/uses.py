@@ -1,0 +1,142 @@
+"""The uses of a model's parameters, read off the autograd graph of its output: who sends each its gradient.
+
+Where enforcing nodes alone (:mod:`dplip.nn.bounded.enforcing`) send a parameter its gradient, one example's part in it
+is at most the sum of their radii, whatever else the model computes.
+
+Proof: the gradient that arrives at a parameter is the sum over the edges into it. The part of an edge that comes from
+an enforcing node is, for each example, at most the node's radius. Between a node and the parameter lie at most
+selections (views, slices, transpositions): each copies entries of a gradient to places of their own, so it keeps the
+norm, and what comes by several edges adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from dplip.errors import UnboundedOperationError
+from dplip.nn.bounded.enforcing import is_enforcing
+from dplip.rules import Summation
+
+SELECTIONS = {
+    f"{name}Backward{number}"
+    for name in ("Alias", "Clone", "Permute", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "Transpose")
+    for number in range(3)
+} | {f"{name}Backward0" for name in ("Unbind", "UnsafeView", "Unsqueeze", "View", "ReshapeAlias", "Narrow", "Chunk")}
+"""Nodes of torch whose map copies each entry to at most one place."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """The uses of one parameter: a bound of one example's gradient, and how the gradients of a batch are summed."""
+
+    bound: float
+    summation: Summation
+
+    def __add__(self, other: Use) -> Use:
+        return Use(self.bound + other.bound, self.summation + other.summation)
+
+    def __or__(self, other: Use) -> Use:
+        """What holds for either of two passes."""
+        more = max(self.summation.uses, other.summation.uses)
+        both = self.summation + other.summation
+        return Use(max(self.bound, other.bound), Summation(both.terms, both.blocked, both.exact, more))
+
+
+def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Use]:
+    """Per parameter, its uses in the graph of a model's outputs.
+
+    Args:
+        outputs: the outputs of one forward pass.
+        names: ``id`` of each trained parameter -> its name.
+
+    Raises:
+        UnboundedOperationError: a parameter gets a gradient from a node that bounds none, or a node of the graph has a
+            backward pass of unknown code.
+    """
+    roots = list(dict.fromkeys(t.grad_fn for t in outputs if t.grad_fn is not None))
+    order, senders = _graph(roots)
+    received: dict[Any, Use | None] = dict.fromkeys(roots)  # None: a gradient that nothing bounds
+    found: dict[str, Use] = {}
+    for node in order:
+        use = received[node]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            if id(leaf) in names:
+                found[names[id(leaf)]] = _enforced(use, names[id(leaf)], senders[node])
+            continue
+        enforcing = is_enforcing(node)
+        _require_known(node)
+        given = type(node)._forward_cls.given if enforcing else 0
+        for position, (following, _) in enumerate(node.next_functions):
+            if following is None:
+                continue
+            sent: Use | None
+            if enforcing and position >= given:
+                sent = Use(node.radius, Summation(node.terms, blocked=True, exact=getattr(node, "exact", False)))
+            else:
+                sent = use if not enforcing and type(node).__name__ in SELECTIONS else None
+            if following not in received:
+                received[following] = sent
+            else:
+                before = received[following]
+                received[following] = None if sent is None or before is None else before + sent
+    return found
+
+
+def behind(tensors: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:
+    """The parameters that tensors were computed of."""
+    order, _ = _graph(list(dict.fromkeys(t.grad_fn for t in tensors if t.grad_fn is not None)))
+    leaves = [id(getattr(node, "variable", None)) for node in order]
+    return [names[key] for key in leaves if key in names]
+
+
+def _graph(roots: list[Any]) -> tuple[list[Any], dict[Any, list[str]]]:
+    """The nodes behind some roots, each after all that send it a gradient; and the names of the senders of each."""
+    waiting: dict[Any, int] = dict.fromkeys(roots, 0)
+    senders: dict[Any, list[str]] = {}
+    left = list(roots)
+    while left:
+        node = left.pop()
+        for following, _ in node.next_functions:
+            if following is not None:
+                if following not in waiting:
+                    waiting[following] = 0
+                    left.append(following)
+                waiting[following] += 1
+                senders.setdefault(following, []).append(type(node).__name__)
+    order = [node for node in roots if not waiting[node]]
+    for node in order:  # grows while it is read
+        for following, _ in node.next_functions:
+            if following is not None:
+                waiting[following] -= 1
+                if not waiting[following]:
+                    order.append(following)
+    return order, senders
+
+
+def _enforced(use: Use | None, name: str, senders: list[str]) -> Use:
+    if use is None:
+        raise UnboundedOperationError(
+            f"{name}: {', '.join(sorted(set(senders)))} sends this trained parameter a gradient that no layer bounds. "
+            "Call dplip.nn.bound_gradients(model) and model.train() before the optimizer is made private; a layer that "
+            "it does not know needs a parameter that is used by linear maps, sums and products alone, or "
+            "requires_grad_(False)."
+        )
+    return use
+
+
+def _require_known(node: Any) -> None:
+    """Refuse a node whose backward pass is Python code of unknown origin, which may mix examples."""
+    if isinstance(node, BackwardCFunction):
+        function = type(node)._forward_cls  # type: ignore[attr-defined]
+        if function.__module__.partition(".")[0] != "dplip":
+            raise UnboundedOperationError(
+                f"{function.__module__}.{function.__qualname__}: an autograd function whose backward pass may mix the "
+                "examples of a batch. Compute with torch's own operations; for activation checkpointing use "
+                "torch.utils.checkpoint(..., use_reentrant=False), and no backward hooks."
+            )

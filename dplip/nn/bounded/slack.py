@@ -52,13 +52,13 @@ def adaptive_layers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     share that parameter, each of its two uses has a coordinate of its own, and the norms of both vectors add up to the
     sum of the radii.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    for path, layer in model.named_modules():
-        if getattr(layer, "slack", None) is not None:
-            own = [getattr(layer, name, None) for name in ("weight", "bias")]
-            first = next((p for p in own if p is not None and p.requires_grad), None)
-            if id(first) in names:  # not a tensor that is made of parameters
-                yield path, layer, names[id(first)]
+    layers: list[tuple[str, Any]] = [(k, m) for k, m in model.named_modules() if getattr(m, "slack", None) is not None]
+    names = {id(p): name for name, p in model.named_parameters()} if layers else {}
+    for path, layer in layers:
+        own = [getattr(layer, name, None) for name in ("weight", "bias")]
+        first = next((p for p in own if p is not None and p.requires_grad), None)
+        if id(first) in names:  # not a tensor that is made of parameters
+            yield path, layer, names[id(first)]
 
 
 def leaves(model: nn.Module) -> list[Tensor]:

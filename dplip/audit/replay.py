@@ -18,9 +18,11 @@ from dplip.losses import Loss
 from dplip.nn.bounded.slack import adaptive_layers
 from dplip.noise import GaussianNoise
 from dplip.propagation import Walk
+from dplip.runtime.example import Example
 from dplip.sampling import PoissonLoader
 from dplip.sensitivities import enforced_sensitivity, sensitivity
 from dplip.training import DPLipOptimizer
+from dplip.training.calls import Calls
 
 _REPLAY_SLACK = 1e-4  # of a comparison of float32 gradients before and after noise, relative to the largest entry
 
@@ -54,8 +56,8 @@ def replay(
     loss: Loss,
     data: Dataset[Any],
     *,
-    example: tuple[Any, Any] | None = None,
-    input_shape: tuple[int, ...],
+    example: Any = None,
+    input_shape: tuple[int, ...] | Example,
     noise_multiplier: float = 1.0,
     neighboring: str = "add_remove",
     optimizer: Callable[[Any], Optimizer] | None = None,
@@ -72,8 +74,9 @@ def replay(
 
     Args:
         model: not changed; its forward pass must not draw at random (no dropout).
-        data: (input, target) pairs, at least one.
+        data: (input, target) pairs, or other items that :class:`dplip.training.calls.Calls` knows; at least one.
         example: the one that a neighbour lacks; by default the last of ``data``.
+        input_shape: shape of one example, or a :class:`dplip.Example`.
         optimizer: from parameters to the optimizer that takes the steps; by default SGD with a small rate.
         max_physical_batch_size: as for the trainer.
         steps: number of steps, spread over ``sample_rates``.
@@ -93,9 +96,10 @@ def replay(
     for step in range(steps):
         rate = sample_rates[step % len(sample_rates)]
         adaptive = any(True for _ in adaptive_layers(current))  # a slack coordinate fills what propagation leaves
-        declared = (
-            enforced_sensitivity(Walk(current, input_shape)) if adaptive else sensitivity(current, loss, input_shape)
-        )
+        if adaptive and not isinstance(input_shape, Example):
+            declared = enforced_sensitivity(Walk(current, input_shape))
+        else:
+            declared = sensitivity(current, loss, input_shape)
         runs = [
             _Step(
                 current,
@@ -178,7 +182,7 @@ class _Step:
         model: nn.Module,
         loss: Loss,
         loader: PoissonLoader,
-        input_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | Example,
         noise_multiplier: float,
         neighboring: str,
         optimizer: Callable[[Any], Optimizer],
@@ -200,10 +204,11 @@ class _Step:
             noise=recorder,
         )
         self.constants = (loader.sample_rate, loader.steps_per_epoch, private.expected_batch_size)
-        self.examples = 0
-        for x, y in loader:
+        self.examples, calls = 0, Calls(self.model)
+        for batch in loader:
             private.zero_grad()
-            loss(self.model(x), y).backward()
+            (args, kwargs), targets = calls.of(batch)
+            loss(calls.select(self.model(*args, **kwargs)), targets).backward()
             self.examples = loader.handed_out
             whole = loader.complete
             private.step()

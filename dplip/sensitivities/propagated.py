@@ -11,6 +11,7 @@ from torch import nn
 from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
+from dplip.nn.bounded import bounds_gradients
 from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounded
@@ -77,13 +78,23 @@ def sensitivity(
     require_loss(loss)
     if isinstance(input_shape, Example):
         if input_shape.shape is None:
-            uses = EnforcedModel(model, input_shape).planned
-            return Sensitivities({name: use.bound * (1 + GRADIENT_SLACK) for name, use in uses.items()})
+            return _by_layers(model, input_shape)
         input_shape = input_shape.shape
-    walk = Walk(model, input_shape)
-    bounds = sensitivity_of(walk, loss, input_norms)
+    try:
+        walk = Walk(model, input_shape)
+        bounds = sensitivity_of(walk, loss, input_norms)
+    except UnboundedOperationError:
+        if not bounds_gradients(model):
+            raise
+        return _by_layers(model, Example.of_shape(input_shape))
     require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
     return bounds
+
+
+def _by_layers(model: nn.Module, example: Example) -> Sensitivities:
+    """The radii of the layers that a pass uses."""
+    uses = EnforcedModel(model, example).planned
+    return Sensitivities({name: use.bound * (1 + GRADIENT_SLACK) for name, use in uses.items()})
 
 
 def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:

@@ -1,12 +1,18 @@
 """Neighbouring steps are replayed: they differ within the sensitivity and in nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
+from helpers.enforced import CASES, items
 from helpers.models import built
 from helpers.runs import examples
+from torch.utils.data import default_collate
 
+import dplip
 from dplip import audit
 from dplip.losses import CrossEntropy
+from dplip.training.calls import Calls
 
 
 @pytest.mark.parametrize("name", ["orthogonal", "plain", "convolutional", "residual", "tied"])
@@ -25,6 +31,18 @@ def test_neighbouring_steps_differ_within_the_sensitivity_and_in_nothing_else(na
         max_physical_batch_size=most,
         steps=6,
     )
+    assert not moved.violated and moved.differing >= 2
+    assert 0 < moved.joint <= 1
+
+
+# Not "noise inside": neighbours draw their noise in another order.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "noise inside"])
+def test_neighbouring_steps_of_models_of_any_code_differ_within_the_radii(name):
+    case = CASES[name]
+    data: Any = items(case, 24)
+    model = dplip.nn.bound_gradients(case.model().train())
+    call, _ = Calls(model).of(default_collate(data[:1]))
+    moved = audit.replay(model, case.loss, data, input_shape=dplip.Example.of_batch(*call), steps=6)
     assert not moved.violated and moved.differing >= 2
     assert 0 < moved.joint <= 1
 

@@ -34,7 +34,7 @@ def cnn(input_shape: tuple[int, ...]) -> nn.Sequential:
 
 def main() -> None:
     parser = options(__doc__, epochs=10, lr=2e-3)
-    parser.add_argument("--data", choices=("digits", "mnist", "fashion-mnist"), default="digits")
+    parser.add_argument("--data", choices=("digits", "mnist", "fashion-mnist", "cifar10"), default="digits")
     parser.add_argument("--data-dir")
     arguments = parser.parse_args()
     data = load(arguments.data, arguments.data_dir)

@@ -5,9 +5,13 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import default_collate
+
+import dplip
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "models"
 QUICK = ["--limit", "48", "--epochs", "1", "--epsilon", "8"]
@@ -95,3 +99,47 @@ def test_text_is_of_four_libraries_and_the_same_at_each_time(script):
     assert text.sentences(8) == (rows, labels)
     letters, of_library = text.names(12)
     assert {len(r) for r in letters} == {12} and len(letters) == len(of_library)
+
+
+# Not vae: neighbours draw their noise in another order.
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in (*NEEDS_AN_EXTRA, "vae")])
+def test_neighbouring_sums_lie_within_the_sensitivity_over_a_run(script, monkeypatch, name):
+    """At each step of a private run, leaving one example out moves the sum by at most the sensitivity."""
+    module, captured = script(name), []
+    monkeypatch.setattr(module, "beside", lambda task, arguments: captured.append(task))
+    monkeypatch.setattr(sys, "argv", [name, *QUICK])
+    module.main()
+    task: Any = captured[0]
+    data = [task.train[i] for i in range(24)]
+    collate = default_collate if task.collate is None else task.collate
+    model = dplip.nn.bound_gradients(task.fresh().train())
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0  # or else neighbours draw other masks
+    model, optimizer, loader = dplip.PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data_loader=torch.utils.data.DataLoader(data, 8, collate_fn=task.collate),  # type: ignore[arg-type]
+        criterion=task.loss,
+        noise_multiplier=1.0,
+    )
+
+    def summed(items: Any) -> dict[str, torch.Tensor]:
+        optimizer.zero_grad()
+        task.loss(*task.call(model, collate(items))).backward()
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        optimizer.zero_grad()
+        return found
+
+    most = 0.0
+    for _ in range(3):
+        whole, bounds = summed(data[:9]), optimizer.sensitivities()
+        for left in (0, 4, 8):
+            rest = summed(data[:left] + data[left + 1 : 9])
+            most = max(most, *(float((whole[n] - rest[n]).norm()) / bound for n, bound in bounds.items()))
+        for batch in loader:
+            optimizer.zero_grad()
+            task.loss(*task.call(model, batch)).backward()
+            optimizer.step()
+            break
+    assert 0.1 < most <= 1

@@ -151,7 +151,7 @@ SEPARATION = [
         "separation/marks.py",
         "if mark is None or mark.watch is not self._token:\n            known",
         "if mark is None:\n            known",
-        "separation/test_mixed.py::test_a_later_watch_knows_nothing_of_an_earlier_one",
+        "separation/test_mixed.py::test_a_later_watch_refuses_the_examples_of_an_earlier_one",
     ),
     mutant(
         "an argument taken for the code of a tensor",

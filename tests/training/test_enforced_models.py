@@ -378,6 +378,13 @@ def test_another_call_is_refused_in_words_and_nothing_is_charged(name: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 
 
+def test_examples_of_another_length_are_refused_in_words() -> None:
+    """A model that takes any length: the longest of a batch would depend on its other examples."""
+    model, optimizer, loader = private(Recurrent(), LOSS, items(CASES["recurrent"]))
+    with pytest.raises(ConfigurationError, match=r"shape \(4, 5\).*Padding"):
+        step(model, optimizer, loader, torch.randn(7, 4, 5))
+
+
 def test_layers_that_bound_nothing_are_refused_with_the_way_out() -> None:
     model = Recurrent().train()
     with pytest.raises(UnboundedOperationError, match="bound_gradients"):

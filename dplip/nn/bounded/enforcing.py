@@ -84,7 +84,7 @@ def is_enforcing(node: Any) -> bool:
 def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Norms, Pullback]:
     """The stock layer's bounds, with parameter bounds of at most the radius in training mode."""
     output, inner = bounds(module, x)
-    radius = checked_radius(module.radius)  # checked again, since the attribute may have been set
+    radius = float(module.radius)  # which the node checks
 
     def pullback(v: Norms) -> Any:
         below, named = inner(v)

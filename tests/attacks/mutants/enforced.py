@@ -137,14 +137,14 @@ ENFORCED = [
         "runtime/example.py",
         "rows.shape[1:] == own.shape and ",
         "",
-        f"{MODELS}::test_another_call_is_refused_in_words_and_nothing_is_charged",
+        f"{MODELS}::test_examples_of_another_length_are_refused_in_words",
     ),
     mutant(
         "a value of an earlier batch is a constant",
         "separation/marks.py",
         "if earlier is not None and isinstance(earlier.label, Rows):",
         "if False:",
-        f"{MODELS}::test_what_mixes_examples_is_refused",
+        "separation/test_mixed.py::test_a_later_watch_refuses_the_examples_of_an_earlier_one",
     ),
     mutant(
         "an enforcing node takes the first axis for the examples",

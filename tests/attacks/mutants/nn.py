@@ -128,8 +128,8 @@ SUMS = [
     mutant(
         "a radius is looked at only when a layer is made",
         "nn/bounded/enforcing.py",
-        "radius = checked_radius(module.radius)",
-        "radius = module.radius",
+        "ctx.radius = None if radius is None else checked_radius(radius)",
+        "ctx.radius = radius",
         "nn/test_sums.py::test_a_radius_that_is_none_is_refused_whenever_it_is_set",
     ),
     mutant(

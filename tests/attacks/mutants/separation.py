@@ -154,13 +154,6 @@ SEPARATION = [
         "separation/test_mixed.py::test_a_later_watch_refuses_the_examples_of_an_earlier_one",
     ),
     mutant(
-        "an argument taken for the code of a tensor",
-        "separation/marks.py",
-        "return _codes.setdefault((label, t.shape, t.dtype), object())",
-        "return _codes.setdefault((label, t.shape, t.dtype), len(_codes))",
-        "separation/test_check.py::test_a_number_is_no_tensor",
-    ),
-    mutant(
         "numbers of examples that are divided by",
         "separation/signature.py",
         "elif sized and type(one)",

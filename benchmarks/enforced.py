@@ -133,6 +133,20 @@ def ghost(model: nn.Module, batch: int) -> Callable[[], None]:
     return step
 
 
+def tried(
+    kind: Callable[[nn.Module, int], Callable[[], None]], make: Callable[[], nn.Module], batch: int
+) -> Callable[[], None] | None:
+    """A kind of step that has run once; None, with a word of why, where it does not run."""
+    torch.manual_seed(0)
+    try:
+        step = kind(Logits(make()).train(), batch)
+        step()
+    except Exception as wrong:
+        print(f"{make.__name__}: {kind.__name__} does not run: {type(wrong).__name__}: {str(wrong)[:200]}")
+        return None
+    return step
+
+
 def times(steps: list[Callable[[], None] | None], pairs: int) -> list[list[float]]:
     """Seconds of each kind of step, taken in turn; the first round is a warm-up."""
     found: list[list[float]] = [[] for _ in steps]
@@ -155,15 +169,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'model':<8} {'plain, ms':>10} {'dplip/plain':>12} {'ghost/plain':>12}")
     for make in (llama, bert):
-        steps: list[Callable[[], None] | None] = []
-        for kind in (plain, private, ghost):
-            torch.manual_seed(0)
-            try:
-                steps.append(kind(Logits(make()).train(), options.batch))
-                steps[-1]()  # type: ignore[misc]
-            except Exception as wrong:
-                steps = [*steps[:-1], None] if len(steps) > [plain, private, ghost].index(kind) else [*steps, None]
-                print(f"{make.__name__}: {kind.__name__} does not run: {type(wrong).__name__}: {str(wrong)[:200]}")
+        steps = [tried(kind, make, options.batch) for kind in (plain, private, ghost)]
         base, *others = [statistics.median(t) if t else float("nan") for t in times(steps, options.pairs)]
         print(f"{make.__name__:<8} {base * 1e3:10.1f} " + " ".join(f"{t / base:12.2f}" for t in others))
 

@@ -79,8 +79,8 @@ class EnforcedModel:
         self._before = guards_of(self.model)
         return self._watch(call)
 
-    def problem(self, call: Call, watch: Watch, outputs: list[Tensor]) -> str | None:
-        """Why the bounds are not those of a pass that was watched, as a sentence; None: they are."""
+    def problem(self, call: Call, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> str | None:
+        """Why the bounds are not those of a pass that was watched and has these uses, as a sentence; None: they are."""
         outside = behind(self.example.tensors(call), self._names())
         if outside:
             return (
@@ -93,13 +93,13 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        if self._alike(watch, outputs):
+        if self._alike(watch, uses):
             return None
         if self._before == guards_of(self.model):  # else the pass has left something behind, for public ones to find
             with undisturbed():
                 # an attribute of the model may have changed, or the precision, or what inputs need gradients
                 self._learn([t.requires_grad for t in self.example.tensors(call)])
-            if self._alike(watch, outputs):
+            if self._alike(watch, uses):
                 return None
         return (
             f"the model has run other operators or radii on a batch of {watch.examples} examples than it does on "
@@ -112,9 +112,9 @@ class EnforcedModel:
         tensors = self.example.tensors(call)
         return Watch(tensors, len(tensors[0]), self.model)
 
-    def _alike(self, watch: Watch, outputs: list[Tensor]) -> bool:
+    def _alike(self, watch: Watch, uses: Mapping[str, Use]) -> bool:
         """Whether a pass is one of those over public examples, but for their number."""
-        bounds = [{name: use.bound for name, use in uses.items()} for uses in (self.planned, self.uses(outputs))]
+        bounds = [{name: use.bound for name, use in each.items()} for each in (self.planned, uses)]
         return bounds[0] == bounds[1] and self._template.fits(watch.signature, watch.examples)
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:

@@ -77,7 +77,7 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
                 continue
             sent: Use | None
             if enforcing and position >= given:
-                sent = Use(node.radius, Summation(node.terms, blocked=True, exact=getattr(node, "exact", False)))
+                sent = Use(node.radius, Summation(node.terms, blocked=True))
             else:
                 sent = use if not enforcing and type(node).__name__ in SELECTIONS else None
             if following not in received:

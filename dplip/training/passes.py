@@ -153,7 +153,7 @@ class EnforcedPasses:
             return self._model.example.problem(call) or "the pass was not watched. Call the model itself: model(x)."
         try:
             self._uses = self._model.uses(outputs)
-            return self._model.problem(call, self._watch, outputs)
+            return self._model.problem(call, self._watch, outputs, self._uses)
         except DPLipError as wrong:
             return str(wrong)
 

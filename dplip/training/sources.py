@@ -92,17 +92,15 @@ class Propagated:
     def after(self, change: Callable[[], None]) -> None:
         """The trace holds no radius, and bounds scale with them."""
         model = self.walk.model
-        traced, before = guards_of(model) == self.walk.guards, _radii(model)
-        change()
+        traced, factors = guards_of(model) == self.walk.guards, _factors(model, change)
         if not traced:
             return
-        self.walk.guards, now = guards_of(model), _radii(model)
-        factors = {name: {new / old for new, old in zip(now[name], before[name], strict=True)} for name in now}
+        self.walk.guards = guards_of(model)
         state, bounds = self._constant or (None, None)
-        if bounds is None or any(len(found) > 1 for found in factors.values()):
-            self._constant = None  # layers that share a parameter: computed again
+        if bounds is None or factors is None:
+            self._constant = None  # computed again
         else:
-            scaled = {name: bound * max(factors.get(name, {1.0})) for name, bound in bounds.items()}
+            scaled = {name: bound * factors.get(name, 1.0) for name, bound in bounds.items()}
             self._constant = state, Sensitivities(scaled)
 
 
@@ -143,12 +141,9 @@ class Enforced:
         return EnforcedPasses(self.model)
 
     def after(self, change: Callable[[], None]) -> None:
-        before, traced = _radii(self.model.model), self.model.current()
-        change()
-        now = _radii(self.model.model)
-        factors = {name: {new / old for new, old in zip(now[name], before[name], strict=True)} for name in now}
-        if traced and all(len(found) == 1 for found in factors.values()):  # else it is tried again
-            self.model.rescale({name: found.pop() for name, found in factors.items()})
+        planned, factors = self.model.current(), _factors(self.model.model, change)
+        if planned and factors is not None:  # else it is tried again
+            self.model.rescale(factors)
 
 
 def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bool, cache: NormCache) -> Source:
@@ -186,6 +181,14 @@ def traced(model: nn.Module, example: Example) -> Walk | None:
             f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
             "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
         ) from None
+
+
+def _factors(model: nn.Module, change: Callable[[], None]) -> dict[str, float] | None:
+    """How a change of radii scales the bound of each parameter; None: layers that share one are scaled differently."""
+    before = _radii(model)
+    change()
+    found = {n: {new / old for new, old in zip(now, before[n], strict=True)} for n, now in _radii(model).items()}
+    return {n: max(ratios) for n, ratios in found.items()} if all(len(r) == 1 for r in found.values()) else None
 
 
 def _radii(model: nn.Module) -> dict[str, list[float]]:

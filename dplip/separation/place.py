@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
 from torch import nn
@@ -13,41 +14,42 @@ from dplip.separation.call import Refused
 
 def mixed(model: nn.Module | None, operator: str, refused: Refused) -> MixedExamplesError:
     """The error for what an operator does to the examples, in the module whose forward runs."""
-    remedy = _PACKED if "torch.nn.utils.rnn" in _callers() else refused.remedy
+    remedy = _PACKED if any(_module(frame) == "torch.nn.utils.rnn" for frame in _frames()) else refused.remedy
     return MixedExamplesError(f"{_path(model)}: {operator} {refused.reason} {remedy}")
 
 
 _PACKED = "Packing sorts the batch: give the padded batch and lengths to the bounded layer, lstm(x, lengths=lengths)."
 
 
-def _callers() -> set[str]:
-    """The modules of all Python code that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    found = set()
-    while frame is not None:
-        found.add(str(frame.f_globals.get("__name__", "")))
-        frame = frame.f_back
-    return found
+def called_from() -> tuple[str, str]:
+    """The module and the function of the Python code that called torch."""
+    for frame in _frames():
+        name = _module(frame)
+        if not name.startswith("torch.") and name not in _BETWEEN:
+            return name, frame.f_code.co_name
+    return "", ""
+
+
+_BETWEEN = {"torch", *(f"dplip.separation.{name}" for name in ("exits", "place", "shortcuts"))}
 
 
 def _path(model: nn.Module | None) -> str:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and frame.f_code.co_name not in ("_call_impl", "_wrapped_call_impl"):
             kind = type(module).__name__
             paths = [path for path, m in model.named_modules() if m is module] if model is not None else []
             return f"{paths[0]} ({kind})" if paths and paths[0] else f"the model ({kind})" if paths else kind
-        frame = frame.f_back
     return "the model"
 
 
-def called_from() -> str:
-    """The name of the module of Python code that called torch."""
-    frame: FrameType | None = sys._getframe(2)
+def _frames() -> Iterator[FrameType]:
+    """The Python code that is running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if not name.startswith("torch.") and name not in ("torch", "dplip.separation.exits"):
-            return name
+        yield frame
         frame = frame.f_back
-    return ""
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

@@ -16,9 +16,30 @@ ENFORCED = [
     mutant(
         "any node between an enforcing one and a parameter is a selection",
         "sensitivities/uses.py",
-        "sent = use if not enforcing and type(node).__name__ in SELECTIONS else None",
-        "sent = use if not enforcing else None",
+        "selecting = not enforcing and type(node).__name__ in SELECTIONS",
+        "selecting = not enforcing",
         f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "parts of a parameter that overlap add up by squares",
+        "sensitivities/selections.py",
+        "if not groups or part.start >= reached:",
+        "if True:",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
+    ),
+    mutant(
+        "parts along different dimensions count as disjoint",
+        "sensitivities/selections.py",
+        "if len(parts) < len(held) or len({part.dim for part in parts}) > 1:",
+        "if len(parts) < len(held):",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
+    ),
+    mutant(
+        "an index from the end counts as another one than from the front",
+        "sensitivities/selections.py",
+        "index = _signed(node._saved_index) % size",
+        "index = _signed(node._saved_index)",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
     ),
     mutant(
         "the input of an enforcing node is bounded as its parameters are",
@@ -37,8 +58,8 @@ ENFORCED = [
     mutant(
         "an output's own gradient is forgotten",
         "sensitivities/uses.py",
-        "received: dict[Any, Use | None] = dict.fromkeys(roots)",
-        "received: dict[Any, Use | None] = dict.fromkeys(roots, Use(0.0, Summation()))",
+        "{root: [Arrival(0, None, None)] for root in roots}",
+        "{root: [Arrival(0, None, Use(0.0, Summation()))] for root in roots}",
         f"{USES}::test_another_sender_is_refused",
     ),
     mutant(

@@ -27,6 +27,7 @@ from dplip.nn.bounded.enforcing import is_enforcing
 from dplip.rules import Summation
 from dplip.sensitivities.selections import SELECTIONS, Part, apart, part_of
 
+
 @dataclass(frozen=True)
 class Use:
     """The uses of one parameter: a bound of one example's gradient, and how the gradients of a batch are summed."""

@@ -93,7 +93,7 @@ def largest(parts: Parts, expected: float) -> tuple[float, float]:
     outputs = [LinearGradients.apply(x[:, : part.shape[1]], part, None, None, 1.0, None) for part in parts(w)]
     bound = uses_of(outputs, {id(w): "w"})["w"].bound
     assert bound == pytest.approx(expected)
-    sum(1e3 * y.sum() for y in outputs).backward()  # type: ignore[union-attr]
+    sum(1e3 * y.sum() for y in outputs).backward()
     assert w.grad is not None
     return float(w.grad.norm()), bound
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_flatten
 
 from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, first_line
@@ -217,13 +216,6 @@ def _check(model: nn.Module) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigurationError("model: no parameter of it is trainable, so there is nothing to train. Thaw some.")
     for path, module in model.named_modules():
-        if is_parametrized(module) and any(p.requires_grad for p in module.parametrizations.parameters()):
-            refuse(
-                path,
-                type(module).__name__,
-                "has a parametrization, so that no layer bounds the gradient of what is trained.",
-                "Use dplip.constrain, or torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight').",
-            )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             refuse(path, type(module).__name__, "has no weights yet.", "Run the model once, on a public batch.")
         if vars(module).get("_compiled_call_impl") is not None or type(module).__name__ == "OptimizedModule":

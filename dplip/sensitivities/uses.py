@@ -144,7 +144,8 @@ def _enforced(use: Use | None, name: str, senders: list[str]) -> Use:
             f"{name}: {', '.join(sorted(set(senders)))} sends this trained parameter a gradient that no layer bounds. "
             "Call dplip.nn.bound_gradients(model) and model.train() before the optimizer is made private; a layer that "
             "it does not know needs a parameter that is used by linear maps, sums and products alone, or "
-            "requires_grad_(False)."
+            "requires_grad_(False); a layer that is applied to a value that depends on no example needs one row for "
+            "each: value.expand(len(x), -1)."
         )
     return use
 

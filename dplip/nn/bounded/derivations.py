@@ -34,9 +34,10 @@ SAME = named("clone contiguous to type float double half bfloat16 type_as")
 ALONE = named(
     "add sub mul div true_divide neg exp log sqrt rsqrt square pow abs sigmoid tanh relu gelu silu softplus softmax "
     "log_softmax normalize interpolate pad sum mean cat stack flip roll index_select repeat tile expand expand_as "
-    "broadcast_to clamp reciprocal __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ "
-    "__pow__"
+    "broadcast_to clamp reciprocal norm outer tril triu diag amax amin var std matrix_exp __add__ __radd__ __sub__ "
+    "__rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__"
 )
+NORMS = [torch.linalg.vector_norm, torch.linalg.matrix_norm, torch.linalg.norm, torch.norm_except_dim]
 
 
 def constants(args: Any, kwargs: Any) -> bool:
@@ -73,7 +74,7 @@ def same(function: Any, args: Any, kwargs: Any) -> Any:
     return derived(result, *made_of(value), getattr(value, "ids", None), getattr(value, "padding", None))
 
 
-@handles(*ALONE)
+@handles(*ALONE, *NORMS)
 def alone(function: Any, args: Any, kwargs: Any) -> Any:
     """A function of parameters and constants; its gradient for each example is computed from the parameters anew."""
     if not constants(args, kwargs):
@@ -119,3 +120,13 @@ def dropout(function: Any, args: Any, kwargs: Any) -> Any:
         return alone(torch.mul, (input, mask), {})
 
     return bounded(*args, **kwargs)
+
+
+@handles(torch._weight_norm)
+def weight_norm(function: Any, args: Any, kwargs: Any) -> Any:
+    """``g v / |v|``, of weight normalisation, by operators that can be computed for several cotangents at once."""
+
+    def normed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    return alone(normed, args, kwargs)

@@ -68,15 +68,26 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
         UnboundedOperationError: a parameter gets a gradient from a node that bounds none, or a node of the graph has a
             backward pass of unknown code.
     """
+    found = _found(outputs, names)
+    return {name: _enforced(use, name, senders) for name, (use, senders) in found.items()}
+
+
+def unbounded(outputs: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:
+    """The parameters that get a gradient from a node that bounds none."""
+    return [name for name, (use, _) in _found(outputs, names).items() if use is None]
+
+
+def _found(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, tuple[Use | None, list[str]]]:
+    """Per parameter, its uses, and the names of the nodes that send it a gradient."""
     roots = list(dict.fromkeys(t.grad_fn for t in outputs if t.grad_fn is not None))
     order, senders = _graph(roots)
     received: dict[Any, list[Arrival]] = {root: [Arrival(0, None, None)] for root in roots}
-    found: dict[str, Use] = {}
+    found: dict[str, tuple[Use | None, list[str]]] = {}
     for node in order:
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             if id(leaf) in names:
-                found[names[id(leaf)]] = _enforced(_sum(received[node]), names[id(leaf)], senders[node])
+                found[names[id(leaf)]] = _sum(received[node]), senders[node]
             continue
         enforcing = is_enforcing(node)
         _require_known(node)

@@ -22,8 +22,8 @@ def examples_first(
     """Call a function on views of tensors whose axis 0 counts the examples; its results have the first one's layout.
 
     Without a watch, or where axis 0 counts the examples already, this is ``function(*tensors)``. A tensor whose batch
-    axis is (outer * B * inner) comes as (B, outer, inner, ...), without the factors that are 1. Constants with a row for
-    each example, all alike, count as the examples'.
+    axis is (outer * B * inner) comes as (B, outer, inner, ...), without the factors that are 1. Constants with a row
+    for each example, all alike, count as the examples'.
 
     Args:
         function: one whose results keep all axes of its first argument but the last, which may change in size or go:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dplip.nn.bounded.convolution import ConvolutionGradients, by_examples
 from dplip.nn.bounded.derivations import alone, basic, named, part
 from dplip.nn.bounded.embedding import rows_of
-from dplip.nn.bounded.meetings import affine, applied, combined, linear, of_examples
+from dplip.nn.bounded.meetings import affine, applied, combined, linear, met, of_examples
 from dplip.nn.bounded.parameter import handles, made_of, own
 from dplip.nn.bounded.weights import Convolved
 from dplip.separation import current
@@ -42,14 +42,16 @@ def embedding(function: Any, args: Any, kwargs: Any) -> Any:
 
 @handles(Tensor.__getitem__)
 def chosen(function: Any, args: Any, kwargs: Any) -> Any:
-    """Rows of a table by ids of examples; else entries of a parameter."""
+    """Rows of a table by ids of examples, or matrices of a stack; else entries of a parameter."""
     table, ids = args
     if not own(table):
         return NotImplemented
     if isinstance(ids, Tensor) and of_examples(ids) and current() is not None:
-        if table.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        if table.ndim < 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             return NotImplemented
-        return embedding(F.embedding, (torch.where(ids < 0, ids + len(table), ids), table), {})
+        flat = table if table.ndim == 2 else part(Tensor.flatten, (table, 1), {})
+        rows = embedding(F.embedding, (torch.where(ids < 0, ids + len(table), ids), flat), {})
+        return rows if rows is NotImplemented or table.ndim == 2 else rows.unflatten(-1, table.shape[1:])
     return (part if basic(ids) else alone)(function, args, kwargs)
 
 
@@ -95,6 +97,22 @@ def prelu(function: Any, args: Any, kwargs: Any) -> Any:
     if own(x) or kwargs:
         return NotImplemented
     return torch.where(x > 0, x, combined(torch.mul, x.clamp(max=0), by_channel(slopes, x)))
+
+
+@handles(torch.cdist)
+def distances(function: Any, args: Any, kwargs: Any) -> Any:
+    """Distances of values from the rows of a parameter."""
+    x, centres, *rest = args
+    if own(x):
+        return distances(function, (centres, x, *rest), kwargs).mT if of_examples(centres) else NotImplemented
+    if not of_examples(x):
+        return NotImplemented
+    points = x.unsqueeze(1) if x.ndim == 2 else x
+    copies = met(centres, points)
+    if copies is NotImplemented:
+        return NotImplemented
+    found: Tensor = function(points, copies, *rest, **kwargs)
+    return found.squeeze(1) if x.ndim == 2 else found
 
 
 @handles(F.bilinear)

@@ -39,8 +39,8 @@ class Affine:
     def summed(self, x: Tensor, v: Tensor, weight: Tensor, total: Total) -> Tensor:
         """The sum over examples of what ``total`` makes of each one's gradient of the weight."""
         positions = math.prod(v.shape[1:-1])
-        rows = [t.reshape(len(t), positions, t.shape[-1]) for t in (x, v)]
-        return of_matrices(*rows if self.transposed else reversed(rows), total)
+        given, sent = (t.reshape(len(t), positions, t.shape[-1]) for t in (x, v))
+        return of_matrices(given, sent, total) if self.transposed else of_matrices(sent, given, total)
 
 
 class Convolved:

@@ -1,4 +1,4 @@
-"""The tensors in what a model returns: a tuple, a dictionary, or a plain object with attributes, such as a dataclass."""
+"""The tensors in what a model returns: a tuple, a dictionary, or an object with attributes, such as a dataclass."""
 
 from __future__ import annotations
 

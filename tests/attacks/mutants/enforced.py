@@ -7,6 +7,34 @@ MODELS = "training/test_enforced_models.py"
 
 ENFORCED = [
     mutant(
+        "a layer whose radius changes lends a weight with the radius of now",
+        "sensitivities/enforced_model.py",
+        'if hasattr(layer, "radius") and getattr(layer, "slack", None) is None:',
+        'if hasattr(layer, "radius"):',
+        "sensitivities/test_sums_of_the_zoo.py::test_a_layer_whose_radius_follows_the_gradients_lends_no_weight",
+    ),
+    mutant(
+        "what rounding leaves of a gradient is taken for mixing",
+        "sensitivities/enforced_model.py",
+        "ROUNDED = 8 * CANCELLED * 2**-24",
+        "ROUNDED = 0.0",
+        "separation/test_zoo.py::test_what_does_not_mix_is_trained[an instance norm behind a bias]",
+    ),
+    mutant(
+        "a layer of bounded parameters has another sum put over its own",
+        "nn/bounded/hooks.py",
+        "if done or any(isinstance(p, BoundedParameter) for p in module.parameters()):",
+        "if done:",
+        "separation/test_zoo.py::test_what_does_not_mix_is_trained[weight normalised]",
+    ),
+    mutant(
+        "attributes of an object are no outputs",
+        "runtime/values.py",
+        "held = vars(value) if _plain(value) else value",
+        "held = value",
+        "training/test_outputs_of_any_kind.py::test_a_plain_object_of_tensors_is_an_output",
+    ),
+    mutant(
         "two uses of a parameter count as one",
         "sensitivities/uses.py",
         "return Use(self.bound + other.bound, self.summation + other.summation)",

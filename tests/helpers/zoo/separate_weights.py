@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from helpers.zoo.cases import IMAGE, PAIR, SEQUENCE, WORDS, Case, case
+from helpers.zoo.cases import IMAGE, PAIR, SEQUENCE, SQUARE, WORDS, Case, case
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -110,3 +110,15 @@ def a_convolutional_recurrence(m: Any, x: Tensor) -> Tensor:
     for _ in range(2):
         h = torch.tanh(m.gates(torch.cat([inner, h], 1)))
     return m.head(h.mean((2, 3)))
+
+
+@apart(SQUARE)
+def distances_among_forty_points(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.head((h * torch.exp(-torch.cdist(h, h)).sum(-1, keepdim=True)).mean(1))
+
+
+@apart(parts={"points": torch.randn(5, 8)}, size=120, batch=60)
+def distances_from_fixed_points_in_large_batches(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.head(h * torch.cdist(h, m.points).sum(1, keepdim=True))

@@ -249,9 +249,7 @@ def of_kernel(
     The magnitudes of an example's terms add up to at most the product of the norms of the cotangent and of all patches
     (Cauchy-Schwarz), and each tap reads an entry at most once.
     """
-    given, sent = (v, x) if settings[3] else (x, v)
-    taps = weight.shape[2:]
-    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
+    most = None if radius is None else math.sqrt(math.prod(weight.shape[2:])) * row_norms(x) * row_norms(v)
 
     def total(each: Tensor, some: slice) -> Tensor:
         return sum_into_radius(each, radius, None if most is None else most[some], told)

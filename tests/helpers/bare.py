@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 T, D = 4, 3
 
@@ -117,6 +117,14 @@ EXACT: dict[str, Callable[[], Bare]] = {
     "einsum of two parameters": lambda: Bare(lambda m, x: x @ torch.einsum("ij,jk", m.p, m.q), p=(D, 2), q=(2, 5)),
     "weight_norm": lambda: Bare(lambda m, x: m.n(x), n=weight_norm(nn.Linear(D, 5))),
     "weight_norm of a convolution": lambda: Bare(lambda m, x: m.n(x), n=weight_norm(nn.Conv1d(T, 6, 2, groups=2))),
+    "a weight norm by hand": lambda: Bare(
+        lambda m, x: F.linear(x, m.g[:, None] * m.v / m.v.norm(dim=1, keepdim=True)), v=(5, D), g=(5,)
+    ),
+    "a product with its own": lambda: Bare(lambda m, x: x @ (m.p @ m.p.T), p=(D, 2)),
+    "orthogonal by exponentials": lambda: Bare(
+        lambda m, x: m.o(x), o=orthogonal(nn.Linear(D, D), orthogonal_map="matrix_exp")
+    ),
+    "orthogonal by Cayley": lambda: Bare(lambda m, x: m.o(x), o=orthogonal(nn.Linear(D, D), orthogonal_map="cayley")),
     "bilinear": lambda: Bare(lambda m, x: F.bilinear(x[:, 0], x[:, 1], m.p, m.q), p=(2, D, D), q=(2,)),
     "nn.Bilinear": lambda: Bare(lambda m, x: m.b(x, x[:, :1].expand_as(x)), b=nn.Bilinear(D, D, 2)),
     "matrices by ids": lambda: Bare(lambda m, x: m.p[looked_up(x)] @ x[..., None], p=(9, 2, D)),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dplip
 from dplip.errors import UnboundedOperationError
-from dplip.runtime.example import Example
+from dplip.runtime.example import Call, Example
 from dplip.sensitivities.enforced_model import EnforcedModel
 
 NAMES = ("a scan by hand", "bilinear", "frames as more examples and back")
@@ -37,7 +37,7 @@ def test_one_more_example_moves_no_sum_beyond_its_bound(name: str) -> None:
         given = [t * size**0.25 if t.is_floating_point() else t for t in inputs]
         gradients = []
         for rows in (slice(0, 6), slice(0, 5)):
-            call = tuple(t[rows] for t in given), {}
+            call: Call = tuple(t[rows] for t in given), {}
             with enforced.watch(call) as watch:
                 output: Tensor = model(*call[0])
             uses = enforced.uses([output])

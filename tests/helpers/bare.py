@@ -120,7 +120,6 @@ EXACT: dict[str, Callable[[], Bare]] = {
     "a weight norm by hand": lambda: Bare(
         lambda m, x: F.linear(x, m.g[:, None] * m.v / m.v.norm(dim=1, keepdim=True)), v=(5, D), g=(5,)
     ),
-    "a product with its own": lambda: Bare(lambda m, x: x @ (m.p @ m.p.T), p=(D, 2)),
     "orthogonal by exponentials": lambda: Bare(
         lambda m, x: m.o(x), o=orthogonal(nn.Linear(D, D), orthogonal_map="matrix_exp")
     ),
@@ -135,6 +134,7 @@ EXACT: dict[str, Callable[[], Bare]] = {
 }
 
 OTHERS: dict[str, Callable[[], Bare]] = {
+    "a product with its own": lambda: Bare(lambda m, x: x @ (m.p @ m.p.T), p=(D, 2)),
     "two uses": lambda: Bare(lambda m, x: x * m.p + m.p, p=(D,)),
     "a sum of two": lambda: Bare(lambda m, x: x + (m.p + m.q), p=(T, D), q=(D,)),
     "positions and types": lambda: Bare(positions, e=nn.Embedding(9, D)),

@@ -67,20 +67,32 @@ def of_matrices(v: Tensor, x: Tensor, total: Total) -> Tensor:
 
 
 def of_convolution(
-    x: Tensor, v: Tensor, taps: Any, stride: Any, padding: Any, dilation: Any, groups: int, total: Total
+    x: Tensor,
+    v: Tensor,
+    taps: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    total: Total,
+    each: int = 1,
 ) -> Tensor:
-    """The same of the gradient of a convolution's weight, in any number of dimensions: of the patches that it reads."""
+    """The same of the gradient of a convolution's weight, in any number of dimensions: of the patches that it reads.
+
+    ``each`` images in turn are one example's, whose gradients are added first.
+    """
     channels, positions = v.shape[1], math.prod(v.shape[2:])
     width = x.shape[1] // groups * math.prod(taps)
     x = F.pad(x, [p for p in reversed(padding) for _ in range(2)]) if any(padding) else x
 
     def of_some(some: slice) -> Tensor:
-        read = _patches(x[some], taps, stride, dilation, v.shape[2:]).reshape(-1, groups, width, positions)
-        sent = v[some].reshape(-1, groups, channels // groups, positions)
-        return total(sent @ read.mT, some)
+        images = slice(some.start * each, some.stop * each)
+        read = _patches(x[images], taps, stride, dilation, v.shape[2:]).reshape(-1, groups, width, positions)
+        sent = v[images].reshape(-1, groups, channels // groups, positions)
+        found = sent @ read.mT
+        return total(found if each == 1 else found.unflatten(0, (-1, each)).sum(1), some)
 
-    summed = _of_examples(of_some, len(x), width * (channels + groups * positions))
-    return summed.reshape(channels, x.shape[1] // groups, *taps)
+    return _of_examples(of_some, len(x) // max(each, 1), each * width * (channels + groups * positions))
 
 
 def _patches(x: Tensor, taps: Any, stride: Any, dilation: Any, size: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -27,7 +28,13 @@ Function = Callable[..., Tensor]
 """A function from rows, one or more tensors with the batch first, to as many rows."""
 
 
-def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] = (), alone: bool = True) -> bool:
+def mixes(
+    function: Function,
+    rows: Sequence[Tensor],
+    weights: Sequence[Tensor] = (),
+    alone: bool = True,
+    rounding: Sequence[float] = (),
+) -> bool:
     """Whether some row of a function's result, or of its gradient, was seen to depend on the other rows.
 
     Args:
@@ -36,6 +43,7 @@ def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] 
         weights: other tensors that the function depends on; each row's part in their gradients is compared too.
         alone: whether a row is also compared with itself in a batch of one; not where random numbers are drawn, which
             depend on the place in the batch.
+        rounding: of each weight, the size of a gradient that is rounding alone.
     """
 
     def drawn(*given: Tensor) -> Tensor:
@@ -44,7 +52,7 @@ def mixes(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor] 
 
     few = [t[:ROWS] for t in rows]
     with seeded(rows[0].device):
-        return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone)
+        return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone, rounding)
 
 
 @contextmanager
@@ -103,7 +111,9 @@ def _values_mix(function: Function, rows: Sequence[Tensor], alone: bool) -> bool
     return alone and not all(close(function(*_only(rows, k))[0], base[k], ALONE) for k in kept)
 
 
-def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor], alone: bool) -> bool:
+def _gradients_mix(
+    function: Function, rows: Sequence[Tensor], weights: Sequence[Tensor], alone: bool, rounding: Sequence[float]
+) -> bool:
     """Compare the gradient of all rows with the sum of each row's own, the others sending nothing or taken away."""
     count, inputs = len(rows[0]), rows[0].is_floating_point()
     with torch.no_grad():
@@ -134,9 +144,10 @@ def _gradients_mix(function: Function, rows: Sequence[Tensor], weights: Sequence
     for way in [*ways, apart] if alone else ways:
         parts = [way(k) for k in range(count)]
         sizes = [float(t.abs().max()) if t.numel() else 0.0 for t in whole]
-        for whole_one, size, *each in zip(whole, sizes, *parts, strict=True):
+        least = [max(noise, NOISE * max(sizes)) for noise, _ in zip_longest(rounding, sizes, fillvalue=0.0)]
+        for whole_one, size, noise, *each in zip(whole, sizes, least, *parts, strict=True):
             total = torch.stack(each).sum(0)
-            if size < NOISE * max(sizes) and float(total.abs().max()) < NOISE * max(sizes):
+            if size < noise and float(total.abs().max()) < noise:
                 continue  # a gradient that is 0 but for rounding, as of a bias before a softmax over its positions
             if bool(total.isfinite().all()) and not close(total, whole_one, SUMMED):
                 return True

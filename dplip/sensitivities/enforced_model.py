@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._pytree import tree_flatten
 
 from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, first_line
+from dplip.nn.bounded.enforcing import CANCELLED
+from dplip.nn.bounded.parameter import bounded
 from dplip.norms.value_norms import is_real
 from dplip.propagation.checks import bare
 from dplip.propagation.guards import guards_of
@@ -20,13 +20,18 @@ from dplip.runtime.example import Call, Example
 from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
-from dplip.sensitivities.uses import Use, behind, uses_of
+from dplip.runtime.values import tensors_in
+from dplip.sensitivities.uses import Use, behind, unbounded, uses_of
 from dplip.separation import Rows, Template, Watch
 from dplip.separation.signature import Signature
 
 COUNTS = 5, 7
 """The numbers of public examples with which a model is tried: two tell what is proportional to the batch. Both are
 seldom the size of something else."""
+
+ROUNDED = 8 * CANCELLED * 2**-24
+"""A gradient below this part of its bound may be what rounding leaves of terms that cancel, as of a bias in front of a
+normalisation: a layer scales those of an example to at most ``CANCELLED`` radii."""
 
 
 class EnforcedModel:
@@ -59,9 +64,10 @@ class EnforcedModel:
         """Try the model on public examples, and take from their passes what later ones are held against."""
         _check(self.model)
         self._like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(0))
-        self._radii = self._present_radii()
         with undisturbed():
-            self._try(COUNTS[0], ())  # may fill caches
+            outputs, _ = self._try(COUNTS[0], ())  # may fill caches
+            self._lend(unbounded(outputs, self._names()))
+            self._radii = self._present_radii()
             self._learn()
             self.draws = self._draws()
             self._require_separate()
@@ -73,6 +79,17 @@ class EnforcedModel:
                     "is not used by the model's output.",
                     "Freeze it with requires_grad_(False).",
                 )
+
+    def _lend(self, names: Sequence[str]) -> None:
+        """Let weights of bounded layers be used by other code too: by the layer's radius where they meet the examples.
+
+        Layers whose radius follows the gradients keep theirs to themselves.
+        """
+        for name in names:
+            path, _, weight = name.rpartition(".")
+            layer: Any = self.model.get_submodule(path)
+            if hasattr(layer, "radius") and getattr(layer, "slack", None) is None:
+                bounded(getattr(layer, weight), layer.radius)
 
     def watch(self, call: Call) -> Watch:
         """A watch of a pass with this call, which refuses operators that mix examples."""
@@ -185,7 +202,7 @@ class EnforcedModel:
 
     def _require_separate(self) -> None:
         """Compare examples in several batches, by value and by gradient."""
-        weights = [p for p in self.model.parameters() if p.requires_grad]
+        weights = [p for _, p in self.model.named_parameters() if p.requires_grad]
 
         def joined(*rows: Tensor) -> Tensor:
             call = self.example.with_tensors(list(rows))
@@ -195,7 +212,8 @@ class EnforcedModel:
 
         rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))
         with _plainly(self._like.device), torch.autocast(self._like.device.type, enabled=False):
-            if mixes(joined, rows, weights, alone=not self.draws):
+            rounding = [ROUNDED * self.planned[n].bound if n in self.planned else 0.0 for n in self._names().values()]
+            if mixes(joined, rows, weights, alone=not self.draws, rounding=rounding):
                 raise MixedExamplesError(
                     "the model: its output or gradient for one example depends on the others. Treat each by itself."
                 )
@@ -203,7 +221,7 @@ class EnforcedModel:
 
 def floats(output: Any) -> list[Tensor]:
     """The floating-point tensors of a model's output, whatever holds them."""
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [t for t in tensors_in(output) if t.is_floating_point()]
 
 
 @contextmanager
@@ -217,13 +235,6 @@ def _check(model: nn.Module) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigurationError("model: no parameter of it is trainable, so there is nothing to train. Thaw some.")
     for path, module in model.named_modules():
-        if is_parametrized(module) and any(p.requires_grad for p in module.parametrizations.parameters()):
-            refuse(
-                path,
-                type(module).__name__,
-                "has a parametrization, so that no layer bounds the gradient of what is trained.",
-                "Use dplip.constrain, or torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight').",
-            )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             refuse(path, type(module).__name__, "has no weights yet.", "Run the model once, on a public batch.")
         if vars(module).get("_compiled_call_impl") is not None or type(module).__name__ == "OptimizedModule":

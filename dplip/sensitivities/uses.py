@@ -6,14 +6,18 @@ is at most the sum of their radii, whatever else the model computes.
 Proof: the gradient that arrives at a parameter is the sum over the edges into it. The part of an edge that comes from
 an enforcing node is, for each example, at most the node's radius. Between a node and the parameter lie at most
 selections (views, slices, transpositions): each copies entries of a gradient to places of their own, so it keeps the
-norm, and what comes by several edges adds up.
+norm, and what comes by several edges adds up. What comes to disjoint parts of a tensor is orthogonal, so its squares
+add up: three slices of a packed projection, each used once, send it at most sqrt(3) radii.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -21,13 +25,7 @@ from torch.autograd.function import BackwardCFunction
 from dplip.errors import UnboundedOperationError
 from dplip.nn.bounded.enforcing import is_enforcing
 from dplip.rules import Summation
-
-SELECTIONS = {
-    f"{name}Backward{number}"
-    for name in ("Alias", "Clone", "Permute", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "Transpose")
-    for number in range(3)
-} | {f"{name}Backward0" for name in ("Unbind", "UnsafeView", "Unsqueeze", "View", "ReshapeAlias", "Narrow", "Chunk")}
-"""Nodes of torch whose map copies each entry to at most one place."""
+from dplip.sensitivities.selections import SELECTIONS, Part, apart, part_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,23 @@ class Use:
     def __add__(self, other: Use) -> Use:
         return Use(self.bound + other.bound, self.summation + other.summation)
 
+    def beside(self, other: Use) -> Use:
+        """Both, where no entry of the parameter has a gradient from both."""
+        return Use(math.hypot(self.bound, other.bound), self.summation + other.summation)
+
     def __or__(self, other: Use) -> Use:
         """What holds for either of two passes."""
         more = max(self.summation.uses, other.summation.uses)
         both = self.summation + other.summation
         return Use(max(self.bound, other.bound), Summation(both.terms, both.blocked, both.exact, more))
+
+
+class Arrival(NamedTuple):
+    """What an edge brings: to which output of a node and which part of it, and what bounds it (None: nothing)."""
+
+    output: int
+    part: Part | None
+    use: Use | None
 
 
 def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Use]:
@@ -58,34 +68,54 @@ def uses_of(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, Us
         UnboundedOperationError: a parameter gets a gradient from a node that bounds none, or a node of the graph has a
             backward pass of unknown code.
     """
+    found = _found(outputs, names)
+    return {name: _enforced(use, name, senders) for name, (use, senders) in found.items()}
+
+
+def unbounded(outputs: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:
+    """The parameters that get a gradient from a node that bounds none."""
+    return [name for name, (use, _) in _found(outputs, names).items() if use is None]
+
+
+def _found(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, tuple[Use | None, list[str]]]:
+    """Per parameter, its uses, and the names of the nodes that send it a gradient."""
     roots = list(dict.fromkeys(t.grad_fn for t in outputs if t.grad_fn is not None))
     order, senders = _graph(roots)
-    received: dict[Any, Use | None] = dict.fromkeys(roots)  # None: a gradient that nothing bounds
-    found: dict[str, Use] = {}
+    received: dict[Any, list[Arrival]] = {root: [Arrival(0, None, None)] for root in roots}
+    found: dict[str, tuple[Use | None, list[str]]] = {}
     for node in order:
-        use = received[node]
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             if id(leaf) in names:
-                found[names[id(leaf)]] = _enforced(use, names[id(leaf)], senders[node])
+                found[names[id(leaf)]] = _sum(received[node]), senders[node]
             continue
         enforcing = is_enforcing(node)
         _require_known(node)
         given = type(node)._forward_cls.given if enforcing else 0
-        for position, (following, _) in enumerate(node.next_functions):
+        selecting = not enforcing and type(node).__name__ in SELECTIONS
+        passed: list[tuple[Part | None, Use | None]] = _selected(node, received[node]) if selecting else [(None, None)]
+        for position, (following, output) in enumerate(node.next_functions):
             if following is None:
                 continue
-            sent: Use | None
+            sent = passed
             if enforcing and position >= given:
-                sent = Use(node.radius, Summation(node.terms, blocked=True))
-            else:
-                sent = use if not enforcing and type(node).__name__ in SELECTIONS else None
-            if following not in received:
-                received[following] = sent
-            else:
-                before = received[following]
-                received[following] = None if sent is None or before is None else before + sent
+                sent = [(None, Use(node.radius, Summation(node.terms, blocked=True)))]
+            received.setdefault(following, []).extend(Arrival(output, *each) for each in sent)
     return found
+
+
+def _selected(node: Any, received: list[Arrival]) -> list[tuple[Part | None, Use | None]]:
+    """What a selection passes on, for each of its outputs: to which part of the tensor that it selects from."""
+    outputs = {arrival.output for arrival in received}
+    return [(part_of(node, n), _sum([arrival for arrival in received if arrival.output == n])) for n in outputs]
+
+
+def _sum(received: list[Arrival]) -> Use | None:
+    """A bound of the sum of what arrives at a tensor: by sums where it may overlap, by squares where it does not."""
+    known = [(part, use) for _, part, use in received if use is not None]
+    if len(known) < len(received):
+        return None
+    return reduce(Use.beside, (reduce(add, group) for group in apart(known)))
 
 
 def behind(tensors: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:
@@ -125,7 +155,8 @@ def _enforced(use: Use | None, name: str, senders: list[str]) -> Use:
             f"{name}: {', '.join(sorted(set(senders)))} sends this trained parameter a gradient that no layer bounds. "
             "Call dplip.nn.bound_gradients(model) and model.train() before the optimizer is made private; a layer that "
             "it does not know needs a parameter that is used by linear maps, sums and products alone, or "
-            "requires_grad_(False)."
+            "requires_grad_(False); a layer that is applied to a value that depends on no example needs one row for "
+            "each: value.expand(len(x), -1)."
         )
     return use
 

@@ -45,6 +45,8 @@ EXITS: dict[Callable[..., Any], tuple[str, str]] = {
     ),
     **dict.fromkeys([_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook, _TENSOR.grad.__set__], _HOOK),
 }  # fmt: skip
+_DIRECT = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+"""By itself ``torch.cdist`` takes another kernel beyond 25 rows, which may be the examples."""
 DATA = _TENSOR.data.__get__
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
@@ -65,6 +67,8 @@ class Exits(TorchFunctionMode):
         if func is F.one_hot:  # which reads its argument, only to say what is out of range
             with _disable_current_modes():
                 return self._watch.run(torch.ops.aten.one_hot.default, args, kwargs or {})
+        if func is torch.cdist:
+            return func(*args, **{**(kwargs or {}), **_DIRECT} if len(args) < 4 else (kwargs or {}))
         if func in DROPOUTS:
             return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

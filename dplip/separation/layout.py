@@ -13,16 +13,23 @@ from dplip.separation.rows import Rows
 from dplip.separation.watch import current
 
 
-def examples_first(function: Callable[..., Any], *tensors: Tensor, expand: bool = False) -> Any:
+def examples_first(
+    function: Callable[..., Any],
+    *tensors: Tensor,
+    expand: bool = False,
+    constant: Callable[..., Any] | None = None,
+) -> Any:
     """Call a function on views of tensors whose axis 0 counts the examples; its results have the first one's layout.
 
     Without a watch, or where axis 0 counts the examples already, this is ``function(*tensors)``. A tensor whose batch
-    axis is (outer * B * inner) comes as (B, outer, inner, ...), without the factors that are 1.
+    axis is (outer * B * inner) comes as (B, outer, inner, ...), without the factors that are 1. Constants with a row
+    for each example, all alike, count as the examples'.
 
     Args:
         function: one whose results keep all axes of its first argument but the last, which may change in size or go:
             linear maps of the last axis, normalization over it, functions of entries.
         tensors: with the examples in the same place.
+        constant: what to call where all tensors depend on no example.
         expand: whether a tensor that depends on no example is expanded, one copy for each; else it is refused.
 
     Raises:
@@ -33,6 +40,10 @@ def examples_first(function: Callable[..., Any], *tensors: Tensor, expand: bool 
         return function(*tensors)
     places = [watch.rows(t) for t in tensors]
     rows = next((r for r in places if r is not None), None)
+    if rows is None and all(map(watch.each, tensors)):
+        return function(*map(_owned, tensors))
+    if rows is None and constant is not None:
+        return constant(*tensors)
     if None in places and (rows is None or not expand):
         shape = tuple(tensors[places.index(None)].shape)
         raise MixedExamplesError(
@@ -61,6 +72,18 @@ def examples_first(function: Callable[..., Any], *tensors: Tensor, expand: bool 
     if isinstance(result, tuple):
         return tuple(_back(t, rows) for t in result)
     return _back(result, rows)
+
+
+def _owned(t: Tensor) -> Tensor:
+    """A view of a constant with a row for each example, as the examples' own: row i is to be used by example i alone.
+
+    Rows that are alike are the same function of each example, so what is computed of row i depends on no other.
+    """
+    mine = t.view(t.shape)
+    watch = current()
+    assert watch is not None
+    watch.own(mine)
+    return mine
 
 
 def _front(t: Tensor, rows: Rows, examples: int) -> Tensor:

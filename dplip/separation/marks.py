@@ -113,6 +113,11 @@ class Marks:
 
     def _met(self, t: Tensor) -> Mark:
         """The mark of a tensor that no operator of this pass has made."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            refuse(
+                "runs inside torch.func, which hides where the examples are.",
+                "Call layers on the whole batch in place of vmap: they keep the examples apart.",
+            )
         if t.layout != torch.strided or t.is_nested or t.is_inference():
             refuse("meets a tensor that is sparse, nested, or of inference mode.", "Use plain tensors.")
         earlier: Mark | None = getattr(t, MARK, None)

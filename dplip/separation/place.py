@@ -14,11 +14,21 @@ from dplip.separation.call import Refused
 
 def mixed(model: nn.Module | None, operator: str, refused: Refused) -> MixedExamplesError:
     """The error for what an operator does to the examples, in the module whose forward runs."""
-    remedy = _PACKED if any(_module(frame) == "torch.nn.utils.rnn" for frame in _frames()) else refused.remedy
-    return MixedExamplesError(f"{_path(model)}: {operator} {refused.reason} {remedy}")
+    path, remedy = _path(model), refused.remedy
+    if any(_module(frame) == "torch.nn.utils.rnn" for frame in _frames()):
+        remedy = _PACKED
+    elif path.endswith("Experts)"):
+        remedy = _EXPERTS
+    return MixedExamplesError(f"{path}: {operator} {refused.reason} {remedy}")
 
 
 _PACKED = "Packing sorts the batch: give the padded batch and lengths to the bounded layer, lstm(x, lengths=lengths)."
+
+_EXPERTS = (
+    "Each expert gathers its tokens from all examples. Let each token look up the weights of its experts: in "
+    'transformers model.set_experts_implementation("batched_mm"), in code of your own weights[expert_of_token]; or '
+    "weigh all experts."
+)
 
 
 def called_from() -> tuple[str, str]:

@@ -80,9 +80,16 @@ class Watch:
             label = self._marks.of(t).label
         return isinstance(label, Public) and axis in label.equal
 
+    def each(self, t: Tensor) -> bool:
+        """Whether a constant has a row for each example along axis 0, all of them alike: ``torch.zeros(len(x), n)``."""
+        return t.ndim > 0 and len(t) == self.examples and self.equal(t, 0)
+
     def own(self, t: Tensor) -> None:
         """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""
         with torch._C.DisableTorchFunction():
+            label = self._marks.of(t).label
+            if isinstance(label, Public) and label.counted:
+                self.signature.counted.add(len(self.signature.entries) - 1)
             self._marks.mark(t, self._marks.first(t), self._marks.of(t).origin, t._version)
 
     def made(self, t: Tensor) -> bool:

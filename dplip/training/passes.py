@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from dplip.errors import DPLipError
@@ -14,6 +13,7 @@ from dplip.propagation.graph import Root
 from dplip.propagation.guards import Same, guards_of, sample
 from dplip.propagation.public_rows import PublicRows, agree
 from dplip.runtime.example import Call
+from dplip.runtime.values import with_tensors
 from dplip.sensitivities.enforced_model import EnforcedModel, floats
 from dplip.sensitivities.uses import Use
 from dplip.separation import Watch
@@ -168,4 +168,4 @@ def separately(output: Any) -> Any:
     """The output with a node of its own for each tensor, so that the gradient that a loss sends it is told apart."""
     if isinstance(output, Tensor):
         return output
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.view_as(t) if t.requires_grad else t, output)
+    return with_tensors(lambda t: t.view_as(t) if t.requires_grad else t, output)

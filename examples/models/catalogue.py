@@ -76,6 +76,27 @@ def llama() -> nn.Module:
     return hub.LlamaForSequenceClassification(config)
 
 
+def mixtral() -> nn.Module:
+    config = hub.MixtralConfig(vocab_size=WORDS, num_key_value_heads=1, num_local_experts=4, pad_token_id=0, **SIZES)
+    model = hub.MixtralForSequenceClassification(config)
+    model.set_experts_implementation("batched_mm")
+    return model
+
+
+class Averaged(nn.Module):
+    """The mean of a state space model's states, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes: dict[str, Any] = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "intermediate_size": 32}
+        self.trunk, self.head = hub.MambaModel(hub.MambaConfig(vocab_size=WORDS, **sizes)), nn.Linear(16, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states = self.trunk(input_ids, attention_mask=attention_mask).last_hidden_state * attention_mask[..., None]
+        scores: Tensor = self.head(states.sum(1) / attention_mask.sum(1, keepdim=True))
+        return scores
+
+
 def vit() -> nn.Module:
     return hub.ViTForImageClassification(hub.ViTConfig(image_size=32, patch_size=8, **SIZES))
 
@@ -91,6 +112,7 @@ def small_timm(name: str, **settings: Any) -> nn.Module:
     return timm.create_model(name, num_classes=2, **settings)
 
 
+BATCHED = '`set_experts_implementation("batched_mm")`'
 FIX, NORM, PLAIN, FREEZE = "`dplip.fix(model)`", "`norm_layer=` GroupNorm", "nothing", "`freeze_lora_a(model)`"
 TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 MODELS: dict[str, Row] = {
@@ -107,6 +129,11 @@ MODELS: dict[str, Row] = {
     "torchvision VisionTransformer": (
         PLAIN,
         lambda: vision.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=2),
+        images("x"),
+    ),
+    "torchvision SwinTransformer (small)": (
+        PLAIN,
+        lambda: vision.SwinTransformer([2, 2], 8, [2, 2], [2, 2], [4, 4], num_classes=2),
         images("x"),
     ),
     "timm vit_tiny": (PLAIN, lambda: small_timm("vit_tiny_patch16_224", **TINY_VIT), images("x")),
@@ -131,8 +158,11 @@ MODELS: dict[str, Row] = {
     ),
     "transformers GPT-2": (PLAIN, gpt2, texts()),
     "transformers Llama": (PLAIN, llama, texts()),
+    "transformers Mixtral": (BATCHED, mixtral, texts()),
+    "transformers Mamba": (PLAIN, Averaged, texts()),
     "transformers ViT": (PLAIN, vit, images("pixel_values")),
     "peft LoRA on BERT": (FREEZE, lambda: lora(bert(), "query", "value"), texts()),
+    "peft DoRA on BERT": (FREEZE, lambda: lora(bert(), "query", "value", use_dora=True), texts()),
     "peft LoRA on GPT-2": (FREEZE, lambda: lora(gpt2(), "c_attn", fan_in_fan_out=True), texts()),
     "peft LoRA on Llama": (FREEZE, lambda: lora(llama(), "q_proj", "v_proj"), texts()),
     "peft LoRA on ViT": (

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 T, D = 4, 3
 
@@ -109,10 +110,31 @@ EXACT: dict[str, Callable[[], Bare]] = {
     "addmm": lambda: Bare(lambda m, x: torch.addmm(m.q, x[:, 0], m.p), p=(D, 2), q=(2,)),
     "F.embedding": lambda: Bare(lambda m, x: F.embedding(looked_up(x), m.p), p=(9, D)),
     "p[ids]": lambda: Bare(lambda m, x: m.p[looked_up(x)], p=(9, D)),
+    "a norm": lambda: Bare(lambda m, x: x * torch.linalg.vector_norm(m.p), p=(D,)),
+    "x @ (w + b @ a)": lambda: Bare(lambda m, x: x @ (m.w + 0.5 * m.b @ m.a), w=(D, 5), b=(D, 2), a=(2, 5)),
+    "F.linear of w + b @ a": lambda: Bare(lambda m, x: F.linear(x, m.w + m.b @ m.a), w=(5, D), b=(5, 1), a=(1, D)),
+    "x @ (a @ b)": lambda: Bare(lambda m, x: x[:, 0] @ torch.mm(m.p, m.q), p=(D, 2), q=(2, 5)),
+    "einsum of two parameters": lambda: Bare(lambda m, x: x @ torch.einsum("ij,jk", m.p, m.q), p=(D, 2), q=(2, 5)),
+    "weight_norm": lambda: Bare(lambda m, x: m.n(x), n=weight_norm(nn.Linear(D, 5))),
+    "weight_norm of a convolution": lambda: Bare(lambda m, x: m.n(x), n=weight_norm(nn.Conv1d(T, 6, 2, groups=2))),
+    "a weight norm by hand": lambda: Bare(
+        lambda m, x: F.linear(x, m.g[:, None] * m.v / m.v.norm(dim=1, keepdim=True)), v=(5, D), g=(5,)
+    ),
+    "orthogonal by exponentials": lambda: Bare(
+        lambda m, x: m.o(x), o=orthogonal(nn.Linear(D, D), orthogonal_map="matrix_exp")
+    ),
+    "orthogonal by Cayley": lambda: Bare(lambda m, x: m.o(x), o=orthogonal(nn.Linear(D, D), orthogonal_map="cayley")),
+    "bilinear": lambda: Bare(lambda m, x: F.bilinear(x[:, 0], x[:, 1], m.p, m.q), p=(2, D, D), q=(2,)),
+    "nn.Bilinear": lambda: Bare(lambda m, x: m.b(x, x[:, :1].expand_as(x)), b=nn.Bilinear(D, D, 2)),
+    "matrices by ids": lambda: Bare(lambda m, x: m.p[looked_up(x)] @ x[..., None], p=(9, 2, D)),
+    "cdist": lambda: Bare(lambda m, x: torch.cdist(x, m.p), p=(30, D)),
+    "cdist of vectors": lambda: Bare(lambda m, x: torch.cdist(x[:, 0], m.p), p=(5, D)),
+    "cdist from a parameter": lambda: Bare(lambda m, x: torch.cdist(m.p, x), p=(5, D)),
     "interpolated": lambda: Bare(lambda m, x: x + F.interpolate(m.p, size=D, mode="linear"), p=(1, T, 2)),
 }
 
 OTHERS: dict[str, Callable[[], Bare]] = {
+    "a product with its own": lambda: Bare(lambda m, x: x @ (m.p @ m.p.T), p=(D, 2)),
     "two uses": lambda: Bare(lambda m, x: x * m.p + m.p, p=(D,)),
     "a sum of two": lambda: Bare(lambda m, x: x + (m.p + m.q), p=(T, D), q=(D,)),
     "positions and types": lambda: Bare(positions, e=nn.Embedding(9, D)),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import dplip.nn as dn
 from dplip.errors import ConfigurationError
+from dplip.sensitivities.uses import uses_of
 from dplip.separation import Watch
 
 B, T, S, E, H = 3, 4, 5, 8, 2
@@ -106,14 +107,18 @@ def test_no_use_takes_an_example_beyond_the_radius(options, size):
         for i, p in enumerate(bounded.parameters()):
             p.data = random(*p.shape, seed=10 * seed + i) * (1, 10)[seed % 2]
         q, k, v = (size * t[:1] for t in inputs(bounded, "each its own"))
+        names = {id(p): name for name, p in bounded.named_parameters()}
         for given in ((q, k, v), (v, v, v)) if "kdim" not in options else ((q, k, v),):
             masks = {"key_padding_mask": PADDING[1:2]} if seed % 2 else {}
             y = bounded(*given, need_weights=need_weights, **masks)[0]
             v_out = random(*y.shape, seed=seed) * 10.0 ** (3 * seed - 3)
+            bounds = {n: use.bound for n, use in uses_of([y], names).items()}
             grads = torch.autograd.grad(y, list(bounded.parameters()), v_out)
             packed = ("in_proj_weight", "in_proj_bias")
             for (name, _), g in zip(bounded.named_parameters(), grads, strict=True):
                 parts = 3 if name in packed and given[0] is not given[1] else 1
+                assert bounds[name] == pytest.approx(radius * parts**0.5)
+                assert float(g.norm()) <= bounds[name] * (1 + 1e-5)
                 for part in g.chunk(parts):
                     assert float(part.norm()) <= radius * (1 + 1e-5)
 

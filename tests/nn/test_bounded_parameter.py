@@ -132,8 +132,8 @@ def test_a_traced_model_is_traced_as_before():
 
 
 LEFT: dict[str, Bare] = {
-    "a norm": Bare(lambda m, x: x * torch.linalg.vector_norm(m.p), p=(D,)),
-    "sums of products": Bare(lambda m, x: x @ (m.p @ m.q), p=(D, 2), q=(2, D)),
+    "singular values": Bare(lambda m, x: x * torch.linalg.svdvals(m.p).sum(), p=(D, 2)),
+    "a product written over": Bare(lambda m, x: x @ (m.p @ m.q).mul_(2), p=(D, 2), q=(2, D)),
     "an entry for each example": Bare(lambda m, x: x * m.p, p=(5, 1, 1)),
     "written over": Bare(lambda m, x: x + (m.p + 1).mul_(x.mean((1, 2))[:, None, None]), p=(5, 1, 1)),
     "a normalisation of constants": Bare(lambda m, x: x + m.l(torch.eye(D)[0]), l=nn.LayerNorm(D)),

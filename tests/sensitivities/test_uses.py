@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dplip.errors import UnboundedOperationError
 from dplip.nn import BoundedLinear
+from dplip.nn.bounded.linear import LinearGradients
 from dplip.sensitivities.uses import uses_of
 
 X = torch.randn(4, 3)
@@ -46,6 +48,54 @@ def functional(like: BoundedLinear, weight: Tensor) -> Tensor:
     del other._parameters["weight"]
     other.__dict__["weight"] = weight
     return other(X)
+
+
+Parts = Callable[[Tensor], list[Tensor]]
+
+DISJOINT: dict[str, tuple[Parts, float]] = {
+    "slices": (lambda w: [w[:3], w[3:6], w[6:]], 3**0.5),
+    "slices from the end": (lambda w: [w[:-6], w[-6:-3], w[-3:]], 3**0.5),
+    "chunks": (lambda w: list(w.chunk(3)), 3**0.5),
+    "a split by sizes": (lambda w: list(w.split([2, 4, 3])), 3**0.5),
+    "indices": (lambda w: (lambda stack: [stack[i] for i in (0, 1, -1)])(w.view(3, 3, 3)), 3**0.5),
+    "a part of a part": (lambda w: [w[:3], *w[3:].chunk(2)], 3**0.5),
+    "a part twice": (lambda w: [w[:3], w[:3], w[3:6]], 5**0.5),
+    "parts of one transpose": (lambda w: (lambda t: [t[:, :4].t(), t[:, 4:].t()])(w.t()), 2**0.5),
+}
+OTHERS: dict[str, tuple[Parts, float]] = {
+    "the whole and a part": (lambda w: [w, w[-9:-6]], 2.0),
+    "an entry in common": (lambda w: [w[:4], w[3:6], w[6:]], 5**0.5),
+    "a long part over others": (lambda w: [w[:8], w[1:4], w[5:8]], 3.0),
+    "an index from the front and the end": (lambda w: (lambda s: [s[-1], s[2]])(w.view(3, 3, 3)), 2.0),
+    "rows and columns": (lambda w: [w[:1], w[:, 1:]], 2.0),
+    "rows and entries of a stack": (lambda w: [w[:3], *w.view(3, 3, 3).unbind()], 4.0),
+    "parts of two transposes": (lambda w: [w.t()[:, :3], w.t()[:, 3:6]], 2.0),
+    "every other row": (lambda w: [w[::2], w[1::2]], 2.0),
+}
+
+
+@pytest.mark.parametrize("name", DISJOINT)
+def test_disjoint_parts_of_a_parameter_add_up_by_squares(name: str) -> None:
+    found, bound = largest(*DISJOINT[name])
+    assert 0.99 * bound <= found <= bound * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_parts_that_may_overlap_add_up_by_sums(name: str) -> None:
+    found, bound = largest(*OTHERS[name])
+    assert found <= bound * (1 + 1e-5)
+
+
+def largest(parts: Parts, expected: float) -> tuple[float, float]:
+    """The norm of one example's gradient for large cotangents of all parts' uses, and the bound that is read."""
+    w = nn.Parameter(torch.randn(9, 3))
+    x = torch.ones(1, 3)
+    outputs = [LinearGradients.apply(x[:, : part.shape[1]], part, None, None, 1.0, None) for part in parts(w)]
+    bound = uses_of(outputs, {id(w): "w"})["w"].bound
+    assert bound == pytest.approx(expected)
+    sum(1e3 * y.sum() for y in outputs).backward()
+    assert w.grad is not None
+    return float(w.grad.norm()), bound
 
 
 def test_several_outputs_share_a_graph() -> None:

@@ -51,6 +51,21 @@ def test_all_tensors_come_alike_and_all_results_go_back() -> None:
     assert torch.allclose(a, 3 * x.transpose(0, 1)) and torch.allclose(b, x.transpose(0, 1).sum(-1))
 
 
+def test_rows_that_are_alike_count_as_the_examples() -> None:
+    x = sequences(5)
+    with Watch([x], 5) as watch:
+        start = torch.zeros(5, D)
+        assert watch.rows(examples_first(torch.relu, start)) == Rows(0) and watch.rows(start) is None
+        assert watch.rows(examples_first(torch.relu, torch.randn(5, D))) == Rows(0)
+        for other in (torch.eye(5, D), torch.arange(5.0), torch.zeros(D, 5), torch.zeros(())):
+            with pytest.raises(MixedExamplesError, match="depends on no example"):
+                examples_first(torch.relu, other)
+            assert examples_first(torch.relu, other, constant=torch.neg) is not None
+        assert not watch.signature.counted
+        examples_first(torch.relu, start + torch.ones(5).sum())
+        assert watch.signature.counted
+
+
 def test_what_depends_on_no_example_is_refused_or_expanded() -> None:
     x = sequences(5)
     with Watch([x], 5):

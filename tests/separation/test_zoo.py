@@ -10,26 +10,24 @@ from helpers.zoo.mixing_backward import BACKWARD
 from helpers.zoo.mixing_branches import BRANCHES
 from helpers.zoo.mixing_late import LATE
 from helpers.zoo.mixing_modules import MODULES
+from helpers.zoo.mixing_near import NEAR
 from helpers.zoo.mixing_order import ORDER
 from helpers.zoo.mixing_places import PLACES
 from helpers.zoo.mixing_states import STATES
 from helpers.zoo.mixing_values import VALUES
 from helpers.zoo.separate_sequences import SEQUENCES
 from helpers.zoo.separate_vectors import VECTORS
+from helpers.zoo.separate_weights import WEIGHTS
 
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.separation import Watch
 
-MIXING = {**VALUES, **ORDER, **PLACES, **BRANCHES, **STATES, **BACKWARD, **LATE, **MODULES}
-SEPARATE = {**VECTORS, **SEQUENCES}
+MIXING = {**VALUES, **ORDER, **PLACES, **BRANCHES, **STATES, **BACKWARD, **LATE, **MODULES, **NEAR}
+SEPARATE = {**VECTORS, **SEQUENCES, **WEIGHTS}
 
 REFUSED = {
     "siamese in one batch": "cat joins tensors along the batch axis",
-    "bilinear": "a gradient that no layer bounds",
     "vmap over examples": "select takes single examples out of the batch",
-    "mobilenet": "output or gradient for one example depends on the others",  # rounding of a gradient that is 0
-    "frames as more examples and back": "each one's gradient cannot be bounded",
-    "a scan by hand": "depends on no example",
     "packed sequences": "sort computes across the batch axis",
     "shuffled and put back": "takes rows of the batch by an index",
     "one example after another": "unbind takes single examples out of the batch",
@@ -69,5 +67,5 @@ def test_batches_of_one_are_as_others() -> None:
 
 
 def test_no_name_stands_for_two_models() -> None:
-    tables = [VALUES, ORDER, PLACES, BRANCHES, STATES, BACKWARD, LATE, MODULES]
-    assert sum(map(len, tables)) == len(MIXING) and len(VECTORS) + len(SEQUENCES) == len(SEPARATE)
+    tables = [VALUES, ORDER, PLACES, BRANCHES, STATES, BACKWARD, LATE, MODULES, NEAR]
+    assert sum(map(len, tables)) == len(MIXING) and sum(map(len, [VECTORS, SEQUENCES, WEIGHTS])) == len(SEPARATE)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from dplip.errors import ConfigurationError
@@ -87,8 +87,13 @@ def bounds_gradients(model: nn.Module) -> bool:
 
 
 def counterpart(layer: nn.Module) -> Any:
-    """The bounded class of a layer; None where there is none, or a subclass changes what the layer computes."""
+    """The bounded class of a layer; None where there is none, or a subclass changes what the layer computes.
+
+    None also where a weight is computed of others in the layer (by ``torch.nn.utils.weight_norm``).
+    """
     cls = type(layer)
+    if any(isinstance(value, Tensor) and value.requires_grad for value in vars(layer).values()):
+        return None
     for base in cls.__mro__:
         if _name(base) in BOUNDED:
             changed = [k for k in vars(layer) if inspect.isfunction(getattr(cls, k, None))]

@@ -8,6 +8,7 @@ own, before a convolution without padding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, of_bias, sum_into_radius
 from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import row_norms
-from dplip.nn.sums import of_convolution
+from dplip.nn.sums import Total, of_convolution
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
 from dplip.rules.convolution import convolution
-from dplip.separation import Rows, current
+from dplip.separation import Rows, current, examples_first
 
 
 class _Bounded(nn.modules.conv._ConvNd):
@@ -36,19 +37,10 @@ class _Bounded(nn.modules.conv._ConvNd):
         self.radius = checked_radius(radius)
 
     def _bounded(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
-        if x.ndim != len(self.kernel_size) + 2:
-            raise ConfigurationError(
-                f"x: a tensor of shape {tuple(x.shape)} has no axis of examples for {type(self).__name__}. Give "
-                f"(examples, channels, *spatial), one example as x[None]."
-            )
-        watch = current()
-        if watch is not None and watch.rows(x) != Rows(0):
-            raise MixedExamplesError(
-                f"{type(self).__name__}: the examples are {watch.rows(x)} of a tensor of shape {tuple(x.shape)}, "
-                "and each one's gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
-            )
-        x, settings = settings_of(self, x, output_padding)
-        return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack, settings)
+        def bounded(x: Tensor, settings: Any) -> Tensor:
+            return ConvolutionGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack, settings)
+
+        return by_examples(bounded, self, x, output_padding)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, radius={self.radius:g}"
@@ -138,8 +130,47 @@ def settings_of(module: Any, x: Tensor, output_padding: tuple[int, ...]) -> tupl
     return x, (module.stride, padding, module.dilation, module.transposed, output_padding, module.groups)
 
 
+def by_examples(function: Callable[..., Tensor], layer: Any, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+    """A convolution of a batch whose examples have one or more images each, such as the frames of a film.
+
+    Args:
+        function: takes the images, (examples, ..., channels, *spatial), and the arguments of a convolution.
+        layer: a convolution.
+        x: (images, channels, *spatial).
+    """
+    axes = len(layer.kernel_size) + 1
+    if x.ndim != axes + 1:
+        raise ConfigurationError(
+            f"x: a tensor of shape {tuple(x.shape)} has no axis of examples for {type(layer).__name__}. Give "
+            f"(examples, channels, *spatial), one example as x[None]."
+        )
+    watch = current()
+    rows = Rows(0) if watch is None else watch.rows(x)
+    if rows is not None and rows.axis != 0:
+        raise MixedExamplesError(
+            f"{type(layer).__name__}: the examples are {rows} of a tensor of shape {tuple(x.shape)}, and each one's "
+            "gradient cannot be bounded. Give (examples, channels, *spatial), or freeze the layer."
+        )
+
+    def in_front(x: Tensor) -> Tensor:
+        lead = x.shape[:-axes]
+        images, settings = settings_of(layer, flat(x, axes), output_padding)
+        return function(images if len(lead) == 1 else images.unflatten(0, lead), settings)
+
+    found: Tensor = examples_first(in_front, x)
+    return found
+
+
+def flat(x: Tensor, axes: int) -> Tensor:
+    """Images one after the other, whosever they are; the last ``axes`` axes are an image's."""
+    return x.flatten(0, x.ndim - axes - 1)
+
+
 class ConvolutionGradients(Summed):
-    """A convolution, transposed or not, whose node bounds the gradients of weight and bias."""
+    """A convolution, transposed or not, whose node bounds the gradients of weight and bias.
+
+    Shape: (examples, ..., channels, *spatial); what lies between are images of one example.
+    """
 
     @staticmethod
     def forward(
@@ -153,11 +184,7 @@ class ConvolutionGradients(Summed):
     ) -> Tensor:
         if output is not None:
             return output
-        stride, padding, dilation, transposed, output_padding, groups = settings
-        if transposed:
-            up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
-            return up(x, weight, bias, stride, padding, output_padding, groups, dilation)
-        return (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1](x, weight, bias, stride, padding, dilation, groups)
+        return convolved(x, weight, bias, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -176,13 +203,39 @@ class ConvolutionGradients(Summed):
                 given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
                 gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = of_bias(sent.flatten(2).mT, ctx.radius, None if for_weight else told) if for_bias else None
+                bias = _of_bias(sent, weight.ndim - 1, ctx.radius, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             if for_x:
-                like = v.new_empty(1).expand(x.shape)
-                backward = torch.ops.aten.convolution_backward
-                below = backward(v, like, weight.to(v.dtype), None, *settings, (True, False, False))[0]
+                below = below_convolution(v, x, weight, settings)
         return below, gradient, bias, None, None, slack, None
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
+    """A convolution of images (..., channels, *spatial)."""
+    stride, padding, dilation, transposed, output_padding, groups = settings
+    images = flat(x, weight.ndim - 1)
+    if transposed:
+        up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+        y = up(images, weight, bias, stride, padding, output_padding, groups, dilation)
+    else:
+        y = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1](images, weight, bias, stride, padding, dilation, groups)
+    return y if images is x else y.unflatten(0, x.shape[: 1 - weight.ndim])
+
+
+def below_convolution(v: Tensor, x: Tensor, weight: Tensor, settings: Any) -> Tensor:
+    """The cotangent of the input."""
+    axes = weight.ndim - 1
+    sent = flat(v, axes)
+    like = v.new_empty(1).expand(len(sent), *x.shape[-axes:])
+    backward = torch.ops.aten.convolution_backward
+    found: Tensor = backward(sent, like, weight.to(v.dtype), None, *settings, (True, False, False))[0]
+    return found.reshape(x.shape)
+
+
+def _of_bias(v: Tensor, axes: int, radius: float | None, told: list[Tensor] | None) -> Tensor:
+    """The same of the bias, whose terms are all positions of all images of an example."""
+    by_image = v.reshape(len(v), math.prod(v.shape[1:-axes]), v.shape[-axes], math.prod(v.shape[1 - axes :]))
+    return of_bias(by_image.movedim(2, 3).flatten(1, 2), radius, told)
 
 
 def of_kernel(
@@ -196,15 +249,20 @@ def of_kernel(
     The magnitudes of an example's terms add up to at most the product of the norms of the cotangent and of all patches
     (Cauchy-Schwarz), and each tap reads an entry at most once.
     """
-    stride, padding, dilation, transposed, _, groups = settings
-    given, sent = (v, x) if transposed else (x, v)
-    taps = weight.shape[2:]
-    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
+    most = None if radius is None else math.sqrt(math.prod(weight.shape[2:])) * row_norms(x) * row_norms(v)
 
     def total(each: Tensor, some: slice) -> Tensor:
         return sum_into_radius(each, radius, None if most is None else most[some], told)
 
-    return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
+    return kernels(x, v, weight, settings, total).reshape(weight.shape)
+
+
+def kernels(x: Tensor, v: Tensor, weight: Tensor, settings: Any, total: Total) -> Tensor:
+    """The sum over examples of what ``total`` makes of each one's gradient of the kernel."""
+    stride, padding, dilation, transposed, _, groups = settings
+    axes, each = weight.ndim - 1, math.prod(x.shape[1 : 1 - weight.ndim])
+    given, sent = (flat(t, axes) for t in ((v, x) if transposed else (x, v)))
+    return of_convolution(given, sent, weight.shape[2:], stride, padding, dilation, groups, total, each)
 
 
 @rule(BoundedConv1d, BoundedConv2d)

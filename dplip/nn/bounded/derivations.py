@@ -34,9 +34,12 @@ SAME = named("clone contiguous to type float double half bfloat16 type_as")
 ALONE = named(
     "add sub mul div true_divide neg exp log sqrt rsqrt square pow abs sigmoid tanh relu gelu silu softplus softmax "
     "log_softmax normalize interpolate pad sum mean cat stack flip roll index_select repeat tile expand expand_as "
-    "broadcast_to clamp reciprocal __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ "
-    "__pow__"
+    "broadcast_to clamp reciprocal norm outer mv dot vdot tril triu diag amax amin var std matrix_exp __add__ __radd__ "
+    "__sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__"
 )
+OF_MATRICES = [
+    torch.linalg.vector_norm, torch.linalg.matrix_norm, torch.linalg.norm, torch.norm_except_dim, torch.linalg.solve,
+]  # fmt: skip
 
 
 def constants(args: Any, kwargs: Any) -> bool:
@@ -46,7 +49,7 @@ def constants(args: Any, kwargs: Any) -> bool:
     return not any(a.requires_grad or (watch is not None and watch.rows(a) is not None) for a in others)
 
 
-@handles(*PARTS, Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+@handles(*PARTS, Tensor.T.__get__, Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
 def part(function: Any, args: Any, kwargs: Any) -> Any:
     """A selection of entries, each once."""
     value = args[0]
@@ -73,7 +76,7 @@ def same(function: Any, args: Any, kwargs: Any) -> Any:
     return derived(result, *made_of(value), getattr(value, "ids", None), getattr(value, "padding", None))
 
 
-@handles(*ALONE)
+@handles(*ALONE, *OF_MATRICES)
 def alone(function: Any, args: Any, kwargs: Any) -> Any:
     """A function of parameters and constants; its gradient for each example is computed from the parameters anew."""
     if not constants(args, kwargs):
@@ -81,16 +84,18 @@ def alone(function: Any, args: Any, kwargs: Any) -> Any:
     leaves, tree = tree_flatten((args, kwargs))
     found = [i for i, leaf in enumerate(leaves) if own(leaf)]
     made = [made_of(leaves[i]) for i in found]
-    parameters = tuple(p for ps, _, _ in made for p in ps)
+    parameters = tuple(dict.fromkeys(p for ps, _, _ in made for p in ps))  # one that is there twice has one gradient
+    places = {id(p): i for i, p in enumerate(parameters)}
+    taken = [[places[id(p)] for p in ps] for ps, _, _ in made]
     if len({(p.dtype, p.device) for p in parameters}) != 1:
         return NotImplemented
     result = function(*args, **kwargs)
     leaves = [leaf.detach() if isinstance(leaf, Tensor) and not own(leaf) else leaf for leaf in leaves]
 
     def again(at: int | None, *given: Tensor) -> Tensor:
-        filled, left = list(leaves), list(given)
-        for i, (ps, how, _) in zip(found, made, strict=True):
-            mine, left = left[: len(ps)], left[len(ps) :]
+        filled = list(leaves)
+        for i, (_, how, _), chosen in zip(found, made, taken, strict=True):
+            mine = [given[k] for k in chosen]
             filled[i] = mine[0] if how is None else how(*mine)
         new_args, new_kwargs = tree_unflatten(filled, tree)
         value: Any = function(*new_args, **new_kwargs)
@@ -119,3 +124,13 @@ def dropout(function: Any, args: Any, kwargs: Any) -> Any:
         return alone(torch.mul, (input, mask), {})
 
     return bounded(*args, **kwargs)
+
+
+@handles(torch._weight_norm)
+def weight_norm(function: Any, args: Any, kwargs: Any) -> Any:
+    """``g v / |v|``, of weight normalisation, by operators that can be computed for several cotangents at once."""
+
+    def normed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    return alone(normed, args, kwargs)

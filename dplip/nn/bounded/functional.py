@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dplip.nn.bounded.convert import BOUNDED
+from dplip.nn.bounded.convolution import ConvolutionGradients, by_examples
 from dplip.nn.bounded.derivations import alone, basic, named, part
 from dplip.nn.bounded.embedding import rows_of
-from dplip.nn.bounded.meetings import affine, combined, of_examples
+from dplip.nn.bounded.meetings import affine, applied, combined, linear, met, of_examples
 from dplip.nn.bounded.parameter import handles, made_of, own
+from dplip.nn.bounded.weights import Convolved
 from dplip.separation import current
 
 
@@ -41,14 +42,16 @@ def embedding(function: Any, args: Any, kwargs: Any) -> Any:
 
 @handles(Tensor.__getitem__)
 def chosen(function: Any, args: Any, kwargs: Any) -> Any:
-    """Rows of a table by ids of examples; else entries of a parameter."""
+    """Rows of a table by ids of examples, or matrices of a stack; else entries of a parameter."""
     table, ids = args
     if not own(table):
         return NotImplemented
     if isinstance(ids, Tensor) and of_examples(ids) and current() is not None:
-        if table.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        if table.ndim < 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             return NotImplemented
-        return embedding(F.embedding, (torch.where(ids < 0, ids + len(table), ids), table), {})
+        flat = table if table.ndim == 2 else part(Tensor.flatten, (table, 1), {})
+        rows = embedding(F.embedding, (torch.where(ids < 0, ids + len(table), ids), flat), {})
+        return rows if rows is NotImplemented or table.ndim == 2 else rows.unflatten(-1, table.shape[1:])
     return (part if basic(ids) else alone)(function, args, kwargs)
 
 
@@ -96,27 +99,59 @@ def prelu(function: Any, args: Any, kwargs: Any) -> Any:
     return torch.where(x > 0, x, combined(torch.mul, x.clamp(max=0), by_channel(slopes, x)))
 
 
-CONVOLUTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
+@handles(torch.cdist)
+def distances(function: Any, args: Any, kwargs: Any) -> Any:
+    """Distances of values from the rows of a parameter."""
+    x, centres, *rest = args
+    if own(x):
+        return distances(function, (centres, x, *rest), kwargs).mT if of_examples(centres) else NotImplemented
+    if not of_examples(x):
+        return NotImplemented
+    points = x.unsqueeze(1) if x.ndim == 2 else x
+    copies = met(centres, points)
+    if copies is NotImplemented:
+        return NotImplemented
+    found: Tensor = function(points, copies, *rest, **kwargs)
+    return found.squeeze(1) if x.ndim == 2 else found
+
+
+@handles(F.bilinear)
+def bilinear(function: Any, args: Any, kwargs: Any) -> Any:
+    """A linear map of the products of two values' features, whose norm is exact as that of every linear map."""
+
+    def bounded(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
+        if not (own(weight) and of_examples(input1) and of_examples(input2)):
+            return NotImplemented
+        products = (input1[..., :, None] * input2[..., None, :]).flatten(-2)
+        return linear(F.linear, (products, part(Tensor.flatten, (weight, 1), {}), bias), {})
+
+    return bounded(*args, **kwargs)
+
+
+CONVOLUTIONS: dict[Any, Any] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 
 
 @handles(*CONVOLUTIONS)
 def convolution(function: Any, args: Any, kwargs: Any) -> Any:
     """A layer's map with the weight that is given."""
-    kind: Any = BOUNDED.get(f"torch.nn.modules.conv.{CONVOLUTIONS[function].__name__}")
 
     def bounded(input: Any, weight: Any, bias: Any = None, *rest: Any, **named: Any) -> Any:
-        (p, *more), how, radius = made_of(weight) if own(weight) else ((weight,), None, 0.0)
         if not own(weight):
             y = function(input, weight, None, *rest, **named)
-        elif more or how is not None or kind is None or p.dtype != input.dtype or not of_examples(input):
+        elif weight.dtype != input.dtype or not of_examples(input):
             return NotImplemented
         else:
             settings = dict(zip(("stride", "padding", "dilation", "groups"), rest, strict=False)) | named
-            channels = p.shape[1] * settings.get("groups", 1)
-            layer = kind(channels, len(p), tuple(p.shape[2:]), bias=False, radius=radius, device="meta", **settings)
-            del layer.weight
-            layer.__dict__["weight"] = p
-            y = layer(input)
+            channels, taps = weight.shape[1] * settings.get("groups", 1), tuple(weight.shape[2:])
+            layer = CONVOLUTIONS[function](channels, len(weight), taps, bias=False, device="meta", **settings)
+            (p, *_), how, radius = made_of(weight)
+
+            def convolved(x: Tensor, settings: Any) -> Tensor:
+                if how is None:
+                    return ConvolutionGradients.apply(x, p, None, None, radius, None, settings)
+                return applied(Convolved(settings), weight, x)
+
+            y = by_examples(convolved, layer, input, (0,) * len(taps))
         return affine(y, None, by_channel(bias, y))
 
     return bounded(*args, **kwargs)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dplip.nn.bounded.convolution import BoundedConv1d, BoundedConv2d, ConvolutionGradients, settings_of
 from dplip.nn.bounded.linear import BoundedLinear, LinearGradients
+from dplip.nn.bounded.parameter import BoundedParameter
 from dplip.rules import SUMMED
 
 BOUNDED = (BoundedLinear.forward, BoundedConv1d.forward, BoundedConv2d.forward)
@@ -15,9 +16,11 @@ BOUNDED = (BoundedLinear.forward, BoundedConv1d.forward, BoundedConv2d.forward)
 
 def summed(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     """A forward hook for torch's layers: it keeps the output, and makes the backward pass sum in blocks."""
-    trained = any(p is not None and p.requires_grad for p in (module.weight, module.bias))
     done = type(module).forward in BOUNDED and module.training
-    if done or not (trained and isinstance(output, Tensor) and output.requires_grad):
+    if done or any(isinstance(p, BoundedParameter) for p in module.parameters()):
+        return None
+    trained = any(p is not None and p.requires_grad for p in (module.weight, module.bias))
+    if not (trained and isinstance(output, Tensor) and output.requires_grad):
         return None
     if isinstance(module, nn.Linear):
         return LinearGradients.apply(args[0], module.weight, module.bias, output.detach(), None, None)

@@ -70,7 +70,8 @@ class BoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight, self.bias)
-        return examples_first(self._bounded, x)
+        # Of a constant it is torch's: what reads the graph refuses it, unless it is detached.
+        return examples_first(self._bounded, x, constant=super().forward)
 
     def _bounded(self, x: Tensor) -> Tensor:
         return LinearGradients.apply(x, self.weight, self.bias, None, self.radius, self.slack)

@@ -15,6 +15,7 @@ from dplip.nn.bounded.embedding import lookup
 from dplip.nn.bounded.linear import LinearGradients
 from dplip.nn.bounded.parameter import handles, made_of, own
 from dplip.nn.bounded.use import Place, copies_of, place, spread
+from dplip.nn.bounded.weights import Affine, Convolved, WeightGradients
 from dplip.separation import Rows, current, examples_first
 
 IN_PLACE = named("add_ sub_ mul_ div_ __iadd__ __isub__ __imul__ __itruediv__")
@@ -126,24 +127,34 @@ def affine(x: Tensor, weight: Any, bias: Any) -> Tensor:
     return x if bias is None else combined(torch.add, x, bias)
 
 
+def applied(layer: Affine | Convolved, weight: Any, x: Tensor) -> Tensor:
+    """A layer's map with a weight that is a function of parameters."""
+    parameters, function, radius = made_of(weight)
+    weight = weight.detach().to(x.dtype)
+    return WeightGradients.apply(x, weight, layer, function, radius, *parameters)
+
+
 def product(x: Any, weight: Any, transposed: bool = False) -> Any:
     """``x @ weight.T`` (or ``x @ weight``, if it is transposed) for values of examples and a matrix of ours."""
     if not (own(weight) and of_examples(x) and x.ndim > 1 and weight.ndim == 2):
         return NotImplemented
     (p, *_), function, radius = made_of(weight)
-    if function is not None:
-        return NotImplemented
     autocast = torch.is_autocast_enabled(x.device.type)
     given = x if autocast else x.to(p.dtype)
-    p = p.mT if transposed else p
-    found = examples_first(lambda first: LinearGradients.apply(first, p, None, None, radius, None), given)
+    if function is None:
+        p = p.mT if transposed else p
+        found = examples_first(lambda first: LinearGradients.apply(first, p, None, None, radius, None), given)
+    else:
+        found = examples_first(partial(applied, Affine(transposed), weight), given)
     return found if autocast else found.to(weight.dtype)
 
 
 @handles(F.linear)
 def linear(function: Any, args: Any, kwargs: Any) -> Any:
     def bounded(input: Any, weight: Any, bias: Any = None) -> Any:
-        found = product(input, weight) if own(weight) else NotImplemented if own(input) else F.linear(input, weight)
+        if not of_examples(input):
+            return alone(function, args, kwargs)
+        found = product(input, weight) if own(weight) else F.linear(input, weight)
         return found if found is NotImplemented else affine(found, None, bias)
 
     return bounded(*args, **kwargs)
@@ -160,8 +171,10 @@ def addmm(function: Any, args: Any, kwargs: Any) -> Any:
 @handles(*named("matmul mm bmm __matmul__ __rmatmul__"))
 def matmul(function: Any, args: Any, kwargs: Any) -> Any:
     """Products of values and matrices; of stacks of matrices by a copy of them for each example."""
-    if len(args) != 2 or (own(args[0]) and own(args[1])):
+    if len(args) != 2:
         return NotImplemented
+    if not any(map(of_examples, args)):
+        return alone(function, args, kwargs)
     left, right = reversed(args) if function is Tensor.__rmatmul__ else args
     if own(right):
         if right.ndim == 1:
@@ -185,6 +198,8 @@ def einsum(function: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     given, arrow, out = equation.replace(" ", "").partition("->")
     terms: list[Any] = given.split(",")
+    if not any(map(of_examples, operands)):
+        return alone(function, args, kwargs)
     if len(operands) != 2 or len(terms) != 2 or own(operands[0]) == own(operands[1]):
         return NotImplemented
     if not arrow:  # letters that occur once, sorted

@@ -74,7 +74,8 @@ class PerExample(Enforcing):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
-            given = [v.to(ctx.dtype)] if ctx.function is None else _pulled(ctx.function, ctx.saved_tensors, v)
+            v = v.to(ctx.dtype)
+            given = [v] if ctx.function is None else pulled(ctx.function, ctx.saved_tensors, v)
             sums = [
                 of_rows(into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)).reshape(g.shape[1:])
                 for g in given
@@ -82,8 +83,8 @@ class PerExample(Enforcing):
         return None, None, None, *sums
 
 
-def _pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Sequence[Tensor]:
-    """Each example's gradient of each parameter."""
+def pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Sequence[Tensor]:
+    """Each example's gradient of each parameter, of its cotangent of a function of the parameters."""
     if not len(v):
         return [p.new_zeros(0, *p.shape) for p in parameters]
     pull: Any = torch.func.vjp(function, *(p.detach() for p in parameters))[1]

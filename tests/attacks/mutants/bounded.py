@@ -8,6 +8,27 @@ REFERENCE = "nn/test_exact_norms.py::test_the_gradient_is_the_sum_of_each_exampl
 
 BOUNDED = [
     mutant(
+        "a gradient of a function's parameters is not scaled",
+        "nn/bounded/weights.py",
+        "into_radius(g.flatten(1), ctx.radius).sum(0)",
+        "g.flatten(1).sum(0)",
+        "nn/test_bounded_parameter.py::test_no_example_exceeds_a_radius_for_each_use",
+    ),
+    mutant(
+        "of an example's frames the first alone is counted",
+        "nn/sums.py",
+        "found.unflatten(0, (-1, each)).sum(1)",
+        "found.unflatten(0, (-1, each))[:, 0]",
+        "nn/test_bounded_frames.py::test_an_example_s_frames_are_scaled_together",
+    ),
+    mutant(
+        "the bias of a convolution is scaled by one frame alone",
+        "nn/bounded/convolution.py",
+        "by_image.movedim(2, 3).flatten(1, 2)",
+        "by_image.movedim(2, 3).flatten(0, 1)",
+        "nn/test_bounded_frames.py::test_an_example_s_frames_are_scaled_together",
+    ),
+    mutant(
         "gram matrices without their rounding",
         "nn/bounded/linear.py",
         "rounding = (d + p + d * p * u + 1) * u",
@@ -80,21 +101,21 @@ BOUNDED = [
     mutant(
         "a transposed convolution as if it were none",
         "nn/bounded/convolution.py",
-        "given, sent = (v, x) if transposed else (x, v)",
-        "given, sent = x, v",
+        "((v, x) if transposed else (x, v))",
+        "(x, v)",
         REFERENCE,
     ),
     mutant(
         "a convolution whose examples are elsewhere",
         "nn/bounded/convolution.py",
-        "if watch is not None and watch.rows(x) != Rows(0):",
+        "if rows is not None and rows.axis != 0:",
         "if False:",
         "nn/test_exact_norms.py::test_a_convolution_takes_examples_in_front_alone",
     ),
     mutant(
         "a linear layer that takes axis 0 for the examples",
         "nn/bounded/linear.py",
-        "return examples_first(self._bounded, x)",
+        "return examples_first(self._bounded, x, constant=super().forward)",
         "return self._bounded(x)",
         "nn/test_exact_norms.py::test_a_linear_layer_finds_its_examples_in_another_place",
     ),

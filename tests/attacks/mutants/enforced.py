@@ -7,6 +7,34 @@ MODELS = "training/test_enforced_models.py"
 
 ENFORCED = [
     mutant(
+        "a layer whose radius changes lends a weight with the radius of now",
+        "sensitivities/enforced_model.py",
+        'if hasattr(layer, "radius") and getattr(layer, "slack", None) is None:',
+        'if hasattr(layer, "radius"):',
+        "sensitivities/test_sums_of_the_zoo.py::test_a_layer_whose_radius_follows_the_gradients_lends_no_weight",
+    ),
+    mutant(
+        "what rounding leaves of a gradient is taken for mixing",
+        "sensitivities/enforced_model.py",
+        "ROUNDED = 8 * CANCELLED * 2**-24",
+        "ROUNDED = 0.0",
+        "separation/test_zoo.py::test_what_does_not_mix_is_trained[an instance norm behind a bias]",
+    ),
+    mutant(
+        "a layer of bounded parameters has another sum put over its own",
+        "nn/bounded/hooks.py",
+        "if done or any(isinstance(p, BoundedParameter) for p in module.parameters()):",
+        "if done:",
+        "separation/test_zoo.py::test_what_does_not_mix_is_trained[weight normalised]",
+    ),
+    mutant(
+        "attributes of an object are no outputs",
+        "runtime/values.py",
+        "held = vars(value) if _plain(value) else value",
+        "held = value",
+        "training/test_outputs_of_any_kind.py::test_a_plain_object_of_tensors_is_an_output",
+    ),
+    mutant(
         "two uses of a parameter count as one",
         "sensitivities/uses.py",
         "return Use(self.bound + other.bound, self.summation + other.summation)",
@@ -16,9 +44,30 @@ ENFORCED = [
     mutant(
         "any node between an enforcing one and a parameter is a selection",
         "sensitivities/uses.py",
-        "sent = use if not enforcing and type(node).__name__ in SELECTIONS else None",
-        "sent = use if not enforcing else None",
+        "selecting = not enforcing and type(node).__name__ in SELECTIONS",
+        "selecting = not enforcing",
         f"{USES}::test_another_sender_is_refused",
+    ),
+    mutant(
+        "parts of a parameter that overlap add up by squares",
+        "sensitivities/selections.py",
+        "if not groups or part.start >= reached:",
+        "if True:",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
+    ),
+    mutant(
+        "parts along different dimensions count as disjoint",
+        "sensitivities/selections.py",
+        "if len(parts) < len(held) or len({part.dim for part in parts}) > 1:",
+        "if len(parts) < len(held):",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
+    ),
+    mutant(
+        "an index from the end counts as another one than from the front",
+        "sensitivities/selections.py",
+        "index = _signed(node._saved_index) % size",
+        "index = _signed(node._saved_index)",
+        f"{USES}::test_parts_that_may_overlap_add_up_by_sums",
     ),
     mutant(
         "the input of an enforcing node is bounded as its parameters are",
@@ -37,8 +86,8 @@ ENFORCED = [
     mutant(
         "an output's own gradient is forgotten",
         "sensitivities/uses.py",
-        "received: dict[Any, Use | None] = dict.fromkeys(roots)",
-        "received: dict[Any, Use | None] = dict.fromkeys(roots, Use(0.0, Summation()))",
+        "{root: [Arrival(0, None, None)] for root in roots}",
+        "{root: [Arrival(0, None, Use(0.0, Summation()))] for root in roots}",
         f"{USES}::test_another_sender_is_refused",
     ),
     mutant(

@@ -69,8 +69,8 @@ OWN_GRADIENTS = [
     mutant(
         "a gradient of a function taken for the parameter's",
         "nn/bounded/use.py",
-        "if ctx.function is None else _pulled",
-        "if len(ctx.saved_tensors) < 2 else _pulled",
+        "if ctx.function is None else pulled",
+        "if len(ctx.saved_tensors) < 2 else pulled",
         "nn/test_bounded_parameter.py::test_each_example_s_gradient_is_scaled_into_the_radius",
     ),
     mutant(

@@ -69,7 +69,7 @@ THE_TRACE_IS_THE_MODEL = [
     mutant(
         "gradients that mix unseen",
         "runtime/mixing.py",
-        "return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone)",
+        "return _values_mix(drawn, rows, alone) or _gradients_mix(drawn, few, weights, alone, rounding)",
         "return _values_mix(drawn, rows, alone)",
         "runtime/test_mixing.py::test_a_rule_does_not_make_up_for_mixing",
     ),

@@ -7,6 +7,27 @@ _COUNTED = "separation/test_mixed.py::test_what_depends_on_the_number_of_example
 
 SEPARATION = [
     mutant(
+        "a copy of a weight forgets that it was computed from how many there are",
+        "separation/watch.py",
+        "if isinstance(label, Public) and label.counted:",
+        "if False:",
+        "separation/test_zoo.py::test_what_mixes_is_refused[a factor of a weight for large batches]",
+    ),
+    mutant(
+        "rows that differ count as the examples",
+        "separation/watch.py",
+        "return t.ndim > 0 and len(t) == self.examples and self.equal(t, 0)",
+        "return t.ndim > 0 and len(t) == self.examples",
+        "separation/test_layout.py::test_rows_that_are_alike_count_as_the_examples",
+    ),
+    mutant(
+        "distances by another kernel beyond 25 rows",
+        "separation/exits.py",
+        "if len(args) < 4 else",
+        "if False else",
+        "separation/test_zoo.py::test_what_does_not_mix_is_trained[distances from fixed points in large batches]",
+    ),
+    mutant(
         "operators without a rule taken to keep examples apart",
         "separation/operators.py",
         "labels = _unknown(call, operator)",

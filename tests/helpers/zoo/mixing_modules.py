@@ -118,21 +118,6 @@ def a_weight_normalised_by_what_it_makes(m: Any) -> None:
 
 
 @mixes
-def a_weight_as_data(m: Any) -> None:
-    m.function = lambda m, x: m.head(m.a(x) * m.a.weight.sum(1))
-
-
-@mixes
-def a_weight_as_data_of_the_other_layer(m: Any) -> None:
-    m.function = lambda m, x: m.head(m.a(x).tanh() @ m.head.weight.T @ m.head.weight)
-
-
-@mixes
-def a_penalty_of_the_weights_is_added_to_the_scores(m: Any) -> None:
-    m.function = lambda m, x: plain(m, x) + m.a.weight.norm()
-
-
-@mixes
 def a_module_list_is_indexed_by_the_data(m: Any) -> None:
     m.several = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
     m.function = lambda m, x: m.head(m.several[int(x.sum() > 0)](m.a(x)) + 0 * sum(s(m.a(x)) for s in m.several))

@@ -8,6 +8,7 @@ own, before a convolution without padding.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,17 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, of_bias, sum_into_radius
+from dplip.nn.bounded.enforcing import (
+    Radius,
+    Summed,
+    Within,
+    bounded_rule,
+    checked_radius,
+    of_bias,
+    sent,
+    some_of,
+    sum_into_radius,
+)
 from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import of_convolution
@@ -147,7 +158,7 @@ class ConvolutionGradients(Summed):
         weight: Tensor,
         bias: Tensor | None,
         output: Tensor | None,
-        radius: float | None,
+        radius: Radius | None,
         slack: Tensor | None,
         settings: Any,
     ) -> Tensor:
@@ -173,10 +184,12 @@ class ConvolutionGradients(Summed):
         told: list[Tensor] | None = [] if for_slack else None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
-                gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
+                given, back = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
+                kernel = partial(of_kernel, given, back, weight, settings)
+                gradient = sent(ctx, 1, kernel, told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = of_bias(sent.flatten(2).mT, ctx.radius, None if for_weight else told) if for_bias else None
+                shift = partial(of_bias, back.flatten(2).mT)
+                bias = sent(ctx, 2, shift, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             if for_x:
                 like = v.new_empty(1).expand(x.shape)
@@ -186,7 +199,7 @@ class ConvolutionGradients(Summed):
 
 
 def of_kernel(
-    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settings: Any, told: list[Tensor] | None = None
+    x: Tensor, v: Tensor, weight: Tensor, settings: Any, radius: Within, told: list[Tensor] | None = None
 ) -> Tensor:
     """The sum over examples of the kernel's gradients, each scaled into the radius (None: as it is).
 
@@ -197,14 +210,14 @@ def of_kernel(
     (Cauchy-Schwarz), and each tap reads an entry at most once.
     """
     stride, padding, dilation, transposed, _, groups = settings
-    given, sent = (v, x) if transposed else (x, v)
+    given, back = (v, x) if transposed else (x, v)
     taps = weight.shape[2:]
-    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
+    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(back)
 
     def total(each: Tensor, some: slice) -> Tensor:
-        return sum_into_radius(each, radius, None if most is None else most[some], told)
+        return sum_into_radius(each, some_of(radius, some), None if most is None else most[some], told)
 
-    return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
+    return of_convolution(given, back, taps, stride, padding, dilation, groups, total)
 
 
 @rule(BoundedConv1d, BoundedConv2d)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.bounded.enforcing import CANCELLED, LARGEST_NORM, Enforcing, checked_radius
+from dplip.nn.bounded.enforcing import CANCELLED, LARGEST_NORM, Enforcing, Radius, Within, checked_radius, sent
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.nn.sums import of_rows
 from dplip.separation import Rows, current
@@ -19,7 +20,7 @@ from dplip.separation import Rows, current
 Function = Callable[..., Tensor]
 
 
-def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
+def per_example(p: Tensor, examples: int, radius: Radius) -> Tensor:
     """A parameter of any shape, repeated for each example without memory.
 
     Args:
@@ -36,7 +37,7 @@ def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
     return copies_of(None, (p,), examples, radius)
 
 
-def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: float) -> Tensor:
+def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: Radius) -> Tensor:
     """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
     watch = current()
     if watch is not None and examples != watch.examples:
@@ -61,7 +62,7 @@ class PerExample(Enforcing):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(function: Function | None, examples: int, radius: float, *parameters: Tensor) -> Tensor:
+    def forward(function: Function | None, examples: int, radius: Radius, *parameters: Tensor) -> Tensor:
         value = parameters[0] if function is None else function(*parameters)
         return value.expand(examples, *value.shape)
 
@@ -75,10 +76,8 @@ class PerExample(Enforcing):
     def backward(ctx: Any, v: Tensor) -> Any:
         with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
             given = [v.to(ctx.dtype)] if ctx.function is None else _pulled(ctx.function, ctx.saved_tensors, v)
-            sums = [
-                of_rows(into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)).reshape(g.shape[1:])
-                for g in given
-            ]
+            needed = ctx.needs_input_grad[3:]
+            sums = [sent(ctx, i, partial(_sum, g)) if needed[i] else None for i, g in enumerate(given)]
         return None, None, None, *sums
 
 
@@ -90,11 +89,15 @@ def _pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Sequ
     return tuple(torch.func.vmap(pull)(v))
 
 
-def into_radius(rows: Tensor, radius: float) -> Tensor:
-    """Rows scaled into the radius, each by itself; what is not finite, or beyond 1e30, is 0."""
+def _sum(gradients: Tensor, radius: Within, told: list[Tensor] | None) -> Tensor:
+    """The sum of gradients, each scaled into the radius; what is not finite, or beyond 1e30, is 0."""
+    assert radius is not None
+    rows = gradients.reshape(len(gradients), math.prod(gradients.shape[1:]))
     norms = row_norms(rows)
+    if told is not None:
+        told.append(norms)
     kept = norms <= LARGEST_NORM  # False for NaN
-    return torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)
+    return of_rows(torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)).reshape(gradients.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Spread(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(copies: Tensor, found: Place, shape: tuple[int, ...], radius: float | None) -> Tensor:
+    def forward(copies: Tensor, found: Place, shape: tuple[int, ...], radius: Radius | None) -> Tensor:
         return found.put(copies).expand(shape)
 
     @staticmethod
@@ -155,7 +158,7 @@ class Spread(torch.autograd.Function):
         summed = terms.sum(over).reshape(ctx.copies)
         if ctx.radius is not None and terms.numel() > summed.numel():
             magnitudes = terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:]))
-            summed = summed * scale_into(CANCELLED * ctx.radius, row_norms(magnitudes), summed)
+            summed = summed * scale_into(CANCELLED * float(ctx.radius), row_norms(magnitudes), summed)
         return summed, None, None, None
 
 
@@ -179,7 +182,7 @@ def place(shape: Sequence[int], x: Tensor, expanded: bool = False) -> Place | No
     return Place(rows, axis, aligned[:axis] + aligned[axis + 1 :], count)
 
 
-def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Tensor:
+def at_examples(p: Tensor, x: Tensor, radius: Radius, shape: Sequence[int]) -> Tensor:
     """A parameter repeated for each example of a value, in the value's layout, to be broadcast with it.
 
     Args:
@@ -202,7 +205,7 @@ def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Te
     return spread(per_example(p, found.examples, radius), found, x, radius)
 
 
-def spread(copies: Tensor, found: Place, x: Tensor, radius: float | None) -> Tensor:
+def spread(copies: Tensor, found: Place, x: Tensor, radius: Radius | None) -> Tensor:
     """Copies in their place in a value, as large as it is; the radius is theirs, if they are a parameter's own."""
     whole = [1] * (len(found.rest) + (found.axis is not None) - x.ndim) + list(x.shape)
     rest = list(found.rest) if found.axis is None else [*found.rest[: found.axis], 1, *found.rest[found.axis :]]

@@ -73,7 +73,8 @@ class JointRadius:
 
     def __init__(self, radius: float) -> None:
         self._radius: float = checked_radius(radius)
-        self.measured: list[tuple[Any, int, Tensor]] | None = None
+        self.measured: list[tuple[Any, int, Tensor]] | None = None  # while a pass measures: node, edge and norms
+        self.used = False  # whether a pass has measured
 
     def __float__(self) -> float:
         return self._radius
@@ -107,14 +108,15 @@ def sent(node: Any, edge: int, of_examples: Sum, told: list[Tensor] | None = Non
         radius.measured.append((node, edge, torch.cat(norms)))
         return None
     share = vars(node).get("shares", {}).pop(edge, None)
-    if share is None:
+    if share is not None:
+        return of_examples(share, None)
+    if not radius.used:
         warnings.warn(
-            f"{radius:g}: a layer sends its weights no gradient, since nothing has measured the examples of this pass "
-            "first. Make the model private (PrivacyEngine, DPLipTrainer), and call the whole of it.",
+            f"{radius:g}: layers send their weights no gradient, since nothing measures the examples first. Make the "
+            "model private (PrivacyEngine, DPLipTrainer), and call the whole of it.",
             stacklevel=2,
         )
-        return None
-    return of_examples(share, None)
+    return None
 
 
 def some_of(within: Any, some: slice) -> Any:

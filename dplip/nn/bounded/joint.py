@@ -10,8 +10,9 @@ example's gradient into the share, as it would into a radius, and uses it up.
 Proof of the bound. Whatever arrives in the second pass, what an example adds to parameter p is at most the sum of the
 shares of its uses in norm (triangle inequality; selections between a node and a parameter keep norms). So all that it
 adds is at most ``sqrt(sum_p (sum_u s_u)^2) = min(1, R / n) n <= R``. Nothing is assumed of the first pass: another mask
-or another state only makes shares that fit the second pass badly. A node without a share sends nothing. Shares are computed
-in float64, whose roundings ``ROW_SLACK`` covers; an example whose norm is not finite, or beyond 1e30, gets none.
+or another state only makes shares that fit the second pass badly. A node without a share sends nothing. Shares are
+computed in float64, whose roundings ``ROW_SLACK`` covers; an example whose norm is not finite, or beyond 1e30, gets
+none.
 
 Proof that examples stay apart: the share of an example is a function of the norms of its own gradients alone.
 
@@ -77,7 +78,7 @@ class Measured(torch.autograd.Function):
             )
         for node in ctx.nodes:  # what an earlier pass over the same graph has left
             node.shares.clear()
-        radius.measured = []
+        radius.measured, radius.used = [], True
         try:
             _run(ctx.outputs, gradients, ctx.trained)
             found = radius.measured

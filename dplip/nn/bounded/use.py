@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.bounded.enforcing import CANCELLED, LARGEST_NORM, Enforcing, Radius, Within, checked_radius, sent
+from dplip.nn.bounded.enforcing import (
+    CANCELLED,
+    LARGEST_NORM,
+    Enforcing,
+    JointRadius,
+    Radius,
+    Within,
+    checked_radius,
+    sent,
+)
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.nn.sums import of_rows
 from dplip.separation import Rows, current
@@ -69,7 +78,7 @@ class PerExample(Enforcing):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.function, _, ctx.radius, *parameters = inputs
-        ctx.terms, ctx.dtype = 1, parameters[0].dtype
+        ctx.terms, ctx.dtype, ctx.magnitudes = 1, parameters[0].dtype, None
         ctx.save_for_backward(*parameters if ctx.function is not None else ())
 
     @staticmethod
@@ -77,7 +86,7 @@ class PerExample(Enforcing):
         with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
             given = [v.to(ctx.dtype)] if ctx.function is None else _pulled(ctx.function, ctx.saved_tensors, v)
             needed = ctx.needs_input_grad[3:]
-            sums = [sent(ctx, i, partial(_sum, g)) if needed[i] else None for i, g in enumerate(given)]
+            sums = [sent(ctx, i, partial(_sum, g, ctx.magnitudes)) if needed[i] else None for i, g in enumerate(given)]
         return None, None, None, *sums
 
 
@@ -89,11 +98,16 @@ def _pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Sequ
     return tuple(torch.func.vmap(pull)(v))
 
 
-def _sum(gradients: Tensor, radius: Within, told: list[Tensor] | None) -> Tensor:
-    """The sum of gradients, each scaled into the radius; what is not finite, or beyond 1e30, is 0."""
+def _sum(gradients: Tensor, magnitudes: Tensor | None, radius: Within, told: list[Tensor] | None) -> Tensor:
+    """The sum of gradients, each scaled into the radius; what is not finite, or beyond 1e30, is 0.
+
+    Magnitudes, of the terms that each is a sum of, are scaled into ``CANCELLED`` times the radius.
+    """
     assert radius is not None
     rows = gradients.reshape(len(gradients), math.prod(gradients.shape[1:]))
     norms = row_norms(rows)
+    if magnitudes is not None:
+        norms = torch.maximum(norms, magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)
     kept = norms <= LARGEST_NORM  # False for NaN
@@ -157,8 +171,11 @@ class Spread(torch.autograd.Function):
         over = [1, 2, *(k for k, n in enumerate(ctx.found.rest, 3) if n == 1)]
         summed = terms.sum(over).reshape(ctx.copies)
         if ctx.radius is not None and terms.numel() > summed.numel():
-            magnitudes = terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:]))
-            summed = summed * scale_into(CANCELLED * float(ctx.radius), row_norms(magnitudes), summed)
+            magnitudes = row_norms(terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:])))
+            if isinstance(ctx.radius, JointRadius):  # a scale of its own would change the direction
+                ctx.next_functions[0][0].magnitudes = magnitudes
+            else:
+                summed = summed * scale_into(CANCELLED * ctx.radius, magnitudes, summed)
         return summed, None, None, None
 
 

@@ -120,11 +120,8 @@ class EnforcedModel:
     def _alike(self, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> bool:
         """Whether a pass is one of those over public examples, but for their number."""
         bounds = [{name: use.bound for name, use in each.items()} for each in (self.planned, uses)]
-        return (
-            bounds[0] == bounds[1]
-            and self.radii == self.joint(outputs)
-            and self._template.fits(watch.signature, watch.examples)
-        )
+        alike = bounds[0] == bounds[1] and self.radii == self.joint(outputs)
+        return alike and self._template.fits(watch.signature, watch.examples)
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
         """Per trained parameter, its uses in the graph of these outputs."""

@@ -210,14 +210,14 @@ def of_kernel(
     (Cauchy-Schwarz), and each tap reads an entry at most once.
     """
     stride, padding, dilation, transposed, _, groups = settings
-    given, back = (v, x) if transposed else (x, v)
+    given, sent = (v, x) if transposed else (x, v)
     taps = weight.shape[2:]
-    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(back)
+    most = None if radius is None else math.sqrt(math.prod(taps)) * row_norms(given) * row_norms(sent)
 
     def total(each: Tensor, some: slice) -> Tensor:
         return sum_into_radius(each, some_of(radius, some), None if most is None else most[some], told)
 
-    return of_convolution(given, back, taps, stride, padding, dilation, groups, total)
+    return of_convolution(given, sent, taps, stride, padding, dilation, groups, total)
 
 
 @rule(BoundedConv1d, BoundedConv2d)

@@ -156,6 +156,19 @@ def test_a_batch_adds_what_its_examples_add_alone(name: str) -> None:
     torch.testing.assert_close(added(joint, x, v), sum(alone[1:], alone[0]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["convolutions", "positions", "RNN"])
+def test_in_half_precision_no_example_adds_more_than_the_radius(name: str) -> None:
+    make, draw = MODELS[name]
+    worst = 0.0
+    for trial in range(8):
+        _, joint = pair(make, 0.1, trial)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = joint(draw(1) * 10.0 ** (trial % 3 - 1))
+        measured(joint, output.float()).backward(10 * torch.randn(1, 4))
+        worst = max(worst, float(vector(joint).norm()) / 0.1)
+    assert 0.99 <= worst <= ALLOWED
+
+
 def test_an_ascent_of_input_and_cotangent_ends_at_the_radius() -> None:
     stock, joint = pair(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), 1.0)
     x: Any = torch.randn(1, 4, requires_grad=True)
@@ -198,7 +211,7 @@ def test_the_uses_of_one_parameter_share_the_radius(count: int) -> None:
     """Aligned, their norms add up; the norm of all is then that of their sum."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        return sum(m.inner(x) for _ in range(count)) + m.other(x)  # type: ignore[no-any-return]
+        return sum(m.inner(x) for _ in range(count)) + m.other(x)
 
     stock, joint = pair(lambda: Net(forward, inner=nn.Linear(4, 3), other=nn.Linear(4, 3, bias=False)), 0.5)
     x, v = torch.randn(1, 4), 10 * torch.randn(1, 3)
@@ -274,7 +287,7 @@ def test_a_model_that_is_called_on_its_own_output_is_refused() -> None:
     x = measured(joint, joint(torch.randn(2, 4)))
     with pytest.raises(ConfigurationError, match="computed itself"):
         measured(joint, joint(x)).sum().backward()
-    assert joint_radius(joint).measured is None  # type: ignore[union-attr]
+    assert joint_radius(joint).measured is None
 
 
 def test_layers_that_see_other_axes_of_examples_are_refused() -> None:

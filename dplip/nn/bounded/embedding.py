@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, Radius, Within, checked_radius, require_in_front, sent
+from dplip.nn.bounded.enforcing import (
+    LARGEST_NORM,
+    Enforcing,
+    Radius,
+    Within,
+    checked_radius,
+    nothing,
+    require_in_front,
+    sent,
+)
 from dplip.nn.bounded.parameter import derived
 from dplip.nn.bounded.use import trained
 from dplip.nn.gradient_ball import row_norms, scale_into
@@ -176,6 +185,8 @@ class EmbeddingGradients(Enforcing):
             def of_examples(radius: Within, told: list[Tensor] | None) -> Tensor:
                 assert radius is not None
                 scaled = into_radius_together(rows, keys // count, len(ids), radius, told)
+                if nothing(radius):
+                    return scaled
                 total, row = of_runs(scaled, keys % count)
                 return v.new_zeros(ctx.table, dtype=ctx.dtype).index_copy_(0, row, total)
 

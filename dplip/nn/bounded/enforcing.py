@@ -51,8 +51,8 @@ def checked_radius(radius: Radius) -> Radius:
 
 
 Within = float | Tensor | None
-"""What a sum over examples lets through of each: a radius, or one for each example, in float64; None: all of it. Of 0,
-the sum need not be computed."""
+"""What a sum over examples lets through of each: a radius, or one for each example, in float64; None: all of it. 0:
+nothing, so the sum is not computed, and what stands for it has no meaning."""
 
 
 class JointRadius:
@@ -60,8 +60,8 @@ class JointRadius:
 
     Where an example's gradient, as one vector over all parameters, is longer than the radius, all of it is scaled by
     one factor, so that the proportions between the layers stay. That takes two backward passes
-    (:mod:`dplip.nn.bounded.joint`), which a private optimizer makes of the ``backward()`` of the loss. Without one the
-    parameters get no gradient.
+    (:mod:`dplip.nn.bounded.joint`), which a private optimizer makes of the ``backward()`` of the loss. Without a
+    private optimizer the parameters get no gradient.
 
     Args:
         radius: the largest l2 norm of one example's gradient of all trained parameters.
@@ -117,6 +117,11 @@ def sent(node: Any, edge: int, of_examples: Sum, told: list[Tensor] | None = Non
             stacklevel=2,
         )
     return None
+
+
+def nothing(within: Within) -> bool:
+    """Whether nothing is let through."""
+    return isinstance(within, float) and not within
 
 
 def some_of(within: Any, some: slice) -> Any:

@@ -35,6 +35,7 @@ from dplip.nn.bounded.enforcing import (
     bounded_rule,
     checked_radius,
     known,
+    nothing,
     of_bias,
     sent,
     some_of,
@@ -151,8 +152,8 @@ def of_weight(x: Tensor, v: Tensor, radius: Within, told: list[Tensor] | None = 
         x, v, norms = _scaled_rows(x, v, sizes, lengths, radius)
         if told is not None:
             told.append(norms)
-        if not isinstance(radius, Tensor) and radius == 0:
-            return v.new_zeros(v.shape[2], x.shape[2])
+        if nothing(radius):
+            return v.new_zeros(())
     return of_products(v.flatten(0, 1), x.flatten(0, 1))
 
 

@@ -168,7 +168,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     @property
     def enforced(self) -> bool:
-        """Whether the layers bound the gradients, of a model that has no trace (so no certificate) or a joint radius."""
+        """Whether layers bound the gradients: the model has no trace (and so no certificate), or a joint radius."""
         return isinstance(self._bounds.source, Enforced)
 
     def sensitivities(self) -> Sensitivities:

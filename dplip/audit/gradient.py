@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from dplip.losses import Loss
 from dplip.nn import BallProjection
+from dplip.nn.bounded.joint import measured
 from dplip.sensitivities import Sensitivities, sensitivity
 
 
@@ -121,7 +122,7 @@ class _Search:
             scores = self.model(x[None])
         for target in [y] if y is not None else worst_targets(self.loss, scores):
             named = list(self.parameters.values())
-            value = self.loss(self.model(x[None]), target)
+            value = self.loss(measured(self.model, self.model(x[None])), target)
             found = torch.autograd.grad(value, named, create_graph=True, allow_unused=True)
             gradients = {n: g for n, g in zip(self.parameters, found, strict=True) if g is not None}
             self.record(gradients, x, target)

@@ -83,8 +83,8 @@ def row_norms(x: Tensor) -> Tensor:
     return norms * (1 + (min(n, PIECE) + whole // PIECE + 8) * info.eps / 2) + math.sqrt(n * info.tiny)
 
 
-def scale_into(radius: float, norms: Tensor, like: Tensor) -> Tensor:
-    """Per example, a factor that scales a value of norm ``norms`` into the radius, shaped to multiply ``like``.
+def scale_into(radius: float | Tensor, norms: Tensor, like: Tensor) -> Tensor:
+    """Per example, a factor that scales a value of norm ``norms`` into the radius (or its own), shaped for ``like``.
 
     The factor is rounded towards 0. It is 0 for a norm that is not finite, and where it would be below the normal
     numbers, with a large rounding error.

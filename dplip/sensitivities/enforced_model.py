@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, DPLipError, MixedExamplesError, first_line
-from dplip.nn.bounded.enforcing import CANCELLED
+from dplip.nn.bounded.enforcing import CANCELLED, JointRadius
+from dplip.nn.bounded.joint import joint_radius, measured
 from dplip.nn.bounded.parameter import bounded
 from dplip.norms.value_norms import is_real
 from dplip.propagation.checks import bare
@@ -21,7 +22,7 @@ from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
 from dplip.runtime.values import tensors_in
-from dplip.sensitivities.uses import Use, behind, unbounded, uses_of
+from dplip.sensitivities.uses import Use, behind, bound_of_all, joint_radii_of, unbounded, uses_of
 from dplip.separation import Rows, Template, Watch
 from dplip.separation.signature import Signature
 
@@ -43,21 +44,24 @@ class EnforcedModel:
 
     Attributes:
         planned: per trained parameter, its uses in a pass over public examples.
+        radii: the joint radii of its layers; None among them: some have a radius of their own.
         draws: whether the model draws random numbers.
 
     Raises:
         UnboundedOperationError: a trained parameter is used by something that bounds no gradient, or is not used.
         MixedExamplesError: an operator was seen to let one example's value depend on another.
-        ConfigurationError: the model does not run on such examples.
+        ConfigurationError: the model does not run on such examples, or not all of its layers share a joint radius.
 
     Guarantee: on every pass that :meth:`problem` has nothing to say of, one example's gradient of each parameter is at
-    most the bound of its :meth:`uses`, and a function of that example alone. Assumptions: torch's operators do what
+    most the bound of its :meth:`uses`, that of all parameters at most their joint radius if they have one, and both are
+    functions of that example alone. Assumptions: torch's operators do what
     their names say; code outside of torch makes no value of the batch into a number that it hands back.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.model, self.example = model, example
         self.planned: dict[str, Use] = {}
+        self.radii: frozenset[JointRadius | None] = frozenset()
         self.plan()
 
     def plan(self) -> None:
@@ -110,13 +114,13 @@ class EnforcedModel:
                     f"an output of shape {tuple(output.shape)} is not one row for each example, as far as the "
                     "operators show. Return tensors with the batch as their first axis."
                 )
-        if self._alike(watch, uses):
+        if self._alike(watch, outputs, uses):
             return None
         if self._before == guards_of(self.model):  # else the pass has left something behind, for public ones to find
             with undisturbed():
                 # an attribute of the model may have changed, or the precision, or what inputs need gradients
                 self._learn([t.requires_grad for t in self.example.tensors(call)])
-            if self._alike(watch, uses):
+            if self._alike(watch, outputs, uses):
                 return None
         return (
             f"the model has run other operators or radii on a batch of {watch.examples} examples than it does on "
@@ -129,14 +133,19 @@ class EnforcedModel:
         tensors = self.example.tensors(call)
         return Watch(tensors, len(tensors[0]), self.model)
 
-    def _alike(self, watch: Watch, uses: Mapping[str, Use]) -> bool:
+    def _alike(self, watch: Watch, outputs: list[Tensor], uses: Mapping[str, Use]) -> bool:
         """Whether a pass is one of those over public examples, but for their number."""
         bounds = [{name: use.bound for name, use in each.items()} for each in (self.planned, uses)]
-        return bounds[0] == bounds[1] and self._template.fits(watch.signature, watch.examples)
+        alike = bounds[0] == bounds[1] and self.radii == self.joint(outputs)
+        return alike and self._template.fits(watch.signature, watch.examples)
 
     def uses(self, outputs: list[Tensor]) -> dict[str, Use]:
         """Per trained parameter, its uses in the graph of these outputs."""
         return uses_of(outputs, self._names())
+
+    def joint(self, outputs: list[Tensor]) -> frozenset[JointRadius | None]:
+        """The joint radii in the graph of these outputs; empty: the model has none."""
+        return frozenset() if joint_radius(self.model) is None else joint_radii_of(outputs)
 
     def current(self) -> bool:
         """Whether the trained parameters and the radii are those of the plan."""
@@ -160,6 +169,8 @@ class EnforcedModel:
         self._template = Template.of([(signature, count) for _, signature, count in passes])
         found = self.uses(passes[-1][0])
         self.planned = {name: found[name] for name in self._names().values() if name in found}
+        self.radii = self.joint(passes[-1][0])
+        bound_of_all(self.radii)  # refuses several
 
     def _try(self, count: int, gradients: Sequence[bool]) -> tuple[list[Tensor], Signature]:
         """The outputs and the operators of a pass over so many public examples."""
@@ -207,7 +218,7 @@ class EnforcedModel:
         def joined(*rows: Tensor) -> Tensor:
             call = self.example.with_tensors(list(rows))
             with self._watch(call):  # by which layers know where the examples are
-                outputs = floats(self._run(call))
+                outputs = floats(measured(self.model, self._run(call)))
             return torch.cat([output.flatten(1) for output in outputs], 1)
 
         rows = self.example.tensors(self.example.batch(COUNTS[0], self._like))

@@ -11,12 +11,14 @@ from torch import nn
 from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
-from dplip.nn.bounded import bounds_gradients
+from dplip.nn.bounded import JointRadius, bounds_gradients
+from dplip.nn.bounded.joint import joint_radius
 from dplip.norms import Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounded
 from dplip.runtime.example import Example
 from dplip.sensitivities.enforced_model import EnforcedModel
+from dplip.sensitivities.uses import Use, bound_of_all
 
 GRADIENT_SLACK = 1e-5
 """Relative slack, 168 units of float32, for roundings that :class:`dplip.rounding.Rounded` omits: a few of a gradient's
@@ -24,10 +26,15 @@ products, and one for each further use of a value, whose cotangents add up."""
 
 
 class Sensitivities(Mapping[str, float]):
-    """Parameter name -> an l2 bound of one example's gradient of the loss; ``str`` gives a table."""
+    """Parameter name -> an l2 bound of one example's gradient of the loss; ``str`` gives a table.
 
-    def __init__(self, bounds: Mapping[str, float]) -> None:
-        self._bounds = dict(bounds)
+    Args:
+        bounds: these bounds.
+        together: a bound of the gradients of all parameters as one vector; None: what follows from theirs.
+    """
+
+    def __init__(self, bounds: Mapping[str, float], together: float | None = None) -> None:
+        self._bounds, self.together = dict(bounds), together
 
     def __getitem__(self, name: str) -> float:
         return self._bounds[name]
@@ -40,11 +47,11 @@ class Sensitivities(Mapping[str, float]):
 
     @property
     def total(self) -> float:
-        """The l2 bound of the whole gradient: the root of the sum of squares."""
-        return math.sqrt(sum(b * b for b in self._bounds.values()))
+        """The l2 bound of the whole gradient: of all together, or the root of the sum of squares."""
+        return math.sqrt(sum(b * b for b in self._bounds.values())) if self.together is None else self.together
 
     def __repr__(self) -> str:
-        return f"Sensitivities({self._bounds})"
+        return f"Sensitivities({self._bounds}{'' if self.together is None else f', together={self.together}'})"
 
     def __str__(self) -> str:
         width = max([len("parameter"), *map(len, self._bounds)])
@@ -76,6 +83,8 @@ def sensitivity(
     value, cotangent and gradient is allowed the roundings of its own sums, which grow with their width.
     """
     require_loss(loss)
+    if joint_radius(model) is not None and model.training:
+        return _by_layers(model, input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape))
     if isinstance(input_shape, Example):
         if input_shape.shape is None:
             return _by_layers(model, input_shape)
@@ -93,8 +102,17 @@ def sensitivity(
 
 def _by_layers(model: nn.Module, example: Example) -> Sensitivities:
     """The radii of the layers that a pass uses."""
-    uses = EnforcedModel(model, example).planned
-    return Sensitivities({name: use.bound * (1 + GRADIENT_SLACK) for name, use in uses.items()})
+    enforced = EnforcedModel(model, example)
+    return bounds_of(enforced.planned, enforced.radii)
+
+
+def bounds_of(uses: Mapping[str, Use], radii: frozenset[JointRadius | None]) -> Sensitivities:
+    """The bounds of uses: of each parameter the sum of their radii, or the joint radius, of all together as well."""
+    found, joint = {name: use.bound * (1 + GRADIENT_SLACK) for name, use in uses.items()}, bound_of_all(radii)
+    if joint is None:
+        return Sensitivities(found)
+    together = joint * (1 + GRADIENT_SLACK)
+    return Sensitivities(dict.fromkeys(found, together), together)
 
 
 def constant_sensitivity(walk: Walk, loss: Loss) -> Sensitivities | None:

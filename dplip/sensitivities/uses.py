@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from dplip.errors import UnboundedOperationError
-from dplip.nn.bounded.enforcing import is_enforcing
+from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.nn.bounded.enforcing import JointRadius, is_enforcing
 from dplip.rules import Summation
 from dplip.sensitivities.selections import SELECTIONS, Part, apart, part_of
 
@@ -99,7 +99,7 @@ def _found(outputs: Iterable[Tensor], names: Mapping[int, str]) -> dict[str, tup
                 continue
             sent = passed
             if enforcing and position >= given:
-                sent = [(None, Use(node.radius, Summation(node.terms, blocked=True)))]
+                sent = [(None, Use(float(node.radius), Summation(node.terms, blocked=True)))]
             received.setdefault(following, []).extend(Arrival(output, *each) for each in sent)
     return found
 
@@ -116,6 +116,34 @@ def _sum(received: list[Arrival]) -> Use | None:
     if len(known) < len(received):
         return None
     return reduce(Use.beside, (reduce(add, group) for group in apart(known)))
+
+
+def joint_radii_of(outputs: Iterable[Tensor]) -> frozenset[JointRadius | None]:
+    """The joint radii in the graph of a model's outputs; None among them: a node has a radius of its own."""
+    order, _ = _graph(list(dict.fromkeys(t.grad_fn for t in outputs if t.grad_fn is not None)))
+    radii = set()
+    for node in filter(is_enforcing, order):
+        if any(following for following, _ in node.next_functions[type(node)._forward_cls.given :]):
+            radii.add(node.radius if isinstance(node.radius, JointRadius) else None)
+    return frozenset(radii)
+
+
+def bound_of_all(radii: frozenset[JointRadius | None]) -> float | None:
+    """The bound of one example's gradient of all parameters together, where they have a joint radius.
+
+    Raises:
+        ConfigurationError: they have several, or some have one and others do not.
+    """
+    if not radii - {None}:
+        return None
+    if len(radii) > 1:
+        kinds = ", ".join(sorted("radii of their own" if r is None else f"{r:g}" for r in radii))
+        raise ConfigurationError(
+            f"radius: the model's layers and parameters have {kinds}, and a joint radius is one for all that is "
+            "trained. Call bound_gradients(model, radius) once on the whole model, with one JointRadius."
+        )
+    (radius,) = radii
+    return None if radius is None else float(radius)
 
 
 def behind(tensors: Iterable[Tensor], names: Mapping[int, str]) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dplip.nn.bounded import JointRadius
+from dplip.nn.bounded.joint import joint_radius
 from dplip.nn.bounded.slack import leaves
 from dplip.propagation.guards import Same
 
@@ -33,6 +35,7 @@ class Arrivals:
     def __init__(self, model: nn.Module, report: Callable[[str], None]) -> None:
         self._model, self._report, self._numbers = model, report, count()
         self._left: dict[int, Same] = {}
+        self._joint: JointRadius | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -53,6 +56,7 @@ class Arrivals:
 
     def follow(self, outputs: list[Tensor]) -> list[Any]:
         """Watch the graph of a model's outputs; returns their keys for :meth:`begin`."""
+        self._joint = joint_radius(self._model)
         numbers = dict(zip(_nodes(outputs), self._numbers, strict=False))  # a hook that held nodes would never be freed
         weights = {id(p) for p in leaves(self._model)}  # other leaves, such as inputs, are not released
         for node, number in numbers.items():
@@ -114,6 +118,8 @@ class Arrivals:
     @torch.no_grad()
     def _through(self, number: int, ways: list[Any], inputs: tuple[Tensor | None, ...], given: Any) -> None:
         """Compare the gradients that a node received with those sent to it, and record those that it sends on."""
+        if self._joint is not None and self._joint.measured is not None:
+            return  # the pass that measures a joint radius brings no gradient to a weight
         for index, gradient in enumerate(given):
             sent = self._sent.pop((number, index), None)
             if sent is None or gradient is None:

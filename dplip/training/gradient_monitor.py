@@ -180,11 +180,11 @@ class GradientMonitor(Observer):
         if not outputs:
             return output
         unfit = _ROUNDED if self._rounded or self._rounds(outputs[0]) else self._passes.problem((args, kwargs), outputs)
+        output = separately(self._model, output)
         if unfit:
             self._unfit = unfit
             return output
         self._check_precision()
-        output = separately(output)
         outputs = self._passes.outputs(output)
         state, found = self._present_state(), self._passes.seen(outputs)
         ways = self._arrivals.follow(outputs)

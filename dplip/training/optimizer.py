@@ -168,7 +168,7 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     @property
     def enforced(self) -> bool:
-        """Whether the layers bound the gradients of a model that has no trace, and so no certificate."""
+        """Whether layers bound the gradients: the model has no trace (and so no certificate), or a joint radius."""
         return isinstance(self._bounds.source, Enforced)
 
     def sensitivities(self) -> Sensitivities:
@@ -211,7 +211,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         bounds = self._bounds(self._monitor.seen)
         self._monitor.draws = self._bounds.source.draws
         self._bounds.warn_of_growth(bounds.total)
-        stds = split(bounds, {n: p.numel() for n, p in parameters.items()}, self.noise_multiplier)
+        sizes = {n: p.numel() for n, p in parameters.items()}
+        stds = split(bounds, sizes, self.noise_multiplier, bounds.together)
         if self._charge is not None:
             self._charge(self.event)
         empty = self.batches.take() == 0

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dplip.errors import DPLipError
+from dplip.nn.bounded import JointRadius
+from dplip.nn.bounded.joint import measured
 from dplip.propagation.graph import Root
 from dplip.propagation.guards import Same, guards_of, sample
 from dplip.propagation.public_rows import PublicRows, agree
@@ -35,11 +37,13 @@ class Seen:
     Attributes:
         rows: a propagated model's outputs for the public rows at the forward pass; None: there were none.
         uses: an enforced model's uses of each parameter.
+        radii: its joint radii, as :class:`dplip.sensitivities.enforced_model.EnforcedModel` has them.
         shape: the shape, or the shapes, of one example's outputs that the loss was given.
     """
 
     rows: list[Tensor] | None = None
     uses: dict[str, Use] = field(default_factory=dict)
+    radii: frozenset[JointRadius | None] = frozenset()
     shape: Any = None
 
     def agrees(self, other: Seen) -> bool:
@@ -50,7 +54,7 @@ class Seen:
     def __or__(self, other: Seen) -> Seen:
         """What was seen of both."""
         uses = {name: use | self.uses.get(name, use) for name, use in other.uses.items()}
-        return Seen(other.rows, {**self.uses, **uses}, other.shape)
+        return Seen(other.rows, {**self.uses, **uses}, self.radii | other.radii, other.shape)
 
 
 class Passes(Protocol):
@@ -158,14 +162,18 @@ class EnforcedPasses:
             return str(wrong)
 
     def seen(self, outputs: list[Tensor]) -> Seen:
-        return Seen(uses=self._uses)
+        return Seen(uses=self._uses, radii=self._model.joint(outputs))
 
     def state(self) -> Any:
         return None  # the bounds are read off the graph of the pass itself
 
 
-def separately(output: Any) -> Any:
-    """The output with a node of its own for each tensor, so that the gradient that a loss sends it is told apart."""
+def separately(model: nn.Module, output: Any) -> Any:
+    """The output with a node of its own for each tensor, so that the gradient that a loss sends it is told apart.
+
+    A joint radius has one node for all, which measures before the gradient goes on.
+    """
+    output = measured(model, output)
     if isinstance(output, Tensor):
         return output
     return with_tensors(lambda t: t.view_as(t) if t.requires_grad else t, output)

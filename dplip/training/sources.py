@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
-from dplip.nn.bounded import bounds_gradients
+from dplip.nn.bounded import JointRadius, bounds_gradients
+from dplip.nn.bounded.joint import joint_radius
 from dplip.nn.bounded.slack import adaptive_layers
 from dplip.norms import NormCache
 from dplip.propagation import Walk
@@ -19,7 +20,7 @@ from dplip.rules import Summation
 from dplip.runtime.example import Example
 from dplip.sensitivities import Sensitivities, enforced_sensitivity
 from dplip.sensitivities.enforced_model import EnforcedModel
-from dplip.sensitivities.propagated import GRADIENT_SLACK, constant_sensitivity, require_loss, sensitivity_of
+from dplip.sensitivities.propagated import bounds_of, constant_sensitivity, require_loss, sensitivity_of
 from dplip.sensitivities.uses import Use
 from dplip.training.passes import CHANGED, EnforcedPasses, Passes, PropagatedPasses, Seen
 
@@ -35,7 +36,7 @@ class Source(Protocol):
     def summations(self) -> Mapping[str, Summation]:
         """How the gradient of each parameter is summed over a batch."""
 
-    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+    def __call__(self, seen: Seen | None) -> Sensitivities:
         """The bounds of what the monitor saw of a batch; None: of the present model."""
 
     def passes(self) -> Passes:
@@ -66,7 +67,7 @@ class Propagated:
     def summations(self) -> Mapping[str, Summation]:
         return self.walk.summations
 
-    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+    def __call__(self, seen: Seen | None) -> Sensitivities:
         rows: list[Tensor] | None = None if seen is None else seen.rows
         if not self.walk.current(rows):
             self.walk, self._constant = Walk(self.walk.model, self.walk.input_shape), None
@@ -114,6 +115,7 @@ class Enforced:
     def __init__(self, model: EnforcedModel, loss: Loss) -> None:
         self.model, self._loss = model, loss
         self._uses: Mapping[str, Use] = model.planned
+        self._radii: frozenset[JointRadius | None] = model.radii
         self._state: Any = None
 
     @property
@@ -124,18 +126,19 @@ class Enforced:
     def summations(self) -> Mapping[str, Summation]:
         return {name: use.summation for name, use in self._uses.items()}
 
-    def __call__(self, seen: Seen | None) -> Mapping[str, float]:
+    def __call__(self, seen: Seen | None) -> Sensitivities:
         require_loss(self._loss)
         if not self.model.current():
             self.model.plan()
-            self._uses = self.model.planned
+            self._uses, self._radii = self.model.planned, self.model.radii
         shape = None if seen is None else seen.shape
         if shape is not None and self._state != (shape, guards_of(self._loss)):
             require_separate(self._loss, shape, _like(self.model.model))
             self._state = shape, guards_of(self._loss)
         if seen is not None:  # else as in the last pass
             self._uses = {name: seen.uses.get(name, use) for name, use in self.model.planned.items()}
-        return {name: use.bound * (1 + GRADIENT_SLACK) for name, use in self._uses.items()}
+            self._radii = seen.radii if seen.uses else self.model.radii
+        return bounds_of(self._uses, self._radii)
 
     def passes(self) -> Passes:
         return EnforcedPasses(self.model)
@@ -149,9 +152,17 @@ class Enforced:
 def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bool, cache: NormCache) -> Source:
     """The propagated bounds of a model that can be traced; else the enforced ones, if its layers bound their gradients.
 
+    Those of a joint radius are enforced ones: which layers share it is read off the graph.
+
     Raises:
         DPLipError: the model has neither.
     """
+    joint = joint_radius(model)
+    if joint is not None and any(True for _ in adaptive_layers(model)):
+        raise ConfigurationError(
+            f"radius={joint:g}: some layers have the radius 'auto', which follows the gradients of one layer. Call "
+            "bound_gradients on a fresh model, with either."
+        )
     walk = traced(model, example)
     if walk is None:
         return Enforced(EnforcedModel(model, example), loss)
@@ -159,12 +170,12 @@ def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bo
 
 
 def traced(model: nn.Module, example: Example) -> Walk | None:
-    """The trace of a model; None: it has none, and its layers bound their own gradients.
+    """The trace of a model; None: it has none, or a joint radius, and its layers bound their own gradients.
 
     Raises:
         DPLipError: it has none, and its layers bound nothing.
     """
-    if example.shape is None:
+    if example.shape is None or joint_radius(model) is not None:
         return None
     held = [(vars(module), dict(vars(module))) for module in model.modules()]
     try:

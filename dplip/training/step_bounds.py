@@ -75,12 +75,16 @@ class StepBounds:
     def __call__(self, seen: Seen | None = None) -> Sensitivities:
         """The sensitivities of what the monitor saw of a batch; None: of the present model."""
         bounds, rounding = self.source(seen), self._rounding()
-        return Sensitivities(
-            {
-                n: self._factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0
-                for n, bound in bounds.items()
-            }
-        )
+        found = {
+            n: self._factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0
+            for n, bound in bounds.items()
+        }
+        if bounds.together is None:
+            return Sensitivities(found)
+        # The proof of dplip.nn.sums.apart is along any direction, of all parameters' entries as well: one example's
+        # terms are at most the joint bound there, and no parameter's weights of the terms are more than the largest.
+        lost = sum(self._lost(n) for n in bounds)
+        return Sensitivities(found, self._factor * (bounds.together * (1 + max(rounding.values())) + lost))
 
     def _lost(self, name: str) -> float:
         how, p = self.source.summations[name], self._model.get_parameter(name)

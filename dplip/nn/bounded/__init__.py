@@ -13,6 +13,7 @@ from dplip.nn.bounded.convolution import (
     BoundedConvTranspose3d,
 )
 from dplip.nn.bounded.embedding import BoundedEmbedding, BoundedEmbeddingBag
+from dplip.nn.bounded.enforcing import JointRadius
 from dplip.nn.bounded.fix import fix
 from dplip.nn.bounded.hooks import summed
 from dplip.nn.bounded.linear import BoundedLinear
@@ -55,6 +56,7 @@ __all__ = [
     "BoundedRMSNorm",
     "BoundedRNN",
     "BoundedRNNCell",
+    "JointRadius",
     "bound_gradients",
     "bounds_gradients",
     "fix",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from dplip.errors import ConfigurationError
-from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.enforcing import JointRadius, Radius, checked_radius
+from dplip.nn.bounded.joint import joint_radius
 from dplip.nn.bounded.parameter import BoundedParameter, bounded
 from dplip.nn.bounded.slack import FIRST, new_slack
 from dplip.rules.registry import HARMLESS
@@ -32,7 +33,7 @@ def bounds(*classes: type | str) -> Callable[[C], C]:
     return register
 
 
-def bound_gradients(model: M, radius: float | str = 1.0) -> M:
+def bound_gradients(model: M, radius: Radius | str = 1.0) -> M:
     """Make every layer of a model that has a bounded counterpart bound its gradients, in place.
 
     Trained parameters that no such layer holds become bounded ones
@@ -43,18 +44,25 @@ def bound_gradients(model: M, radius: float | str = 1.0) -> M:
         model: any module; subclasses that change what their layer computes keep their class.
         radius: of every layer and bare parameter; set ``layer.radius`` and ``parameter.radius`` for different ones.
             ``"auto"``: the private optimizer adapts the radius of each linear or convolutional layer at every step, by
-            what the step releases anyway (:mod:`dplip.training.radii`).
+            what the step releases anyway (:mod:`dplip.training.radii`). A :class:`JointRadius`: of all gradients
+            together; the same one for all layers and parameters of the model.
 
     Returns:
         The model itself, with the same modules, parameters, constraints and keys of its ``state_dict``.
 
     Raises:
-        ConfigurationError: a layer has settings that no bound covers; nothing has been changed.
+        ConfigurationError: a layer has settings that no bound covers, or a radius of its own already beside a joint
+            one; nothing has been changed.
     """
     automatic = isinstance(radius, str)
     if automatic and radius != "auto":
         raise ConfigurationError(f"radius={radius!r}: give a number, or 'auto'.")
     first = FIRST if isinstance(radius, str) else checked_radius(radius)
+    if isinstance(first, JointRadius) and bounds_gradients(model) and joint_radius(model) is not first:
+        raise ConfigurationError(
+            f"radius={first:g}: layers of the model have other radii already, which a further call does not change. "
+            "Call bound_gradients once, or again with the same JointRadius; or set .radius of each layer and parameter."
+        )
     found = {}
     for path, layer in model.named_modules():
         kind = counterpart(layer)

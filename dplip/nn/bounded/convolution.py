@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import Summed, bounded_rule, checked_radius, of_bias, sum_into_radius
+from dplip.nn.bounded.enforcing import (
+    Radius,
+    Summed,
+    Within,
+    bounded_rule,
+    checked_radius,
+    of_bias,
+    sent,
+    some_of,
+    sum_into_radius,
+)
 from dplip.nn.bounded.slack import slack_of
 from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import Total, of_convolution
@@ -178,7 +189,7 @@ class ConvolutionGradients(Summed):
         weight: Tensor,
         bias: Tensor | None,
         output: Tensor | None,
-        radius: float | None,
+        radius: Radius | None,
         slack: Tensor | None,
         settings: Any,
     ) -> Tensor:
@@ -200,10 +211,12 @@ class ConvolutionGradients(Summed):
         told: list[Tensor] | None = [] if for_slack else None
         with torch.autocast(v.device.type, enabled=False):
             if for_weight or for_bias:
-                given, sent = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
-                gradient = of_kernel(given, sent, weight, ctx.radius, settings, told) if for_weight else None
+                given, back = x.to(weight.dtype), v.to(weight.dtype)  # which has as many digits
+                kernel = partial(of_kernel, given, back, weight, settings)
+                gradient = sent(ctx, 1, kernel, told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = _of_bias(sent, weight.ndim - 1, ctx.radius, None if for_weight else told) if for_bias else None
+                shift = partial(_of_bias, back, weight.ndim - 1)
+                bias = sent(ctx, 2, shift, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             if for_x:
                 below = below_convolution(v, x, weight, settings)
@@ -232,14 +245,14 @@ def below_convolution(v: Tensor, x: Tensor, weight: Tensor, settings: Any) -> Te
     return found.reshape(x.shape)
 
 
-def _of_bias(v: Tensor, axes: int, radius: float | None, told: list[Tensor] | None) -> Tensor:
+def _of_bias(v: Tensor, axes: int, radius: Within, told: list[Tensor] | None) -> Tensor:
     """The same of the bias, whose terms are all positions of all images of an example."""
     by_image = v.reshape(len(v), math.prod(v.shape[1:-axes]), v.shape[-axes], math.prod(v.shape[1 - axes :]))
     return of_bias(by_image.movedim(2, 3).flatten(1, 2), radius, told)
 
 
 def of_kernel(
-    x: Tensor, v: Tensor, weight: Tensor, radius: float | None, settings: Any, told: list[Tensor] | None = None
+    x: Tensor, v: Tensor, weight: Tensor, settings: Any, radius: Within, told: list[Tensor] | None = None
 ) -> Tensor:
     """The sum over examples of the kernel's gradients, each scaled into the radius (None: as it is).
 
@@ -252,7 +265,7 @@ def of_kernel(
     most = None if radius is None else math.sqrt(math.prod(weight.shape[2:])) * row_norms(x) * row_norms(v)
 
     def total(each: Tensor, some: slice) -> Tensor:
-        return sum_into_radius(each, radius, None if most is None else most[some], told)
+        return sum_into_radius(each, some_of(radius, some), None if most is None else most[some], told)
 
     return kernels(x, v, weight, settings, total).reshape(weight.shape)
 

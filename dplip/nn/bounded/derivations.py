@@ -101,7 +101,7 @@ def alone(function: Any, args: Any, kwargs: Any) -> Any:
         value: Any = function(*new_args, **new_kwargs)
         return value if at is None else value[at]
 
-    radius = max(r for _, _, r in made)
+    radius = max((r for _, _, r in made), key=float)
     return _each(result, lambda t, at: derived(t, parameters, lambda *given: again(at, *given), radius))
 
 

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import LARGEST_NORM, Enforcing, checked_radius, require_in_front
+from dplip.nn.bounded.enforcing import (
+    LARGEST_NORM,
+    Enforcing,
+    Radius,
+    Within,
+    checked_radius,
+    nothing,
+    require_in_front,
+    sent,
+)
 from dplip.nn.bounded.parameter import derived
 from dplip.nn.bounded.use import trained
 from dplip.nn.gradient_ball import row_norms, scale_into
@@ -123,7 +132,7 @@ class BoundedEmbeddingBag(_Bounded, nn.EmbeddingBag):
         return total / real.sum(1).clamp_min(1) if self.mode == "mean" else total
 
 
-def lookup(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Tensor:
+def lookup(ids: Tensor, table: Tensor, padding: int | None, radius: Radius) -> Tensor:
     """The rows that each example looks up, for ids with the examples first."""
     rows = EmbeddingGradients.apply(ids, table, padding, checked_radius(radius))
     watch = current()
@@ -132,7 +141,7 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Te
     return rows
 
 
-def rows_of(ids: Tensor, table: Tensor, padding: int | None, radius: float) -> Tensor:
+def rows_of(ids: Tensor, table: Tensor, padding: int | None, radius: Radius) -> Tensor:
     """The rows of a table for ids of examples; or for constant ids, such as positions, to be bounded where they meet an
     example."""
     watch = current()
@@ -150,7 +159,7 @@ class EmbeddingGradients(Enforcing):
     """The lookup of rows, whose node bounds each example's gradient of the table."""
 
     @staticmethod
-    def forward(ids: Tensor, weight: Tensor, padding: int | None, radius: float) -> Tensor:
+    def forward(ids: Tensor, weight: Tensor, padding: int | None, radius: Radius) -> Tensor:
         return F.embedding(ids, weight)
 
     @staticmethod
@@ -172,9 +181,16 @@ class EmbeddingGradients(Enforcing):
                 real = (keys % count != ctx.padding).nonzero().squeeze(1)
                 rows, keys = rows[real], keys[real]
             rows, keys = of_runs(rows, keys)
-            rows = into_radius_together(rows, keys // count, len(ids), ctx.radius)
-            rows, keys = of_runs(rows, keys % count)
-            gradient = v.new_zeros(ctx.table, dtype=ctx.dtype).index_copy_(0, keys, rows)
+
+            def of_examples(radius: Within, told: list[Tensor] | None) -> Tensor:
+                assert radius is not None
+                scaled = into_radius_together(rows, keys // count, len(ids), radius, told)
+                if nothing(radius):
+                    return scaled
+                total, row = of_runs(scaled, keys % count)
+                return v.new_zeros(ctx.table, dtype=ctx.dtype).index_copy_(0, row, total)
+
+            gradient = sent(ctx, 1, of_examples)
         return None, gradient, None, None
 
 
@@ -196,13 +212,17 @@ def of_runs(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return rows[last], keys[last]
 
 
-def into_radius_together(rows: Tensor, examples: Tensor, count: int, radius: float) -> Tensor:
+def into_radius_together(
+    rows: Tensor, examples: Tensor, count: int, radius: float | Tensor, told: list[Tensor] | None = None
+) -> Tensor:
     """Rows scaled so that those of each example lie within the radius together; 0 if not finite, or beyond 1e30.
 
     The squares of norms are added in float64, which rounds far less than the slack of the scale.
     """
     squares = row_norms(rows).square()
     norms = squares.new_zeros(count).index_add_(0, examples, squares).sqrt()
+    if told is not None:
+        told.append(norms)
     kept = norms <= LARGEST_NORM  # False for NaN
     scale = scale_into(radius, norms, norms.new_empty(count, 1, dtype=rows.dtype))
     return torch.where(kept[examples, None], rows, 0.0) * scale[examples]

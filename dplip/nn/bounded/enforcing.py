@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -30,7 +31,17 @@ CANCELLED = 256.0
 """Terms of one example that cancel to less than 1 / this of their magnitudes are scaled by their magnitudes."""
 
 
-def checked_radius(radius: float) -> float:
+@overload
+def checked_radius(radius: float) -> float: ...
+
+
+@overload
+def checked_radius(radius: Radius) -> Radius: ...
+
+
+def checked_radius(radius: Radius) -> Radius:
+    if isinstance(radius, JointRadius):
+        return radius
     if positive(radius) < SMALLEST:
         raise ConfigurationError(
             f"radius={radius}: a gradient this small loses its digits. Give at least {SMALLEST:g}, and a "
@@ -39,13 +50,93 @@ def checked_radius(radius: float) -> float:
     return float(radius)
 
 
+Within = float | Tensor | None
+"""What a sum over examples lets through of each: a radius, or one for each example, in float64; None: all of it. 0:
+nothing, so the sum is not computed, and what stands for it has no meaning."""
+
+
+class JointRadius:
+    """A radius of the gradients of all trained parameters together, for ``bound_gradients(model, radius)``.
+
+    Where an example's gradient, as one vector over all parameters, is longer than the radius, all of it is scaled by
+    one factor, so that the proportions between the layers stay. That takes two backward passes
+    (:mod:`dplip.nn.bounded.joint`), which a private optimizer makes of the ``backward()`` of the loss. Without a
+    private optimizer the parameters get no gradient.
+
+    Args:
+        radius: the largest l2 norm of one example's gradient of all trained parameters.
+
+    Guarantee: the norm of all that one example adds in one backward pass from the model's output is at most the radius,
+    whatever the model, its weights, inputs and cotangents, and whatever changes between the two passes.
+    Source: flat clipping, Abadi et al., 2016, arXiv 1607.00133.
+    """
+
+    def __init__(self, radius: float) -> None:
+        self._radius: float = checked_radius(radius)
+        self.measured: list[tuple[Any, int, Tensor]] | None = None  # while a pass measures: node, edge and norms
+        self.used = False  # whether a pass has measured
+
+    def __float__(self) -> float:
+        return self._radius
+
+    def __format__(self, spec: str) -> str:
+        return f"JointRadius({self._radius:{spec}})"
+
+    def __repr__(self) -> str:
+        return f"{self:g}"
+
+
+Sum = Callable[[Within, list[Tensor] | None], Tensor]
+"""A sum of examples' gradients of one parameter, each scaled into what is let through of it; a list gets upper bounds
+of their norms before that, in float64 and in the order of the examples."""
+
+Radius = float | JointRadius
+
+
+def sent(node: Any, edge: int, of_examples: Sum, told: list[Tensor] | None = None) -> Tensor | None:
+    """What a node sends along one of its edges, to a parameter.
+
+    With a joint radius it is a sum within the shares of the examples, which are used up; nothing without shares, and
+    nothing in the pass that measures.
+    """
+    radius = node.radius
+    if not isinstance(radius, JointRadius):
+        return of_examples(radius, told)
+    norms: list[Tensor] = []
+    if radius.measured is not None:
+        of_examples(0.0, norms)
+        radius.measured.append((node, edge, torch.cat(norms)))
+        return None
+    share = vars(node).get("shares", {}).pop(edge, None)
+    if share is not None:
+        return of_examples(share, None)
+    if not radius.used:
+        warnings.warn(
+            f"{radius:g}: layers send their weights no gradient, since nothing measures the examples first. Make the "
+            "model private (PrivacyEngine, DPLipTrainer), and call the whole of it.",
+            stacklevel=2,
+        )
+    return None
+
+
+def nothing(within: Within) -> bool:
+    """Whether nothing is let through."""
+    return isinstance(within, float) and not within
+
+
+def some_of(within: Any, some: slice) -> Any:
+    """What is let through of some of the examples."""
+    return within[some] if isinstance(within, Tensor) else within
+
+
 class Enforcing(torch.autograd.Function):
     """Base of the functions that bound one example's gradient of each of their parameters.
 
     The node of such a function in the autograd graph is its context, from which a reader of the graph takes:
 
     Attributes:
-        radius: the bound; None: the function bounds nothing, and only sums in blocks.
+        radius: the bound, or the joint one; None: the function bounds nothing, and only sums in blocks.
+        shares: with a joint radius, what is let through of each example along an edge (:mod:`dplip.nn.bounded.joint`).
         given: how many of the leading tensor arguments are inputs, whose gradient is true. The others are parameters.
         terms: the most terms that one example adds to an entry of a parameter's gradient; examples are summed in
             blocks (:mod:`dplip.nn.sums`).
@@ -53,7 +144,7 @@ class Enforcing(torch.autograd.Function):
     ``radius`` and ``terms`` are set for each node, ``given`` is the class's.
 
     Guarantee: for every input, cotangent and parameter, the sum over one example of the gradient of each parameter has
-    an l2 norm of at most ``radius``. The examples are the first axis of the inputs.
+    an l2 norm of at most ``radius``, or its share. The examples are the first axis of the inputs.
     """
 
     given = 1
@@ -95,7 +186,7 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+def of_bias(v: Tensor, radius: Within, told: list[Tensor] | None = None) -> Tensor:
     """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
 
     The order over the positions is the machine's, which may be another one in another batch (positions that are in
@@ -115,7 +206,7 @@ def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -
 
 
 def sum_into_radius(
-    gradients: Tensor, radius: float | None, magnitudes: Tensor | None, told: list[Tensor] | None = None
+    gradients: Tensor, radius: Within, magnitudes: Tensor | None, told: list[Tensor] | None = None
 ) -> Tensor:
     """The sum of examples' gradients, each scaled into the radius; with no radius and magnitudes, as they are.
 
@@ -138,7 +229,7 @@ def sum_into_radius(
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
-def _scaled(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def _scaled(rows: Tensor, norms: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     """Rows, of which those that are left out are 0, and the factor of each."""
     kept = norms <= LARGEST_NORM  # False for NaN
     if not known(kept):

@@ -19,6 +19,7 @@ v are converted to the weight's type, exactly, before their product (see :mod:`d
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +29,16 @@ from torch import Tensor, nn
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import (
     LARGEST_NORM,
+    Radius,
     Summed,
+    Within,
     bounded_rule,
     checked_radius,
     known,
+    nothing,
     of_bias,
+    sent,
+    some_of,
     sum_into_radius,
 )
 from dplip.nn.bounded.slack import slack_of
@@ -89,7 +95,7 @@ class LinearGradients(Summed):
         weight: Tensor,
         bias: Tensor | None,
         output: Tensor | None,
-        radius: float | None,
+        radius: Radius | None,
         slack: Tensor | None,
     ) -> Tensor:
         return F.linear(x, weight, bias) if output is None else output
@@ -110,10 +116,10 @@ class LinearGradients(Summed):
             if for_weight or for_bias:
                 # In the weight's type, which has as many digits: (examples, positions, features).
                 positions = math.prod(v.shape[1:-1])
-                given, sent = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
-                gradient = of_weight(given, sent, ctx.radius, told) if for_weight else None
+                given, back = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
+                gradient = sent(ctx, 1, partial(of_weight, given, back), told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = of_bias(sent, ctx.radius, None if for_weight else told) if for_bias else None
+                bias = sent(ctx, 2, partial(of_bias, back), None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             below = v @ weight.to(v.dtype) if for_x else None
         return below, gradient, bias, None, None, slack
@@ -128,7 +134,7 @@ def by_itself(positions: int, inputs: int, outputs: int) -> bool:
     return positions > 1 and positions**2 * (inputs + outputs) > GRAM * inputs * outputs
 
 
-def of_weight(x: Tensor, v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+def of_weight(x: Tensor, v: Tensor, radius: Within, told: list[Tensor] | None = None) -> Tensor:
     """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is).
 
     ``told`` gets bounds of their norms before scaling.
@@ -140,17 +146,21 @@ def of_weight(x: Tensor, v: Tensor, radius: float | None, told: list[Tensor] | N
         most = None if radius is None else (sizes * lengths).sum(1)
 
         def total(each: Tensor, some: slice) -> Tensor:
-            return sum_into_radius(each, radius, None if most is None else most[some], told)
+            return sum_into_radius(each, some_of(radius, some), None if most is None else most[some], told)
 
         return of_matrices(v, x, total)
     if radius is not None:
         x, v, norms = _scaled_rows(x, v, sizes, lengths, radius)
         if told is not None:
             told.append(norms)
+        if nothing(radius):
+            return v.new_zeros(())
     return of_products(v.flatten(0, 1), x.flatten(0, 1))
 
 
-def _scaled_rows(x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled_rows(
+    x: Tensor, v: Tensor, sizes: Tensor, lengths: Tensor, radius: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs and cotangents of which one is scaled, so that each example's gradient lies within the radius; its norm.
 
     The scaled rows have entries off by one rounding, which moves the sum by that share of the magnitudes of its terms,

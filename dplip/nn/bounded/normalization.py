@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.enforcing import Radius, checked_radius
 from dplip.nn.bounded.use import at_examples, trained
 
 
@@ -66,7 +66,7 @@ def channels(p: Tensor | None, x: Tensor) -> Sequence[int]:
 
 
 def scale_and_shift(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, radius: float, shape: Sequence[int]
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, radius: Radius, shape: Sequence[int]
 ) -> Tensor:
     """``x * weight + bias``, with a bounded gradient of both for each example."""
     if weight is not None:

@@ -8,13 +8,14 @@ is computed as torch computes it: a reader of the autograd graph then finds a us
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.enforcing import Radius, checked_radius
 from dplip.nn.bounded.use import Function
 
 Handler = Callable[..., Any]
@@ -59,11 +60,13 @@ class BoundedParameter(nn.Parameter):
     with one is refused by what reads its autograd graph.
     """
 
-    radius: float
+    radius: Radius
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoundedParameter:
         if id(self) not in memo:
-            memo[id(self)] = bounded(nn.Parameter(self.data.clone(), self.requires_grad), self.radius)
+            memo[id(self)] = bounded(
+                nn.Parameter(self.data.clone(), self.requires_grad), copy.deepcopy(self.radius, memo)
+            )
         copied: BoundedParameter = memo[id(self)]
         return copied
 
@@ -84,7 +87,7 @@ class Derived(Tensor):
 
     parameters: tuple[Tensor, ...]
     function: Function | None
-    radius: float
+    radius: Radius
     ids: Tensor | None
     padding: int | None
     version: int
@@ -94,7 +97,7 @@ class Derived(Tensor):
 BoundedParameter.__torch_function__ = Derived.__torch_function__ = classmethod(dispatched)  # type: ignore[assignment]
 
 
-def bounded(p: nn.Parameter, radius: float) -> BoundedParameter:
+def bounded(p: nn.Parameter, radius: Radius) -> BoundedParameter:
     """Make a parameter bound its gradients, in place."""
     p.__class__ = BoundedParameter
     p.radius = checked_radius(radius)  # type: ignore[attr-defined]
@@ -102,7 +105,7 @@ def bounded(p: nn.Parameter, radius: float) -> BoundedParameter:
     return p
 
 
-def _rebuilt(data: Tensor, requires_grad: bool, radius: float) -> BoundedParameter:
+def _rebuilt(data: Tensor, requires_grad: bool, radius: Radius) -> BoundedParameter:
     return bounded(nn.Parameter(data, requires_grad), radius)
 
 
@@ -110,7 +113,7 @@ def derived(
     value: Tensor,
     parameters: tuple[Tensor, ...],
     function: Function | None,
-    radius: float,
+    radius: Radius,
     ids: Tensor | None = None,
     padding: int | None = None,
 ) -> Tensor:
@@ -130,7 +133,7 @@ def own(value: Any) -> bool:
     return isinstance(value, BoundedParameter) and value.requires_grad
 
 
-def made_of(value: Any) -> tuple[tuple[Tensor, ...], Function | None, float]:
+def made_of(value: Any) -> tuple[tuple[Tensor, ...], Function | None, Radius]:
     """The parameters that a value was made of, how, and their radius."""
     if isinstance(value, Derived):
         return value.parameters or (value,), value.function, value.radius

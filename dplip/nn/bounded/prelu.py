@@ -47,7 +47,7 @@ def bounded_prelu(module: BoundedPReLU, x: Norms) -> tuple[Norms, Pullback]:
     def pullback(v: Norms) -> Any:
         below, named = inner(v)
         if module.training:  # what an example adds is scaled after it was summed over its positions
-            named = {k: n & Norms(n.shape, l2=checked_radius(module.radius)) for k, n in named.items()}
+            named = {k: n & Norms(n.shape, l2=float(checked_radius(module.radius))) for k, n in named.items()}
         return below, named
 
     return output, pullback

@@ -14,6 +14,7 @@ Below, g_t is the cotangent of h_t: what the output of step t gets, and what com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dplip.nn.bounded.enforcing import Enforcing, of_bias, require_in_front
+from dplip.nn.bounded.enforcing import Enforcing, Radius, of_bias, require_in_front, sent
 from dplip.nn.bounded.linear import of_weight, summation
 
 
@@ -43,7 +44,7 @@ class Recurrence(Enforcing):
 
 
 def begun(
-    ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: float, *weights: Tensor | None
+    ctx: Any, x: Tensor, alive: Tensor | None, each: int, radius: Radius, *weights: Tensor | None
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The input without what is beyond the lengths; for each step, which sequences it lies within."""
     require_in_front(x, grouped=True)
@@ -84,14 +85,19 @@ def by_example(ctx: Any, x: Tensor) -> Tensor:
     return x.reshape(len(x) // ctx.each, ctx.each * x.shape[1], x.shape[2])
 
 
-def of_map(ctx: Any, at: int, d: Tensor, x: Tensor) -> Tensor | None:
-    """The sum of the examples' gradients of the weight at a place of the arguments, each scaled into the radius."""
-    return of_weight(by_example(ctx, x), by_example(ctx, d), ctx.radius) if ctx.needs_input_grad[at] else None
+def of_map(ctx: Any, at: int, d: Tensor, x: Tensor, missing: int = 0) -> Tensor | None:
+    """The sum of the examples' gradients of the weight at a place of the arguments, each scaled into the radius.
+
+    Arguments that are missing, in front of the place, have no edge in the graph.
+    """
+    if not ctx.needs_input_grad[at]:
+        return None
+    return sent(ctx, at - missing, partial(of_weight, by_example(ctx, x), by_example(ctx, d)))
 
 
 def of_shift(ctx: Any, at: int, d: Tensor) -> Tensor | None:
     """The same of a bias."""
-    return of_bias(by_example(ctx, d), ctx.radius) if ctx.needs_input_grad[at] else None
+    return sent(ctx, at, partial(of_bias, by_example(ctx, d))) if ctx.needs_input_grad[at] else None
 
 
 def of_all(ctx: Any, d: Tensor, on_state: Tensor, x: Tensor, h: Tensor, w: Tensor) -> tuple[Any, ...]:
@@ -130,7 +136,7 @@ class Elman(Recurrence):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, relu: bool
+        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: Radius, relu: bool
     ) -> Any:
         x, on = begun(ctx, x, alive, each, radius, w, u)
         h, states = first, []
@@ -162,7 +168,7 @@ class Gru(Recurrence):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: float, _: Any
+        ctx: Any, x: Any, first: Any, w: Any, u: Any, b: Any, c: Any, alive: Any, each: int, radius: Radius, _: Any
     ) -> Any:
         x, on = begun(ctx, x, alive, each, radius, w, u)
         h, states, gates, size = first, [], [], first.shape[1]
@@ -214,7 +220,7 @@ class Lstm(Recurrence):
         p: Any,
         alive: Any,
         each: int,
-        radius: float,
+        radius: Radius,
     ) -> Any:
         x, on = begun(ctx, x, alive, each, radius, w, u, p)
         h, states, cells, gates, size = first, [], [cell], [], cell.shape[1]
@@ -228,7 +234,7 @@ class Lstm(Recurrence):
             states.append(h)
             cells.append(cell)
             gates.append(a)
-        y = torch.stack(states, 1)
+        y, ctx.missing = torch.stack(states, 1), 2 * (b is None)
         ctx.save_for_backward(x, first, w, u, p, y, torch.stack(cells), torch.stack(gates), alive)
         return y, h, cell
 
@@ -256,5 +262,5 @@ class Lstm(Recurrence):
             e = kept(on[t], here * forgotten[t], e)
         d = torch.stack(ds[::-1], 1)
         below, *own = of_all(ctx, d, d, x, before(first, y), w)
-        onto = None if p is None else of_map(ctx, 7, torch.stack(gs[::-1], 1), front(o * top))
+        onto = None if p is None else of_map(ctx, 7, torch.stack(gs[::-1], 1), front(o * top), ctx.missing)
         return below, g, e, *own, onto, None, None, None

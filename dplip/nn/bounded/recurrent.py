@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from dplip.errors import ConfigurationError, MixedExamplesError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import checked_radius
+from dplip.nn.bounded.enforcing import Radius, checked_radius
 from dplip.nn.bounded.recurrence import Elman, Gru, Lstm
 from dplip.nn.bounded.use import trained
 from dplip.separation import current
@@ -120,7 +120,7 @@ def recurrence(
     weights: tuple[Any, ...],
     alive: Tensor | None,
     each: int,
-    radius: float,
+    radius: Radius,
 ) -> Any:
     """The recurrence of torch's name for it, in the weights' type, from states of zeros where none are given."""
     dtype = weights[0].dtype

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
-from dplip.nn.bounded.enforcing import CANCELLED, LARGEST_NORM, Enforcing, checked_radius
+from dplip.nn.bounded.enforcing import (
+    CANCELLED,
+    LARGEST_NORM,
+    Enforcing,
+    JointRadius,
+    Radius,
+    Within,
+    checked_radius,
+    sent,
+)
 from dplip.nn.gradient_ball import row_norms, scale_into
 from dplip.nn.sums import of_rows
 from dplip.separation import Rows, current
@@ -19,7 +29,7 @@ from dplip.separation import Rows, current
 Function = Callable[..., Tensor]
 
 
-def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
+def per_example(p: Tensor, examples: int, radius: Radius) -> Tensor:
     """A parameter of any shape, repeated for each example without memory.
 
     Args:
@@ -36,7 +46,7 @@ def per_example(p: Tensor, examples: int, radius: float) -> Tensor:
     return copies_of(None, (p,), examples, radius)
 
 
-def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: float) -> Tensor:
+def copies_of(function: Function | None, parameters: Sequence[Tensor], examples: int, radius: Radius) -> Tensor:
     """A function of parameters, repeated for each example; the watch knows copy i as example i's own."""
     watch = current()
     if watch is not None and examples != watch.examples:
@@ -61,24 +71,24 @@ class PerExample(Enforcing):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(function: Function | None, examples: int, radius: float, *parameters: Tensor) -> Tensor:
+    def forward(function: Function | None, examples: int, radius: Radius, *parameters: Tensor) -> Tensor:
         value = parameters[0] if function is None else function(*parameters)
         return value.expand(examples, *value.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.function, _, ctx.radius, *parameters = inputs
-        ctx.terms, ctx.dtype = 1, parameters[0].dtype
+        ctx.terms, ctx.dtype, ctx.magnitudes = 1, parameters[0].dtype, None
         ctx.save_for_backward(*parameters if ctx.function is not None else ())
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
-            v = v.to(ctx.dtype)
-            given = [v] if ctx.function is None else pulled(ctx.function, ctx.saved_tensors, v)
+            given = [v.to(ctx.dtype)] if ctx.function is None else pulled(ctx.function, ctx.saved_tensors, v)
+            needed = ctx.needs_input_grad[3:]
             sums = [
-                of_rows(into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)).reshape(g.shape[1:])
-                for g in given
+                sent(ctx, i, partial(sum_of_examples, g, ctx.magnitudes)) if needed[i] else None
+                for i, g in enumerate(given)
             ]
         return None, None, None, *sums
 
@@ -91,11 +101,20 @@ def pulled(function: Function, parameters: Sequence[Tensor], v: Tensor) -> Seque
     return tuple(torch.func.vmap(pull)(v))
 
 
-def into_radius(rows: Tensor, radius: float) -> Tensor:
-    """Rows scaled into the radius, each by itself; what is not finite, or beyond 1e30, is 0."""
+def sum_of_examples(gradients: Tensor, magnitudes: Tensor | None, radius: Within, told: list[Tensor] | None) -> Tensor:
+    """The sum of gradients, each scaled into the radius; what is not finite, or beyond 1e30, is 0.
+
+    Magnitudes, of the terms that each is a sum of, are scaled into ``CANCELLED`` times the radius.
+    """
+    assert radius is not None
+    rows = gradients.reshape(len(gradients), math.prod(gradients.shape[1:]))
     norms = row_norms(rows)
+    if magnitudes is not None:
+        norms = torch.maximum(norms, magnitudes / CANCELLED)
+    if told is not None:
+        told.append(norms)
     kept = norms <= LARGEST_NORM  # False for NaN
-    return torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)
+    return of_rows(torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)).reshape(gradients.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -141,7 +160,7 @@ class Spread(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(copies: Tensor, found: Place, shape: tuple[int, ...], radius: float | None) -> Tensor:
+    def forward(copies: Tensor, found: Place, shape: tuple[int, ...], radius: Radius | None) -> Tensor:
         return found.put(copies).expand(shape)
 
     @staticmethod
@@ -155,8 +174,11 @@ class Spread(torch.autograd.Function):
         over = [1, 2, *(k for k, n in enumerate(ctx.found.rest, 3) if n == 1)]
         summed = terms.sum(over).reshape(ctx.copies)
         if ctx.radius is not None and terms.numel() > summed.numel():
-            magnitudes = terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:]))
-            summed = summed * scale_into(CANCELLED * ctx.radius, row_norms(magnitudes), summed)
+            magnitudes = row_norms(terms.abs().sum(over).reshape(len(summed), math.prod(ctx.copies[1:])))
+            if isinstance(ctx.radius, JointRadius):  # a scale of its own would change the direction
+                ctx.next_functions[0][0].magnitudes = magnitudes
+            else:
+                summed = summed * scale_into(CANCELLED * ctx.radius, magnitudes, summed)
         return summed, None, None, None
 
 
@@ -180,7 +202,7 @@ def place(shape: Sequence[int], x: Tensor, expanded: bool = False) -> Place | No
     return Place(rows, axis, aligned[:axis] + aligned[axis + 1 :], count)
 
 
-def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Tensor:
+def at_examples(p: Tensor, x: Tensor, radius: Radius, shape: Sequence[int]) -> Tensor:
     """A parameter repeated for each example of a value, in the value's layout, to be broadcast with it.
 
     Args:
@@ -203,7 +225,7 @@ def at_examples(p: Tensor, x: Tensor, radius: float, shape: Sequence[int]) -> Te
     return spread(per_example(p, found.examples, radius), found, x, radius)
 
 
-def spread(copies: Tensor, found: Place, x: Tensor, radius: float | None) -> Tensor:
+def spread(copies: Tensor, found: Place, x: Tensor, radius: Radius | None) -> Tensor:
     """Copies in their place in a value, as large as it is; the radius is theirs, if they are a parameter's own."""
     whole = [1] * (len(found.rest) + (found.axis is not None) - x.ndim) + list(x.shape)
     rest = list(found.rest) if found.axis is None else [*found.rest[: found.axis], 1, *found.rest[found.axis :]]

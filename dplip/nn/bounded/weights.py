@@ -11,6 +11,7 @@ times a factor that takes its norm into the radius, whatever the function, the w
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dplip.nn.bounded.convolution import below_convolution, convolved, kernels
-from dplip.nn.bounded.enforcing import Enforcing, checked_radius, require_in_front
-from dplip.nn.bounded.use import Function, into_radius, pulled
+from dplip.nn.bounded.enforcing import Enforcing, Radius, Within, checked_radius, require_in_front, sent, some_of
+from dplip.nn.bounded.use import Function, pulled, sum_of_examples
 from dplip.nn.sums import Total, of_matrices
 
 
@@ -68,7 +69,7 @@ class WeightGradients(Enforcing):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, layer: Affine | Convolved, function: Function, radius: float, *parameters: Tensor
+        x: Tensor, weight: Tensor, layer: Affine | Convolved, function: Function, radius: Radius, *parameters: Tensor
     ) -> Tensor:
         return layer(x, weight)
 
@@ -82,17 +83,21 @@ class WeightGradients(Enforcing):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         x, weight, *parameters = ctx.saved_tensors
-        sizes = [p.numel() for p in parameters]
+        below, needed = None, ctx.needs_input_grad[5:]
 
-        def total(each: Tensor, some: slice) -> Tensor:
-            found = pulled(ctx.function, parameters, each.reshape(len(each), *weight.shape))
-            return torch.cat([into_radius(g.flatten(1), ctx.radius).sum(0) for g in found])
+        def of_parameter(i: int, radius: Within, told: list[Tensor] | None) -> Tensor:
+            def total(each: Tensor, some: slice) -> Tensor:
+                gradients = pulled(ctx.function, parameters, each.reshape(len(each), *weight.shape))[i]
+                return sum_of_examples(gradients, None, some_of(radius, some), told).flatten()
 
-        below = None
+            found: Tensor = ctx.layer.summed(given, back, weight, total)
+            return found.reshape(parameters[i].shape)
+
         with torch.autocast(v.device.type, enabled=False), torch._C.DisableTorchFunctionSubclass():
-            given, sent = (t.to(parameters[0].dtype) for t in (x, v))
-            sums = ctx.layer.summed(given, sent, weight, total).split(sizes)
+            given, back = (t.to(parameters[0].dtype) for t in (x, v))
+            gradients = [
+                sent(ctx, 2 + i, partial(of_parameter, i)) if needed[i] else None for i in range(len(parameters))
+            ]
             if ctx.needs_input_grad[0]:
                 below = ctx.layer.below(v, x, weight)
-        gradients = [g.reshape(p.shape) for g, p in zip(sums, parameters, strict=True)]
         return below, None, None, None, None, *gradients

@@ -135,8 +135,8 @@ ENFORCED = [
     mutant(
         "radii may depend on the batch",
         "sensitivities/enforced_model.py",
-        "return bounds[0] == bounds[1] and ",
-        "return ",
+        "alike = bounds[0] == bounds[1] and ",
+        "alike = ",
         f"{MODELS}::test_what_a_pass_leaves_behind_does_not_explain_it",
     ),
     mutant(
@@ -177,8 +177,8 @@ ENFORCED = [
     mutant(
         "the uses of a pass are not read",
         "training/passes.py",
-        "return Seen(uses=self._uses)",
-        "return Seen()",
+        "return Seen(uses=self._uses, ",
+        "return Seen(",
         f"{MODELS}::test_a_batch_is_noised_for_the_largest_radius_of_its_passes",
     ),
     mutant(

@@ -6,8 +6,8 @@ OWN_GRADIENTS = [
     mutant(
         "each example's slice of a parameter added whole",
         "nn/bounded/use.py",
-        "into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)",
-        "g.reshape(len(g), math.prod(g.shape[1:]))",
+        "torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)",
+        "rows",
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
@@ -20,8 +20,8 @@ OWN_GRADIENTS = [
     mutant(
         "the batch scaled into the radius as one example",
         "nn/bounded/use.py",
-        "into_radius(g.reshape(len(g), math.prod(g.shape[1:])), ctx.radius)",
-        "into_radius(of_rows(g.reshape(len(g), math.prod(g.shape[1:])))[None], ctx.radius)",
+        "rows = gradients.reshape(len(gradients), math.prod(gradients.shape[1:]))",
+        "rows = of_rows(gradients.reshape(len(gradients), math.prod(gradients.shape[1:])))[None]",
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
@@ -34,8 +34,8 @@ OWN_GRADIENTS = [
     mutant(
         "repeats of a word left out of the norm",
         "nn/bounded/embedding.py",
-        "            rows, keys = of_runs(rows, keys)\n            rows = into_radius_together",
-        "            rows = into_radius_together",
+        "            rows, keys = of_runs(rows, keys)\n",
+        "",
         "nn/test_bounded_embedding.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(

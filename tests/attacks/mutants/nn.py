@@ -180,8 +180,8 @@ SEQUENCES = [
     mutant(
         "a bias of a recurrent layer is not scaled",
         "nn/bounded/recurrence.py",
-        "of_bias(by_example(ctx, d), ctx.radius)",
-        "of_bias(by_example(ctx, d), None)",
+        "partial(of_bias, by_example(ctx, d))",
+        "lambda *_: of_bias(by_example(ctx, d), None)",
         "nn/test_bounded_recurrent.py::test_no_magnitude_takes_an_example_beyond_the_radius",
     ),
     mutant(

@@ -7,6 +7,7 @@ from attacks.mutants.bounded import BOUNDED
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
 from attacks.mutants.enforced import ENFORCED
+from attacks.mutants.joint import JOINT
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
 from attacks.mutants.mixing import WHATEVER_THE_NUMBER
@@ -52,4 +53,5 @@ MUTANTS = [
     *LEARNED,
     *SLACK,
     *ADAM,
+    *JOINT,
 ]

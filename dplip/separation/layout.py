@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch._C._autograd import _top_saved_tensors_default_hooks
 
 from dplip.errors import MixedExamplesError
+from dplip.separation.recomputed import current
 from dplip.separation.rows import Rows
-from dplip.separation.watch import current
 
 
 def examples_first(function: Callable[..., Any], *tensors: Tensor, expand: bool = False) -> Any:
@@ -47,11 +46,6 @@ def examples_first(function: Callable[..., Any], *tensors: Tensor, expand: bool 
         )
     if rows == Rows(0) and None not in places:
         return function(*tensors)
-    if _top_saved_tensors_default_hooks(True) is not None:
-        raise MixedExamplesError(
-            f"A layer inside activation checkpointing gets examples at {rows}, and when it runs again, in the backward "
-            "pass, nothing tells it so. Bring the batch to axis 0 there, or leave checkpointing out of that part."
-        )
     like = tensors[places.index(rows)]
     given = [
         _front(t if r is not None else t.expand_as(like), rows, watch.examples)

@@ -27,7 +27,7 @@ _KEPT = 100_000
 """Decisions that are remembered; more are forgotten together."""
 
 
-def current() -> Watch | None:
+def active() -> Watch | None:
     """The watch of this thread, if one is active."""
     return getattr(_local, "watch", None)
 
@@ -95,7 +95,7 @@ class Watch:
         raise mixed(self._model, what, refused) from None
 
     def __enter__(self) -> Watch:
-        if current() is not None:
+        if active() is not None:
             raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
         if torch.is_inference_mode_enabled():
             raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.errors import ConfigurationError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
 from dplip.nn.bounded import bounds_gradients
@@ -153,9 +153,15 @@ def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bo
         DPLipError: the model has neither.
     """
     walk = traced(model, example)
-    if walk is None:
-        return Enforced(EnforcedModel(model, example), loss)
-    return Propagated(walk, loss, half_precision, cache)
+    if walk is not None:
+        found = Propagated(walk, loss, half_precision, cache)
+        try:
+            found(None)
+            return found
+        except (UnboundedInputError, UnboundedOperationError):
+            if not bounds_gradients(model):  # else by code of the model itself, outside of the layers that have rules
+                raise
+    return Enforced(EnforcedModel(model, example), loss)
 
 
 def traced(model: nn.Module, example: Example) -> Walk | None:

@@ -17,6 +17,8 @@ from dplip.separation.place import frames
 from dplip.separation.rows import Rows
 from dplip.separation.watch import active
 
+TORCH = "torch.utils.checkpoint"
+
 
 class Knowledge(Protocol):
     """What a layer may ask of the pass that it runs in: see :class:`dplip.separation.watch.Watch`."""
@@ -33,17 +35,24 @@ class Knowledge(Protocol):
 def current() -> Knowledge | None:
     """What is known of the pass of this thread, from its watch or from the run that is repeated; None: nothing."""
     found: Knowledge | None = active()
-    if _top_saved_tensors_default_hooks(True) is None:  # no checkpoint is near
+    hooks = _top_saved_tensors_default_hooks(True)
+    if hooks is None:  # no checkpoint is near
         return found
     around = []
     for frame in frames():
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            if frame.f_code.co_name == "checkpoint":
-                around.append(frame.f_locals["gen"].gi_frame.f_locals["new_frame"])
-            elif frame.f_code.co_name == "unpack_hook":
-                kept = _Kept.of(frame.f_locals["frame"])
-                found = None if kept is None else kept.again(frame.f_locals["gid"])
+        if frame.f_globals.get("__name__") == TORCH:
+            held = frame.f_locals
+            if "gen" in held:  # the first run
+                around.append(held["gen"].gi_frame.f_locals["new_frame"])
+            elif "gid" in held:
+                kept = _Kept.of(held["frame"])
+                found = None if kept is None else kept.again(held["gid"])
                 break
+    if found is not None and not around and hooks[0].__module__ == TORCH and found is active():
+        raise MixedExamplesError(
+            "activation checkpointing: it was begun in a way that is not known, and layers that run again would not be "
+            "told where the examples are. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        )
     return found if found is None or not around else _Told(found, around)
 
 

@@ -19,7 +19,13 @@ from dplip.rules import Summation
 from dplip.runtime.example import Example
 from dplip.sensitivities import Sensitivities, enforced_sensitivity
 from dplip.sensitivities.enforced_model import EnforcedModel
-from dplip.sensitivities.propagated import GRADIENT_SLACK, constant_sensitivity, require_loss, sensitivity_of
+from dplip.sensitivities.propagated import (
+    GRADIENT_SLACK,
+    constant_sensitivity,
+    or_by_layers,
+    require_loss,
+    sensitivity_of,
+)
 from dplip.sensitivities.uses import Use
 from dplip.training.passes import CHANGED, EnforcedPasses, Passes, PropagatedPasses, Seen
 
@@ -183,10 +189,7 @@ def traced(model: nn.Module, example: Example) -> Walk | None:
                 attributes.clear()
                 attributes.update(before)
             return None
-        raise type(wrong)(
-            f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
-            "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
-        ) from None
+        raise or_by_layers(wrong) from None
 
 
 def _factors(model: nn.Module, change: Callable[[], None]) -> dict[str, float] | None:

@@ -250,7 +250,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def diverged() -> nn.Module:
-    model = nn.Sequential(dplip.nn.BallProjection(1.0), *mlp().children())  # type: ignore[arg-type]
+    model = nn.Sequential(dplip.nn.BallProjection(1.0), *mlp().children())
     with torch.no_grad():
         next(model.parameters())[0, 0] = torch.nan
     return model

@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         NO_CERTIFICATE,
     ),
     "directions in words": (
-        lambda: dn.Monotonic(nn.Linear(3, 1), ["+", 0, 0]),  # type: ignore[list-item]
+        lambda: dn.Monotonic(nn.Linear(3, 1), ["+", 0, 0]),  # type: ignore[arg-type]
         r"directions=\['\+', 0, 0\]: give one of the numbers -1, 0 and \+1",
     ),
     "directions of several lengths": (
@@ -99,7 +99,7 @@ def test_values_beyond_their_ranges_are_named():
 
 def test_an_unknown_name_leads_to_the_list_of_names():
     with pytest.raises(AttributeError, match=r"'tabular': docs/api\.md lists"):
-        dplip.tabular  # type: ignore[attr-defined]  # noqa: B018
+        dplip.tabular  # noqa: B018
 
 
 def test_kept_slopes_certify_what_certify_does():

@@ -189,13 +189,6 @@ SEPARATION = [
         "separation/test_layout.py::test_a_function_sees_the_examples_in_front",
     ),
     mutant(
-        "custom backward passes let through",
-        "separation/check.py",
-        'if home.partition(".")[0] not in ("dplip", "torch"):',
-        "if False:",
-        "separation/test_check.py::test_a_model_that_mixes_is_refused",
-    ),
-    mutant(
         "code that runs again under activation checkpointing is told nothing",
         "separation/recomputed.py",
         "found = None if kept is None else kept.again",

@@ -44,7 +44,7 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"dplip.{name}")
     if name in ("DPLipClassifier", "DPLipRegressor"):
         return getattr(importlib.import_module("dplip.estimators"), name)
-    raise AttributeError(f"module 'dplip' has no attribute {name!r}")
+    raise AttributeError(f"module 'dplip' has no attribute {name!r}: docs/api.md lists its names")
 
 
 __all__ = [

@@ -32,6 +32,7 @@ class CanaryAudit:
         floor: the value that ``lower`` must reach for the attack to mean something.
         certain: as ``lower``, with 99.99% confidence.
         canaries: number of canaries used.
+        most: what so many canaries could show, if every guess were right.
     """
 
     accounted: float
@@ -39,6 +40,7 @@ class CanaryAudit:
     floor: float
     certain: float
     canaries: int
+    most: float = math.inf
 
     @property
     def violated(self) -> bool:

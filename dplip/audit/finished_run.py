@@ -119,7 +119,9 @@ def audit_run(
 
 
 def _canaries(promise: str, found: CanaryAudit) -> Row:
-    return Row(promise, f"{found.canaries} canaries", found.accounted, found.lower, not found.violated)
+    # Of a Gaussian, guesses show half of epsilon at the very best.
+    weak = f"so few canaries show {found.most:.3g} at most" if found.most < found.accounted / 4 else ""
+    return Row(promise, f"{found.canaries} canaries", found.accounted, found.lower, not found.violated, weak)
 
 
 def _gradients(found: GradientAudit) -> list[Row]:

@@ -125,6 +125,7 @@ def one_run(
         floor=floor,
         certain=lower,  # far below epsilon by construction, so that 95% is certain enough
         canaries=canaries,
+        most=one_run_epsilon(2 * count, 2 * count, canaries, delta),
     )
 
 

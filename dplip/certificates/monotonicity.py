@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dplip.certificates.refusals import certifying
 from dplip.certificates.slopes.walk import pull
 from dplip.errors import ConfigurationError
-from dplip.nn.monotonic import Directions
+from dplip.nn.monotonic import Directions, signs
 from dplip.norms import Norms
 from dplip.propagation import Walk
 from dplip.rounding import Rounding
@@ -62,9 +63,9 @@ def certify_monotonic(model: nn.Module, directions: Directions, names: tuple[str
     constrained feature (or of several) has outputs that move the other way. In float32 the two outputs are off by their
     rounding.
     """
-    s = torch.as_tensor(directions, dtype=torch.float64)
+    s = signs(directions).double()
     names = tuple(f"feature {i}" for i in range(len(s))) if names is None else names
-    with evaluation(model):
+    with certifying(model), evaluation(model):
         walk = Walk(model, (len(s),))
         found, inside = pull(walk), pull(walk, inside=True)
     lower, upper = found.lower, found.upper
@@ -108,7 +109,7 @@ def feature_radii(model: nn.Module, x: Tensor) -> Tensor:
     the roundings within the distance that m alone allows. For an infinite distance, within which roundings have no
     bound unless a layer bounds the input, m is reduced by the roundings at x: that distance is for exact arithmetic.
     """
-    with evaluation(model), torch.no_grad():
+    with certifying(model), evaluation(model), torch.no_grad():
         walk = Walk(model, (x.shape[1],))
         slopes = pull(walk)
         lower, upper = slopes.lower, slopes.upper

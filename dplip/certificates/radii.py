@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 
 from dplip.certificates.hybrid import HybridBound
 from dplip.certificates.intervals.walk import Boxes, enlarged
+from dplip.certificates.refusals import certifying
 from dplip.certificates.slopes.walk import pull
-from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.errors import ConfigurationError, DPLipError, UnboundedOperationError, first_line
 from dplip.norms import REDUCTION_SLACK, NormCache, Norms, largest
 from dplip.propagation import Walk
 from dplip.rounding import Rounding
@@ -32,9 +33,10 @@ def lipschitz(module: nn.Module, input_shape: tuple[int, ...], norm: float = 2) 
     Guarantee: an upper bound, for the present weights; inf where no bound is known.
     """
     dual = dual_of(norm)
-    walk = Walk(module, input_shape)
-    walk.refuse_surrogates()
-    output, pullback = walk()
+    with certifying(module):
+        walk = Walk(module, input_shape)
+        walk.refuse_surrogates()
+        output, pullback = walk()
     return largest(pullback(Norms(output.shape, **{NAMES[dual]: 1.0}))[0].norm(dual))
 
 
@@ -72,9 +74,24 @@ def certify(model: nn.Module, x: Tensor, norm: float = 2, batch_size: int = 2048
     if weight.dtype != x.dtype:
         raise ConfigurationError(f"x of {x.dtype}, weights of {weight.dtype}: bring both to one type.")
     with evaluation(model), torch.no_grad():
+        _try(model, x[:1])
         certifier = Certifier(model, tuple(x.shape[1:]), norm)
         parts = [certifier(part) for part in x.split(batch_size)] if len(x) else []
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _try(model: nn.Module, one: Tensor) -> None:
+    """Refuse a batch that the model does not run on, such as an input without the axis of the batch."""
+    try:
+        model(one)
+    except DPLipError:
+        raise
+    except Exception as wrong:
+        raise ConfigurationError(
+            f"x: the model does not run on its first row, x[:1] of shape {tuple(one.shape)} ({type(wrong).__name__}: "
+            f"{first_line(wrong)}). Give a batch of inputs, (batch, ...), a single one as x[None]; a "
+            "certificate is for a model of one tensor."
+        ) from None
 
 
 class Certifier:
@@ -88,7 +105,7 @@ class Certifier:
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> None:
         self.model, self.norm = model, norm
-        with evaluation(model), torch.no_grad(), NormCache():
+        with certifying(model), evaluation(model), torch.no_grad(), NormCache():
             self.walk = Walk(model, input_shape)
             self.slopes = pairwise(self.walk, norm)
             self.rounding = Rounding(self.walk, seeds(self.walk), len(self.slopes))

@@ -31,7 +31,8 @@ def schema(
     beside = file.with_name(f"{file.stem}.schema.json") if out is None else out
     if beside.exists():
         raise ConfigurationError(
-            f"schema {beside}: it is there already, and is not overwritten: name another by --out."
+            f"schema {beside}: it is there already, and is not overwritten. Write what is missing into it (as in "
+            f'"target": "{target or "NAME"}"), remove it, or name another by --out.'
         )
     write_text(beside, text)
     if from_data:

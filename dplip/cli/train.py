@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dplip.cli.app import AccountantName, DataDir, Delta, Epsilon, Neighboring, app
-from dplip.errors import ConfigurationError
+from dplip.errors import ConfigurationError, LedgerError
+from dplip.runtime.files import write_text
 
 if TYPE_CHECKING:
     from dplip.data import Data
@@ -108,15 +111,21 @@ def train(
         progress=progress,
         **given_alone({"max_physical_batch_size": max_physical_batch_size, "norm": norm}),
     )
-    if not resume:
-        _mention_earlier(folder, delta)
     trainer.plan()
     settings = {"data": data, "model": kind, "preset": dataclasses.asdict(recipe)}
+    now, begun = shlex.join(["dplip", *(word for word in sys.argv[1:] if word != "--resume")]), folder / "command.txt"
+    if not resume:
+        _mention_earlier(folder, delta)
+        write_text(begun, f"{now}\n")
+    before = begun.read_text().strip() if begun.exists() else now
     try:
         trainer.fit(resume=resume, extra={"run": settings})
     except KeyboardInterrupt:
-        spent = trainer.get_epsilon()
-        typer.echo(f"interrupted: epsilon {spent:.4f} is spent; go on with --resume and the same flags", err=True)
+        typer.echo(f"interrupted: epsilon {trainer.get_epsilon():.4f} is spent; go on by: {before} --resume", err=True)
+        raise
+    except LedgerError as wrong:
+        if resume and before != now:
+            raise LedgerError(f"{wrong}. The run was begun by: {before}; go on by the same with --resume.") from None
         raise
     show(folder)
 
@@ -173,12 +182,18 @@ def show(folder: Path) -> None:
     proof = report.get("monotonicity", {})
     if proof.get("directions"):
         typer.echo(f"monotone  {proof['directions']}, proved with margin {proof['margin']:.3g}")
-    for radius, accuracy in zip(certified["radii"], certified["accuracy"], strict=True):
-        if radius > 0:
-            typer.echo(f"certified {accuracy:.4f} at l{number(certified['norm'])} radius {radius:.4f}")
+    at = [(radius, a) for radius, a in zip(certified["radii"], certified["accuracy"], strict=True) if radius > 0]
+    norm = f"l{number(certified['norm'])}"
+    if at and not any(accuracy for _, accuracy in at):
+        typer.echo(f"certified nothing at {norm} radius {at[0][0]:.4f} and beyond: this model was not made for radii")
+        at = []
+    for radius, accuracy in at:
+        typer.echo(f"certified {accuracy:.4f} at {norm} radius {radius:.4f}")
     seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
     epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
     typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
+    if privacy.get("earlier_runs"):
+        typer.echo(f"           besides what earlier runs in {folder} have spent: privacy.earlier_runs of the report")
     if isinstance(privacy["epsilon"], str):
         typer.echo("           no noise was added, so this model is not private")
     typer.echo(f"report    {folder / 'report.json'}")

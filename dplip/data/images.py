@@ -53,7 +53,11 @@ def load(name: str = "digits", data_dir: str | Path | None = None) -> Data:
         names = ["digits", *_SOURCES]
         nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ConfigurationError(f"name={name!r} is not a known data set{hint}: choose one of {', '.join(names)}")
+        raise ConfigurationError(
+            f"name={name!r} is not a known data set{hint}: choose one of {', '.join(names)}. (Images of your own: give "
+            "dplip.DPLipTrainer a data set of (image, class) pairs, such as torchvision's ImageFolder; tables: a .csv "
+            "or .parquet file.)"
+        )
     source = _SOURCES[name]
     train, test = source.read(_locate(name, data_dir))
     return Data(name, _tensors(*train), _tensors(*test), tuple(train[0].shape[1:]), 10)

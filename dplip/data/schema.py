@@ -118,7 +118,9 @@ class Schema:
             )
         if self.target.kind == "categorical" and len(self.target.levels) != 2:
             raise ConfigurationError(
-                f"schema, target {self.target.name!r}: levels={list(self.target.levels)}: give two."
+                f"schema, target {self.target.name!r}: levels={list(self.target.levels)}: a table is "
+                "classified into two. Give two levels, or a number for a regression; with more classes train a model "
+                "of your own: dplip.DPLipTrainer with dplip.losses.CrossEntropy."
             )
         if self.source not in ("public", "observed"):
             raise ConfigurationError(f"schema: source={self.source!r}: write 'public' or 'observed'.")

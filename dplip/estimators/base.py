@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,8 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         directions = self._directions(features)
         numeric = features - sum(self.groups)
         low, high = (_each(name, getattr(self, name), numeric) for name in ("low", "high"))
+        names = tuple(str(n) for n in _check_feature_names_in(self))
+        _warn_of_ranges(X, low, high, names)
         seed = None if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
         recipe = TabularPreset(
             self.chain,
@@ -127,7 +130,6 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         self.epsilon_ = trainer.get_epsilon()
         self.event_, self.n_iter_, self.seeded_ = trainer.optimizer.event, trainer.steps, seed is not None
         self.rows_ = rows
-        names = tuple(str(n) for n in _check_feature_names_in(self))
         self.monotonicity_: Monotonicity = certify_monotonic(model, directions, names)
 
     def _directions(self, features: int) -> list[int]:
@@ -158,6 +160,19 @@ class PrivateEstimator(BaseEstimator):  # type: ignore[misc]
 def as_float32(values: Any) -> Tensor:
     """Values as float32, cut to [-1e38, 1e38], as the model clamps them to a public range anyway."""
     return torch.from_numpy(np.clip(np.asarray(values, dtype=np.float64), -1e38, 1e38).astype(np.float32))
+
+
+def _warn_of_ranges(X: Any, low: list[float], high: list[float], names: Sequence[str]) -> None:
+    """Warn of features of which every value counts as one and the same end of its range."""
+    ranges = enumerate(zip(low, high, strict=True))
+    beyond = [names[i] for i, (least, most) in ranges if X[:, i].min() > most or X[:, i].max() < least]
+    if beyond:
+        warnings.warn(
+            f"low={low}, high={high}: all values of {', '.join(beyond)} lie beyond their range and count as its end, "
+            "so that nothing is learned from them. Give low= and high= in the features' own units, one for each: "
+            "public numbers, which are not computed from the data.",
+            stacklevel=4,
+        )
 
 
 def _each(name: str, value: Any, count: int) -> list[float]:

@@ -39,7 +39,12 @@ class DPLipClassifier(ClassifierMixin, PrivateEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         if self.classes is None and type_of_target(y) == "multiclass":
-            raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {type_of_target(y)}, with "
+                f"{len(np.unique(y))} classes. Ask for one of them at a time (sklearn.multiclass.OneVsRestClassifier, "
+                "which spends epsilon for each), or train a model of your own: dplip.DPLipTrainer with "
+                "dplip.losses.CrossEntropy."
+            )
         self.classes_ = np.unique(y) if self.classes is None else np.asarray(self.classes)
         if len(self.classes_) != 2:
             raise ValueError(

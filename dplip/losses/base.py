@@ -100,7 +100,8 @@ class Loss(nn.Module):
         if not isinstance(outputs, Tensor):
             raise ConfigurationError(
                 f"outputs of type {type(outputs).__name__}: {type(self).__name__} takes one tensor. Give it the one "
-                "that it is for (outputs.logits, outputs[0]), or a loss for each: dplip.losses.Heads."
+                'that it is for (outputs.logits, outputs[0]; output="logits" or output=0, where the model is made '
+                "private), or a loss for each: dplip.losses.Heads."
             )
         return outputs
 

@@ -22,6 +22,24 @@ RESERVE = 1e-4
 Directions = Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
+def signs(directions: Directions) -> Tensor:
+    """Directions as a tensor, one for each feature or a matrix (features, outputs).
+
+    Raises:
+        ConfigurationError: they are not numbers -1, 0 and +1.
+    """
+    try:
+        s = torch.as_tensor(directions, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):  # words, or rows of several lengths
+        s = torch.full((1,), math.nan)
+    if s.ndim not in (1, 2) or not bool(((s == 0) | (s.abs() == 1)).all()):
+        raise ConfigurationError(
+            f"directions={directions!r}: give one of the numbers -1, 0 and +1 for each feature (+1: the output does "
+            "not fall when it rises), or a matrix (features, outputs) of them."
+        )
+    return s
+
+
 class Monotonic(nn.Module):
     """``g(x) = f(x) + slope * x S``: monotone where S is +1 or -1, for all weights of f.
 
@@ -51,11 +69,7 @@ class Monotonic(nn.Module):
 
     def __init__(self, module: nn.Module, directions: Directions, lipschitz: float | None = 1.0) -> None:
         super().__init__()
-        s = torch.as_tensor(directions, dtype=torch.float32)
-        if s.ndim not in (1, 2) or not bool(((s == 0) | (s.abs() == 1)).all()):
-            raise ConfigurationError(
-                f"directions={s.tolist()}: give -1, 0 or +1 for each feature, or a matrix (features, outputs) of them."
-            )
+        s = signs(directions)
         if lipschitz is not None and not (math.isfinite(lipschitz) and lipschitz > 0):
             raise ConfigurationError(f"lipschitz={lipschitz}: the slope to make up for is a finite number > 0.")
         outputs = _outputs(module, len(s))

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dplip.errors import ConfigurationError
 from dplip.norms.cache import carried
-from dplip.norms.matrix import EIGENVALUE_SLACK, greatest, greatest_root, spectral_norm
+from dplip.norms.matrix import EIGENVALUE_SLACK, greatest, greatest_root, scale_of, spectral_norm
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
@@ -50,9 +49,7 @@ def _polyphase(kernel: Tensor, stride: Sequence[int]) -> Tensor:
 def _symbol_norm(kernel: Tensor, grid: Sequence[int]) -> float:
     """The largest spectral norm of the kernel's Fourier symbol over a grid of frequencies, for (g, co, ci, *taps)."""
     k = kernel.detach().double()
-    scale = float(k.abs().max())
-    if not math.isfinite(scale):
-        raise ConfigurationError("A kernel is NaN or infinite, so it has no operator norm: restore finite values.")
+    scale = scale_of(k)
     if scale == 0.0:
         return 0.0
     axes = tuple(range(3, k.ndim))

@@ -18,6 +18,18 @@ EIGENVALUE_SLACK = 4e-6
 """Relative slack for the rounding of a float64 eigenvalue, and of a weight that is stored in float32 afterwards."""
 
 
+def scale_of(weight: Tensor) -> float:
+    """The largest entry of a weight; refuses one without an operator norm."""
+    scale = float(weight.abs().max()) if weight.numel() else 0.0
+    if not math.isfinite(scale):
+        raise ConfigurationError(
+            "A weight is NaN or infinite, so it has no operator norm: training has diverged, or such a weight was "
+            "loaded. Restore finite values, and take smaller steps (lr=), orthogonal layers, or layers whose bounds do "
+            "not grow with the weights, dplip.nn.bound_gradients(model)."
+        )
+    return scale
+
+
 def spectral_norm(weight: Tensor) -> float:
     """An upper bound on the largest singular value of a matrix: its float64 value times ``1 + 4e-6``.
 
@@ -28,9 +40,7 @@ def spectral_norm(weight: Tensor) -> float:
         ConfigurationError: the weight holds NaN or infinity.
     """
     w = weight.detach().double()
-    scale = float(w.abs().max()) if w.numel() else 0.0
-    if not math.isfinite(scale):
-        raise ConfigurationError("A weight is NaN or infinite, so it has no operator norm: restore finite values.")
+    scale = scale_of(w)
     if scale == 0.0:
         return 0.0
     w = w / scale

@@ -89,7 +89,8 @@ def probe(root: Root, graph: fx.Graph, input_shape: tuple[int, ...]) -> Probe:
                     raise ConfigurationError(
                         f"input_shape={input_shape}: the model does not run on a batch of such examples, in numbers "
                         f"of {x.dtype} ({type(wrong).__name__}: {first_line(wrong)}). Give the shape of one example, "
-                        "without the batch."
+                        "without the batch. (Of whole numbers, such as ids, norms are not propagated: let layers bound "
+                        "their gradients, dplip.nn.bound_gradients(model), and give example= or a data set.)"
                     ) from None
                 after = random_states()
                 if after[1:] != before[1:]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from dplip.errors import DPLipError
+from dplip.errors import DPLipError, first_line
 from dplip.propagation.graph import Root
 from dplip.rules import RULES, refuse
 from dplip.runtime.random_state import random_states, undisturbed
@@ -53,14 +56,14 @@ def trace(root: Root) -> fx.Graph:
             refuse(
                 "the model",
                 "its forward",
-                f"depends on the data in its control flow ({wrong}).",
-                "Write it without if, while, len() or int() on values.",
+                f"depends on the data in its control flow{_where(wrong)}.",
+                "Write it without if, while, for, len() or int() on values.",
             )
         except Exception as wrong:
             refuse(
                 "the model",
                 "its forward",
-                f"cannot be traced by torch.fx ({type(wrong).__name__}: {wrong}).",
+                f"cannot be traced by torch.fx{_where(wrong)}.",
                 "Write it with layers and torch functions of its input alone.",
             )
         drawn = random_states() != before
@@ -69,3 +72,11 @@ def trace(root: Root) -> fx.Graph:
     if sum(n.op == "placeholder" for n in graph.nodes) != 1:
         refuse("the model", "its forward", "takes several inputs.", "Give it one tensor.")
     return graph
+
+
+def _where(wrong: Exception) -> str:
+    """What went wrong, and the last line of code that is neither torch's nor dplip's."""
+    known = str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<"
+    own = [f for f in traceback.extract_tb(wrong.__traceback__) if not f.filename.startswith(known)]
+    place = f", line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
+    return f"{place} ({type(wrong).__name__}: {first_line(wrong).partition('. ')[0]})"

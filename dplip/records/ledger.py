@@ -194,10 +194,14 @@ class Ledger:
         whole = content[:end].splitlines()
         self._last, self._lines = str(json.loads(whole[-1])["chain"]), len(whole)
         for name in ("mechanism", "neighboring", "delta", "facts") + (() if any_run else ("run",)):
-            if getattr(record, name) != expected[name]:
+            before, now = getattr(record, name), expected[name]
+            if before != now:
+                if name == "facts":  # those alone that differ
+                    differ = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+                    before, now = ({k: facts.get(k) for k in differ} for facts in (before, now))
                 raise LedgerError(
-                    f"{self.path}: {name}={getattr(record, name)!r} on record, {name}={expected[name]!r} "
-                    "now: one ledger is one run; continue with the recorded value, or begin a new ledger"
+                    f"{self.path}: {name}={before!r} on record, {name}={now!r} now: one ledger is one run; continue "
+                    "with the recorded value, or begin a new ledger"
                 )
         if content[end:].startswith(b'{"resumed"'):  # a torn line that is no step
             self._file.seek(end)

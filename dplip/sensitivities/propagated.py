@@ -92,12 +92,23 @@ def sensitivity(
     try:
         walk = Walk(model, input_shape)
         bounds = sensitivity_of(walk, loss, input_norms)
-    except UnboundedOperationError:
+        require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
+        return bounds
+    except UnboundedInputError:
         if not bounds_gradients(model):
             raise
-        return _by_layers(model, Example.of_shape(input_shape))
-    require_separate(loss, walk.shape(walk.output()), next(model.parameters(), torch.zeros(0)))
-    return bounds
+    except UnboundedOperationError as wrong:
+        if not bounds_gradients(model):
+            raise or_by_layers(wrong) from None
+    return _by_layers(model, Example.of_shape(input_shape))
+
+
+def or_by_layers(wrong: UnboundedOperationError) -> UnboundedOperationError:
+    """The refusal of an operation, with the way that needs no rule."""
+    return type(wrong)(
+        f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
+        "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
+    )
 
 
 def _by_layers(model: nn.Module, example: Example) -> Sensitivities:

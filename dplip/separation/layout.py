@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch._C._autograd import _top_saved_tensors_default_hooks
 
 from dplip.errors import MixedExamplesError
+from dplip.separation.recomputed import Knowledge, current
 from dplip.separation.rows import Rows
-from dplip.separation.watch import current
 
 
 def examples_first(
@@ -40,7 +39,7 @@ def examples_first(
         return function(*tensors)
     places = [watch.rows(t) for t in tensors]
     rows = next((r for r in places if r is not None), None)
-    if rows is None and all(map(watch.each, tensors)):
+    if rows is None and all(_each(watch, t) for t in tensors):
         return function(*map(_owned, tensors))
     if rows is None and constant is not None:
         return constant(*tensors)
@@ -58,11 +57,6 @@ def examples_first(
         )
     if rows == Rows(0) and None not in places:
         return function(*tensors)
-    if _top_saved_tensors_default_hooks(True) is not None:
-        raise MixedExamplesError(
-            f"A layer inside activation checkpointing gets examples at {rows}, and when it runs again, in the backward "
-            "pass, nothing tells it so. Bring the batch to axis 0 there, or leave checkpointing out of that part."
-        )
     like = tensors[places.index(rows)]
     given = [
         _front(t if r is not None else t.expand_as(like), rows, watch.examples)
@@ -72,6 +66,11 @@ def examples_first(
     if isinstance(result, tuple):
         return tuple(_back(t, rows) for t in result)
     return _back(result, rows)
+
+
+def _each(watch: Knowledge, t: Tensor) -> bool:
+    """Whether a constant has a row for each example along axis 0, all of them alike: ``torch.zeros(len(x), n)``."""
+    return t.ndim > 0 and len(t) == watch.examples and watch.equal(t, 0)
 
 
 def _owned(t: Tensor) -> Tensor:

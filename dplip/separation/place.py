@@ -15,7 +15,7 @@ from dplip.separation.call import Refused
 def mixed(model: nn.Module | None, operator: str, refused: Refused) -> MixedExamplesError:
     """The error for what an operator does to the examples, in the module whose forward runs."""
     path, remedy = _path(model), refused.remedy
-    if any(_module(frame) == "torch.nn.utils.rnn" for frame in _frames()):
+    if any(_module(frame) == "torch.nn.utils.rnn" for frame in frames()):
         remedy = _PACKED
     elif path.endswith("Experts)"):
         remedy = _EXPERTS
@@ -33,7 +33,7 @@ _EXPERTS = (
 
 def called_from() -> tuple[str, str]:
     """The module and the function of the Python code that called torch."""
-    for frame in _frames():
+    for frame in frames():
         name = _module(frame)
         if not name.startswith("torch.") and name not in _BETWEEN:
             return name, frame.f_code.co_name
@@ -44,7 +44,7 @@ _BETWEEN = {"torch", *(f"dplip.separation.{name}" for name in ("exits", "place",
 
 
 def _path(model: nn.Module | None) -> str:
-    for frame in _frames():
+    for frame in frames():
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and frame.f_code.co_name not in ("_call_impl", "_wrapped_call_impl"):
             kind = type(module).__name__
@@ -53,7 +53,7 @@ def _path(model: nn.Module | None) -> str:
     return "the model"
 
 
-def _frames() -> Iterator[FrameType]:
+def frames() -> Iterator[FrameType]:
     """The Python code that is running, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

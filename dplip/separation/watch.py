@@ -27,7 +27,7 @@ _KEPT = 100_000
 """Decisions that are remembered; more are forgotten together."""
 
 
-def current() -> Watch | None:
+def active() -> Watch | None:
     """The watch of this thread, if one is active."""
     return getattr(_local, "watch", None)
 
@@ -80,10 +80,6 @@ class Watch:
             label = self._marks.of(t).label
         return isinstance(label, Public) and axis in label.equal
 
-    def each(self, t: Tensor) -> bool:
-        """Whether a constant has a row for each example along axis 0, all of them alike: ``torch.zeros(len(x), n)``."""
-        return t.ndim > 0 and len(t) == self.examples and self.equal(t, 0)
-
     def own(self, t: Tensor) -> None:
         """Count slice i of a tensor along axis 0 as example i's own, such as a copy of a weight made for each."""
         with torch._C.DisableTorchFunction():
@@ -102,7 +98,7 @@ class Watch:
         raise mixed(self._model, what, refused) from None
 
     def __enter__(self) -> Watch:
-        if current() is not None:
+        if active() is not None:
             raise ConfigurationError("A watch is active in this thread already. Leave it before another begins.")
         if torch.is_inference_mode_enabled():
             raise ConfigurationError("inference_mode=True: its tensors do not count writes. Use torch.no_grad().")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dplip.errors import ConfigurationError
 from dplip.runtime.example import Call
@@ -19,7 +19,7 @@ Unpack = Callable[[Any], tuple[tuple[Any, ...], Mapping[str, Any], Any]]
 """A function from a batch to the positional arguments of the model, the keyword arguments, and the targets."""
 
 Select = str | int | Callable[[Any], Any] | None
-"""What of a model's output goes into the loss: a name, a position, or a function; None: the scores."""
+"""What of a model's output goes into the loss: a name, a position, or a function that selects; None: the scores."""
 
 
 class Calls:
@@ -76,7 +76,7 @@ class Calls:
         """What the loss is given of the model's output."""
         chosen = self._output
         if callable(chosen):
-            return chosen(output)
+            return self._selected(chosen(output), output)
         try:
             if isinstance(chosen, str):
                 return output[chosen] if isinstance(output, Mapping) else getattr(output, chosen)
@@ -90,6 +90,18 @@ class Calls:
             return output
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         return logits if isinstance(logits, Tensor) else output  # a loss of several outputs picks its own
+
+    def _selected(self, chosen: Any, output: Any) -> Any:
+        """What ``output`` chose, if it is among the tensors that the model returned, to which bounds refer."""
+        given = {id(t) for t in tree_leaves(output)}
+        for t in tree_leaves(chosen):
+            if isinstance(t, Tensor) and id(t) not in given:
+                raise ConfigurationError(
+                    f"output={self._output!r}: it computes a tensor of shape {tuple(t.shape)}, and bounds are those of "
+                    "the tensors that the model returns. Let it select one, as in lambda out: out['scores'], and "
+                    "compute in the model's forward."
+                )
+        return chosen
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> tuple[Call, Any]:
         key = next((key for key in TARGETS if key in batch), None)

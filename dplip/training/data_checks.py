@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dplip.data import check_dataset
+from dplip.data import Padding, check_dataset
 from dplip.errors import ConfigurationError, DPLipError, first_line
 from dplip.losses import Loss
 from dplip.losses.structure import is_shape, mapped, shapes
@@ -57,7 +57,7 @@ def check_data(
     if example is None:
         example = Example.of_batch(*call)
     walk = traced(model, example)
-    output = _output(model, call, calls, what)
+    output = _output(model, call, calls, what, collate)
     shape = shapes(loss.select(output)) if walk is None else walk.shape(walk.output())
     classes = loss.classes(shape)
     neutralised = any(isinstance(module, BallProjection) for module in model.modules())
@@ -100,7 +100,7 @@ def _check_item(loss: Loss, shape: Any, example: Example, call: Call, targets: A
         raise ConfigurationError(f"{what}: {wrong}") from None
 
 
-def _output(model: nn.Module, call: Call, calls: Calls, what: str) -> Any:
+def _output(model: nn.Module, call: Call, calls: Calls, what: str, collate: Any) -> Any:
     """What the loss is given for the first item; refuses examples that the model cannot be run on."""
     try:
         with evaluation(model), torch.no_grad():
@@ -109,12 +109,17 @@ def _output(model: nn.Module, call: Call, calls: Calls, what: str) -> Any:
         raise
     except Exception as wrong:
         raise ConfigurationError(
-            f"{what}: the model does not run on an example of {Example.of_batch(*call)} ({type(wrong).__name__}: "
-            f"{first_line(wrong)}). {_remedy(wrong)}"
+            f"{what}: the model does not run on its first example, {Example.of_batch(*call)} ({type(wrong).__name__}: "
+            f"{first_line(wrong)}). {_remedy(wrong, collate)}"
         ) from None
 
 
-def _remedy(wrong: Exception) -> str:
+def _remedy(wrong: Exception, collate: Any) -> str:
+    if isinstance(collate, Padding) and collate.mask and isinstance(wrong, TypeError | RuntimeError):
+        return (
+            "Padding adds a mask, as an argument behind the sequence: let forward take it, or leave it out by "
+            f"dplip.data.Padding({collate.length}, mask=False)."
+        )
     if isinstance(wrong, TypeError):
         return "Let the data set give what its forward takes, or pass unpack=lambda batch: (args, kwargs, targets)."
     if any(words in str(wrong) for words in ("dtype", "scalar type", "weight type")):

@@ -168,6 +168,7 @@ class DurableRun:
             **self._marks,
             "autocast": None if self._autocast is None else str(self._autocast).removeprefix("torch."),
             "tuning": "not accounted",
+            "earlier_runs": {} if self._folder is None else self._folder.earlier(self._budget.delta),
         }
 
     def plan(self) -> Plan:

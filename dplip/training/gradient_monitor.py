@@ -200,7 +200,8 @@ class GradientMonitor(Observer):
 
     def _after_part(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rounded = self._rounded or self._rounds(output)
-        if not (self._inside or self._passes.recomputed) and isinstance(output, Tensor) and output.requires_grad:
+        again = self._passes.recomputed or torch._C._current_graph_task_id() != -1  # of the backward pass that runs
+        if not (self._inside or again) and isinstance(output, Tensor) and output.requires_grad:
             self._report(
                 f"a part of the model, {type(module).__name__}, was called by itself, and a gradient through it would "
                 "not be bounded. Call the whole model, or do it within torch.no_grad()."

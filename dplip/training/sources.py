@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError, UnboundedOperationError
+from dplip.errors import ConfigurationError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
 from dplip.nn.bounded import JointRadius, bounds_gradients
@@ -20,7 +20,13 @@ from dplip.rules import Summation
 from dplip.runtime.example import Example
 from dplip.sensitivities import Sensitivities, enforced_sensitivity
 from dplip.sensitivities.enforced_model import EnforcedModel
-from dplip.sensitivities.propagated import bounds_of, constant_sensitivity, require_loss, sensitivity_of
+from dplip.sensitivities.propagated import (
+    bounds_of,
+    constant_sensitivity,
+    or_by_layers,
+    require_loss,
+    sensitivity_of,
+)
 from dplip.sensitivities.uses import Use
 from dplip.training.passes import CHANGED, EnforcedPasses, Passes, PropagatedPasses, Seen
 
@@ -164,9 +170,15 @@ def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bo
             "bound_gradients on a fresh model, with either."
         )
     walk = traced(model, example)
-    if walk is None:
-        return Enforced(EnforcedModel(model, example), loss)
-    return Propagated(walk, loss, half_precision, cache)
+    if walk is not None:
+        found = Propagated(walk, loss, half_precision, cache)
+        try:
+            found(None)
+            return found
+        except (UnboundedInputError, UnboundedOperationError):
+            if not bounds_gradients(model):  # else by code of the model itself, outside of the layers that have rules
+                raise
+    return Enforced(EnforcedModel(model, example), loss)
 
 
 def traced(model: nn.Module, example: Example) -> Walk | None:
@@ -188,10 +200,7 @@ def traced(model: nn.Module, example: Example) -> Walk | None:
                 attributes.clear()
                 attributes.update(before)
             return None
-        raise type(wrong)(
-            f"{wrong} (Or let the layers bound their own gradients, whatever lies between them: "
-            "dplip.nn.bound_gradients(model) converts them; dplip.fix(model) replaces batch normalisation.)"
-        ) from None
+        raise or_by_layers(wrong) from None
 
 
 def _factors(model: nn.Module, change: Callable[[], None]) -> dict[str, float] | None:

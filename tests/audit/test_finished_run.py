@@ -1,5 +1,6 @@
 """The audit of a finished run: sound ones survive, false claims are seen."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -8,7 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from dplip.audit import replay
+from dplip.audit.canary import CanaryAudit
+from dplip.audit.finished_run import _canaries as canaries_row
 from dplip.audit.finished_run import _ledger as ledger_row
+from dplip.audit.statistics import one_run_epsilon
 from dplip.cli.app import app
 
 
@@ -38,6 +42,12 @@ def test_a_report_that_claims_less_than_its_ledger_is_seen(finished, field, valu
     assert ledger_row(finished, privacy).survived
     row = ledger_row(finished, {**privacy, field: value})
     assert not row.survived and "something else" in row.note
+
+
+def test_canaries_that_are_too_few_say_so():
+    few = CanaryAudit(accounted=3.0, lower=0.0, floor=0.0, certain=0.0, canaries=4, most=one_run_epsilon(2, 2, 4, 1e-5))
+    assert canaries_row("epsilon", few).note == "so few canaries show 0 at most"
+    assert canaries_row("epsilon", dataclasses.replace(few, most=2.0)).note == ""
 
 
 def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from helpers.commands import QUICK, refused
 
 import dplip
 from dplip.accounting import GaussianEvent, create_accountant
+from dplip.cli.train import show
 from dplip.records import validate_report
 
 
@@ -23,6 +24,27 @@ def test_train_writes_a_whole_report_whose_epsilon_is_within_the_budget(finished
     assert len(report["certified"]["radii"]) == len(report["certified"]["accuracy"]) >= 3
     assert report["certified"]["accuracy"] == sorted(report["certified"]["accuracy"], reverse=True)
     assert report["run"]["data"] == "digits"
+
+
+def test_a_second_run_in_a_folder_reports_what_the_first_has_spent(dplip_command, tmp_path):
+    spent = []
+    for _ in range(2):
+        ran = dplip_command("train", *QUICK, "--out", tmp_path)
+        spent.append(json.loads((tmp_path / "report.json").read_text())["privacy"])
+    assert spent[0]["earlier_runs"] == {}
+    assert spent[1]["earlier_runs"] == {"ledger-1.jsonl": spent[0]["epsilon"]}
+    assert "earlier runs" in ran.out and "an earlier run" in ran.err
+
+
+def test_a_model_for_accuracy_is_not_shown_as_a_failure_at_radii(finished, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    copy = finished.parent / "accurate"
+    copy.mkdir()
+    report["certified"]["accuracy"] = [report["certified"]["accuracy"][0], *[0.0] * 3]
+    (copy / "report.json").write_text(json.dumps(report))
+    show(copy)
+    printed = capsys.readouterr().out
+    assert "certified nothing at l2 radius 0.1412 and beyond" in printed and "certified 0.0000" not in printed
 
 
 def test_account_recomputes_from_the_ledger_alone_what_the_report_says(finished, dplip_command):

@@ -13,6 +13,7 @@ from helpers.commands import QUICK, refused
     [
         (("train", "--data", "digitz"), "digits"),
         (("train", "--data", "fashionmnist"), "fashion-mnist"),
+        (("train", "--data", "folder_of_png"), "give dplip.DPLipTrainer a data set of (image, class) pairs"),
         (("train", "--data", "mnist"), "DPLIP_DATA"),
         (("train", "--data", "mnist", "--data-dir", "nowhere"), "nowhere"),
         (("train", "--epsilon", "0"), "target_epsilon=0"),
@@ -121,6 +122,22 @@ def test_a_ledger_that_was_edited_is_refused(finished, dplip_command, tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text((finished / "ledger.jsonl").read_text().replace('"step":2', '"step":3'))
     assert "line 3" in refused(dplip_command("account", "--ledger", path))
+
+
+def test_flags_that_differ_at_resumption_are_named_with_those_of_the_run(dplip_command, tmp_path):
+    run = ("train", *QUICK[:2], "--no-progress", "--out", tmp_path)
+    assert dplip_command(*run, "--epochs", 1).code == 0
+    words = refused(dplip_command(*run, "--epochs", 2, "--resume"))
+    assert "facts={'steps': 3, 'noise_multiplier'" in words and "{'steps': 6," in words and "sample_rate" not in words
+    assert f"--out {tmp_path} --epochs 1; go on by the same with --resume" in words
+    assert dplip_command(*run, "--epochs", 1, "--resume").code == 0
+
+
+def test_a_draft_that_is_there_already_says_what_to_write_into_it(dplip_command, tmp_path):
+    (tmp_path / "t.csv").write_text("a,y\n1,no\n")
+    assert dplip_command("schema", tmp_path / "t.csv").code == 0
+    words = refused(dplip_command("schema", tmp_path / "t.csv", "--target", "y"))
+    assert "not overwritten" in words and '"target": "y"' in words and "--out" in words
 
 
 def test_an_error_is_one_line_on_the_error_stream(dplip_command):

@@ -191,6 +191,16 @@ TRAINS: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "a dictionary out": (lambda: Model(lambda m, x: {"logits": m.o(x)}, o=nn.Linear(8, 2)), PAIRS, {}),
     "a pair out": (lambda: Model(lambda m, x: (x, m.o(x)), o=nn.Linear(8, 2)), PAIRS, {"output": 1}),
     "lengths by padding": (masked, LENGTHS, {"collate": Padding(5)}),
+    "a scale of one's own": (
+        lambda: Model(lambda m, x: m.o(x * m.w), o=nn.Linear(8, 2), w=nn.Parameter(torch.ones(8))),
+        PAIRS,
+        {},
+    ),
+    "lengths without masks": (
+        lambda: Model(lambda m, x: m.o(x.mean(1)), o=nn.Linear(8, 2)),
+        LENGTHS,
+        {"collate": Padding(5, mask=False)},
+    ),
     "an unpacker": (two_inputs, ROWS, {"unpack": lambda b: ((b["x"], b["x"].flip(1)), {}, b["labels"])}),
 }
 
@@ -237,6 +247,13 @@ def of(function: Callable[..., Any], data: Any = PAIRS, **layers: Any) -> Callab
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Any:
         return iter(zip(X, Y, strict=True))
+
+
+def diverged() -> nn.Module:
+    model = nn.Sequential(dplip.nn.BallProjection(1.0), *mlp().children())
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = torch.nan
+    return model
 
 
 ATTENTION = {"a": nn.MultiheadAttention(8, 2), "o": nn.Linear(8, 2)}
@@ -293,7 +310,41 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "several lengths": (on([(X[i, : 3 + i % 5], 1) for i in range(SIZE)]), r"dplip\.data\.Padding\(length\)"),
     "a table": (on(pandas.DataFrame(X.numpy())), r"table\.to_dict\('records'\)"),
     "a stream": (on(Stream()), r"map-style data set"),
-    "a pair out": (of(lambda m, x: (m.o(x), x)), r"outputs\.logits, outputs\[0\]"),
+    "a pair out": (of(lambda m, x: (m.o(x), x)), r"outputs\.logits, outputs\[0\]; output=.*output=0"),
+    "a mask that nobody takes": (
+        lambda: private(
+            dplip.nn.bound_gradients(Model(lambda m, x: m.o(x.mean(1)), o=nn.Linear(8, 2))), LENGTHS, collate=Padding(5)
+        ),
+        r"adds a mask.*dplip\.data\.Padding\(5, mask=False\)",
+    ),
+    "output= that computes": (
+        lambda: private(
+            dplip.nn.bound_gradients(Model(lambda m, x: {"a": m.o(x), "b": m.o(-x)}, o=nn.Linear(8, 2))),
+            PAIRS,
+            output=lambda out: out["a"] - out["b"],
+        ),
+        r"it computes a tensor of shape \(1, 2\).*lambda out: out\['scores'\].*forward",
+    ),
+    "a loop over examples": (
+        of(lambda m, x: torch.stack([m.o(row) for row in x])),
+        r"unbind takes single examples out of the batch.*treat all examples alike",
+    ),
+    "a loop, of norms": (
+        lambda: dplip.sensitivity(
+            Model(lambda m, x: torch.stack([m.o(row) for row in x]), o=nn.Linear(8, 2)), LOSS, (8,)
+        ),
+        r"line \d+ of test_newcomers\.py \(TraceError: Proxy object cannot be iterated\)\. .*without if, while, for",
+    ),
+    "ids as numbers": (
+        lambda: dplip.sensitivity(
+            Model(lambda m, x: m.o(m.e(x).mean(1)), e=nn.Embedding(50, 8), o=nn.Linear(8, 2)), LOSS, (12,)
+        ),
+        r"e: Embedding has no rule.*let the layers bound their own gradients.*dplip\.nn\.bound_gradients\(model\)",
+    ),
+    "weights that are no numbers": (
+        lambda: dplip.sensitivity(diverged(), LOSS, (8,)),
+        r"NaN or infinite.*training has diverged.*dplip\.nn\.bound_gradients",
+    ),
 }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.separate import Twice, Windows, images, made, sequences, tokens, vectors
+from helpers.separation_check import check_separation
 from torch import Tensor, nn
 
 from dplip.errors import MixedExamplesError
 from dplip.runtime.secret import Secret, lent
-from dplip.separation import Watch, check_separation
+from dplip.separation import Watch
 
 
 class Backwards(torch.autograd.Function):

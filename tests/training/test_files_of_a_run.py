@@ -40,6 +40,7 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "autocast": None,
         "public_size": 80,
         "tuning": "not accounted",
+        "earlier_runs": {},
     }
     assert report["utility"]["accuracy"] == run.evaluate()["accuracy"]
     assert report["certified"] == {"norm": 2, "radii": [0.1, 0.2], "accuracy": run.certified_accuracy([0.1, 0.2])}

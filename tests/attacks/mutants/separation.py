@@ -210,10 +210,24 @@ SEPARATION = [
         "separation/test_layout.py::test_a_function_sees_the_examples_in_front",
     ),
     mutant(
-        "custom backward passes let through",
-        "separation/check.py",
-        'if home.partition(".")[0] not in ("dplip", "torch"):',
+        "code that runs again under activation checkpointing is told nothing",
+        "separation/recomputed.py",
+        "found = None if kept is None else kept.again",
+        "found = None if True else kept.again",
+        "training/test_checkpointed_code.py::test_gradients_and_steps_are_those_without_checkpoints",
+    ),
+    mutant(
+        "answers to other questions are told again",
+        "separation/recomputed.py",
+        "if before != question:",
         "if False:",
-        "separation/test_check.py::test_a_model_that_mixes_is_refused",
+        "training/test_checkpointed_code.py::test_code_that_does_otherwise_the_second_time_is_refused",
+    ),
+    mutant(
+        "a checkpoint in another is told nothing",
+        "separation/recomputed.py",
+        "for checkpoint in around]",
+        "for checkpoint in around[:1]]",
+        "training/test_checkpointed_code.py::test_gradients_and_steps_are_those_without_checkpoints[one in another]",
     ),
 ]

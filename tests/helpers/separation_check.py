@@ -1,4 +1,4 @@
-"""The check of a model before it trains: examples do not mix, whatever their number."""
+"""The check of a function by itself: its examples do not mix, whatever their number."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from dplip.errors import MixedExamplesError
 from dplip.runtime.mixing import mixes, seeded
 from dplip.runtime.random_state import random_states
-from dplip.separation.rows import Rows
-from dplip.separation.signature import Signature, Template
-from dplip.separation.watch import Watch
+from dplip.separation import Rows, Signature, Template, Watch
 
 SIZES = 5, 7
 """Numbers of examples that have no factor in common with each other, and seldom with the sizes of a layer."""

@@ -110,7 +110,7 @@ def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None) -
         norms = torch.maximum(norms, row_norms(v.abs().sum(1)) / CANCELLED)
     if told is not None:
         told.append(norms)
-    summed, scale = _scaled(summed, norms, radius)
+    summed, scale = scaled_rows(summed, norms, radius)
     return of_rows(summed * scale[:, None])
 
 
@@ -134,11 +134,11 @@ def sum_into_radius(
     norms = torch.maximum(row_norms(rows), magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)
-    rows, scale = _scaled(rows, norms, radius)
+    rows, scale = scaled_rows(rows, norms, radius)
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
-def _scaled(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def scaled_rows(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Rows, of which those that are left out are 0, and the factor of each."""
     kept = norms <= LARGEST_NORM  # False for NaN
     if not known(kept):

@@ -32,6 +32,7 @@ from dplip.nn.bounded.enforcing import (
     bounded_rule,
     checked_radius,
     known,
+    norms_of_positions,
     of_bias,
     sum_into_radius,
 )
@@ -110,9 +111,10 @@ class LinearGradients(Summed):
                 # In the weight's type, which has as many digits: (examples, positions, features).
                 positions = math.prod(v.shape[1:-1])
                 given, sent = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
-                gradient = of_weight(given, sent, ctx.radius, told) if for_weight else None
+                lengths = None if ctx.radius is None else norms_of_positions(sent)
+                gradient = of_weight(given, sent, ctx.radius, told, lengths) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = of_bias(sent, ctx.radius, None if for_weight else told) if for_bias else None
+                bias = of_bias(sent, ctx.radius, None if for_weight else told, lengths) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             below = v @ weight.to(v.dtype) if for_x else None
         return below, gradient, bias, None, None, slack
@@ -127,14 +129,16 @@ def by_itself(positions: int, inputs: int, outputs: int) -> bool:
     return positions > 1 and positions**2 * (inputs + outputs) > GRAM * inputs * outputs
 
 
-def of_weight(x: Tensor, v: Tensor, radius: float | None, told: list[Tensor] | None = None) -> Tensor:
+def of_weight(
+    x: Tensor, v: Tensor, radius: float | None, told: list[Tensor] | None = None, lengths: Tensor | None = None
+) -> Tensor:
     """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is).
 
-    ``told`` gets bounds of their norms before scaling.
+    ``told`` gets bounds of their norms before scaling; ``lengths`` are the norms of v, where they are known.
     """
     formed = by_itself(x.shape[1], x.shape[2], v.shape[2])
     if radius is not None:
-        sizes, lengths = (row_norms(t.flatten(0, 1)).reshape(t.shape[:2]) for t in (x, v))
+        sizes, lengths = norms_of_positions(x), norms_of_positions(v) if lengths is None else lengths
     if formed:
         most = None if radius is None else (sizes * lengths).sum(1)
 

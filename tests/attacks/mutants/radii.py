@@ -37,7 +37,7 @@ SLACK = [
     mutant(
         "the slack of the bias beside the gradient of the weight",
         "nn/bounded/linear.py",
-        "gradient = of_weight(given, sent, ctx.radius, told) if for_weight else None",
+        "gradient = of_weight(given, sent, ctx.radius, told, lengths) if for_weight else None",
         "gradient = of_weight(given, sent, ctx.radius) if for_weight else None\n                for_weight = False",
         "nn/test_slack.py::test_no_example_attains_more_than_the_radius_with_its_slack",
     ),

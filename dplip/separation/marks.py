@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from dplip.runtime.modules import modules_of
 from dplip.separation.call import refuse
 from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 
@@ -196,7 +197,7 @@ def _alike(label: Public, place: Rows) -> bool:
 def _names(model: nn.Module | None) -> dict[int, Any]:
     """Names of the tensors that a model holds: weights, buffers, and attributes."""
     names: dict[int, Any] = {}
-    for path, module in model.named_modules() if model is not None else ():
+    for path, module in modules_of(model).items() if model is not None else ():
         for held in (module._parameters, module._buffers, vars(module)):
             for name, value in held.items():
                 if isinstance(value, Tensor):

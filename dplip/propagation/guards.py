@@ -22,7 +22,9 @@ _VALUES = (*_PLAIN, list, tuple, dict, np.generic)
 def guards_of(model: nn.Module) -> tuple[Any, ...]:
     """The modules, their modes and attributes, and the trainable parameters: a trace is valid while they are equal."""
     known: dict[Any, Any] = {}
-    return tuple((Same(m), _of_class(type(m), known), _held(m), _attributes(m, known)) for m in modules_of(model).values())
+    return tuple(
+        (Same(m), _of_class(type(m), known), _held(m), _attributes(m, known)) for m in modules_of(model).values()
+    )
 
 
 def has_foreign_code(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dplip.separation.call import Refused
 from dplip.separation.place import called_from
 from dplip.separation.rows import Rows
-from dplip.separation.shortcuts import shortcut
+from dplip.separation.shortcuts import QUESTIONS, shortcut
 
 if TYPE_CHECKING:
     from dplip.separation.watch import Watch
@@ -47,6 +47,7 @@ EXITS: dict[Callable[..., Any], tuple[str, str]] = {
 }  # fmt: skip
 DATA = _TENSOR.data.__get__
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
+_LOOKED_AT: set[Any] = {*EXITS, DATA, F.one_hot, *DROPOUTS, *QUESTIONS}
 
 
 class Exits(TorchFunctionMode):
@@ -57,6 +58,8 @@ class Exits(TorchFunctionMode):
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _LOOKED_AT:
+            return func(*args, **(kwargs or {}))
         if func in EXITS or func == DATA:
             self._check(func, args)
         answer = shortcut(func, args, kwargs)

@@ -83,13 +83,11 @@ class StepBounds:
 
     def __call__(self, seen: Seen | None = None) -> Sensitivities:
         """The sensitivities of what the monitor saw of a batch; None: of the present model."""
-        bounds, roundings = self.source(seen), self._roundings()
-        return Sensitivities(
-            {
-                name: self._factor * (bound * (1 + roundings[name].relative) + roundings[name].absolute) if bound else 0.0
-                for name, bound in bounds.items()
-            }
-        )
+        bounds, roundings, found = self.source(seen), self._roundings(), {}
+        for name, bound in bounds.items():
+            relative, absolute = roundings[name]
+            found[name] = self._factor * (bound * (1 + relative) + absolute) if bound else 0.0
+        return Sensitivities(found)
 
     def _roundings(self) -> dict[str, Rounding]:
         """Per parameter, how far two neighbouring sums may round apart.

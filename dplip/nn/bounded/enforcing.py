@@ -100,9 +100,7 @@ def norms_of_positions(x: Tensor) -> Tensor:
     return row_norms(x.flatten(0, 1)).reshape(x.shape[:2])
 
 
-def of_bias(
-    v: Tensor, radius: float | None, told: list[Tensor] | None = None, lengths: Tensor | None = None
-) -> Tensor:
+def of_bias(v: Tensor, radius: float | None, told: list[Tensor] | None = None, lengths: Tensor | None = None) -> Tensor:
     """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
 
     The order over the positions is the machine's, which may be another one in another batch (positions that are in

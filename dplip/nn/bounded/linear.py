@@ -138,15 +138,16 @@ def of_weight(
     """
     formed = by_itself(x.shape[1], x.shape[2], v.shape[2])
     if radius is not None:
-        sizes, lengths = norms_of_positions(x), norms_of_positions(v) if lengths is None else lengths
+        sizes = norms_of_positions(x)
+        lengths = norms_of_positions(v) if lengths is None else lengths
     if formed:
-        most = None if radius is None else (sizes * lengths).sum(1)
+        most = None if lengths is None else (sizes * lengths).sum(1)
 
         def total(each: Tensor, some: slice) -> Tensor:
             return sum_into_radius(each, radius, None if most is None else most[some], told)
 
         return of_matrices(v, x, total)
-    if radius is not None:
+    if radius is not None and lengths is not None:
         x, v, norms = _scaled_rows(x, v, sizes, lengths, radius)
         if told is not None:
             told.append(norms)

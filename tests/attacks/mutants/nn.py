@@ -142,7 +142,7 @@ SUMS = [
     mutant(
         "products below the normal numbers",
         "training/step_bounds.py",
-        "+ self._lost(n)) if bound",
+        " + absolute) if bound",
         ") if bound",
         "sensitivities/test_neighbouring_sums.py::test_products_below_the_normal_numbers_are_covered",
     ),

@@ -182,7 +182,7 @@ class EmbeddingGradients(Enforcing):
 
 
 def of_runs(rows: Tensor, keys: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The sum of the rows of each key, times their scale, one after the other in their order; and the keys, in order."""
+    """The sum of the rows of each key, times their scale, one after the other; and the keys, in order."""
     keys, order = keys.sort(stable=True)
     keys, lengths = torch.unique_consecutive(keys, return_counts=True)
     factors = None if scale is None else scale[order]
@@ -192,7 +192,7 @@ def of_runs(rows: Tensor, keys: Tensor, scale: Tensor | None = None) -> tuple[Te
 def of_examples(
     rows: Tensor, examples: Tensor, ids: Tensor, scale: Tensor, count: int, batch: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum over a batch of the rows of each of ``count`` ids, times their scale, by blocks in a tree; and the ids."""
+    """The sum over a batch of the rows of each id below ``count``, times their scale, in a tree; and the ids."""
     blocks = -(-batch // BLOCK)
     rows, keys = of_runs(rows, ids + count * (examples // BLOCK), scale)
     for _ in range(math.ceil(math.log2(max(blocks, 1)))):

@@ -37,7 +37,7 @@ from dplip.nn.bounded.enforcing import (
     sum_into_radius,
 )
 from dplip.nn.bounded.slack import slack_of
-from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
+from dplip.nn.gradient_ball import ROW_SLACK, scale_into
 from dplip.nn.sums import SPREAD, of_matrices, of_products
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule

@@ -1,8 +1,8 @@
 """Normalisations by one example's own statistics that bound each example's gradient of their scale and shift.
 
-The normalisation itself has no parameters, and a true gradient. Scale and shift follow in one node: an example's gradient
-of the shift is the sum of its cotangents over the positions, that of the scale the sum of their products with the
-normalised value, so both norms are exact (:func:`dplip.nn.bounded.enforcing.of_bias`).
+The normalisation itself has no parameters, and a true gradient. Scale and shift follow in one node: an example's
+gradient of the shift is the sum of its cotangents over the positions, that of the scale the sum of their products with
+the normalised value, so both norms are exact (:func:`dplip.nn.bounded.enforcing.of_bias`).
 """
 
 from __future__ import annotations

@@ -25,6 +25,27 @@ OWN_GRADIENTS = [
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
+        "a scale whose gradient forgets the value",
+        "nn/bounded/normalization.py",
+        "_summed(ctx, v * x)",
+        "_summed(ctx, v * x.sign())",
+        "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "positions of a normalisation each bounded by itself",
+        "nn/bounded/normalization.py",
+        ".reshape(len(terms), before * behind, entries)",
+        ".reshape(len(terms) * before * behind, 1, entries)",
+        "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "positions that cancel in a bias not scaled by their magnitudes",
+        "nn/bounded/enforcing.py",
+        "norms = torch.maximum(norms, magnitudes / CANCELLED)",
+        "norms = torch.maximum(norms, magnitudes * 0)",
+        "nn/test_bounded_affine.py::test_positions_that_cancel_are_scaled_by_their_magnitudes",
+    ),
+    mutant(
         "statistics of a batch taken",
         "nn/bounded/normalization.py",
         'if getattr(self, "track_running_stats", False):',

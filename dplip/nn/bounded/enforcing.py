@@ -152,7 +152,8 @@ def scaled_rows(rows: Tensor, norms: Tensor, radius: float) -> tuple[Tensor, Ten
     """Rows, of which those that are left out are 0, and the factor of each."""
     kept = norms <= LARGEST_NORM  # False for NaN
     if not known(kept):
-        rows, norms = torch.where(kept[:, None], rows, 0.0), torch.where(kept, norms, math.inf)
+        rows = torch.where(kept[:, None], rows, 0.0)
+        norms = torch.where(kept, norms, math.inf)
     return rows, scale_into(radius, norms, rows[:, 0])
 
 

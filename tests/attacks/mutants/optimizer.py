@@ -130,7 +130,7 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "training/step_bounds.py",
-        "bound * (1 + rounding[n])",
+        "bound * (1 + relative)",
         "bound",
         "sensitivities/test_neighbouring_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
     ),

@@ -90,8 +90,8 @@ def scale_into(radius: float | Tensor, norms: Tensor, like: Tensor) -> Tensor:
     numbers, with a large rounding error.
     """
     inside = radius * (1 - ROW_SLACK)
-    scale = inside / torch.nan_to_num(norms, nan=math.inf).clamp_min(inside)
-    scale = torch.where(scale < torch.finfo(like.dtype).tiny, 0.0, scale)
+    scale = norms.clamp_min(inside).reciprocal() * inside
+    scale = torch.where(scale >= torch.finfo(like.dtype).tiny, scale, 0.0)  # NaN is not
     return scale.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 

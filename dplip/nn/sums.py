@@ -25,8 +25,8 @@ SPREAD = 4.0
 """The magnitudes of the terms of one example add up to at most this many times the bound of their sum, where there are
 several and they are summed in blocks of rows. It is 1 where the bound does not depend on signs."""
 
-HELD = 1 << 21
-"""The most numbers in memory for the gradients of single examples."""
+HELD = 1 << 20
+"""The most numbers in memory for the gradients of single examples: they are read twice, from the cache."""
 
 
 def of_products(v: Tensor, x: Tensor) -> Tensor:

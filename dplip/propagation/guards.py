@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dplip.runtime.modules import modules_of
+
 ENTRIES = 64
 """The approximate number of entries that are read of each tensor."""
 
 _INTERNAL = set(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
+_VALUES = (*_PLAIN, list, tuple, dict, np.generic)
 
 
 def guards_of(model: nn.Module) -> tuple[Any, ...]:
     """The modules, their modes and attributes, and the trainable parameters: a trace is valid while they are equal."""
-    modules = tuple(
-        (name, Same(m), Same(type(m)), Same(type(m).forward), _class_constants(type(m)), _attributes(m))
-        for name, m in model.named_modules(remove_duplicate=False)
+    known: dict[Any, Any] = {}
+    return tuple(
+        (Same(m), _of_class(type(m), known), _held(m), _attributes(m, known)) for m in modules_of(model).values()
     )
-    parameters = model.named_parameters(remove_duplicate=False)
-    return modules, tuple((name, Same(p), p.requires_grad) for name, p in parameters)
 
 
 def has_foreign_code(model: nn.Module) -> bool:
@@ -46,14 +47,27 @@ class Same:
         return isinstance(other, Same) and self.thing is other.thing and self.version == other.version
 
 
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    return tuple((k, _constant(v)) for k, v in vars(module).items() if k not in _INTERNAL)
+def _held(module: nn.Module) -> tuple[Any, ...]:
+    """The modules and parameters that a module holds, under their names in it."""
+    modules = tuple((name, Same(child)) for name, child in module._modules.items())
+    held = module._parameters.items()
+    return modules, tuple((name, Same(p), p is not None and p.requires_grad) for name, p in held)
 
 
-def _constant(value: Any, depth: int = 3) -> Any:
-    """An attribute as a value to compare: plain data by value, other objects by identity."""
+def _attributes(module: nn.Module, known: dict[Any, Any]) -> dict[str, Any]:
+    held = vars(module)
+    return {name: _constant(held[name], known) for name in held.keys() - _INTERNAL}
+
+
+def _constant(value: Any, known: dict[Any, Any], depth: int = 3) -> Any:
+    """An attribute as a value to compare: plain data by value, other objects by identity.
+
+    ``known`` has what was made of objects, such as settings that many modules share.
+    """
     if isinstance(value, _PLAIN):
         return value
+    if (id(value), depth) in known:
+        return known[id(value), depth]
     if isinstance(value, Tensor):
         return Same.state(value), sample([value])
     if isinstance(value, np.generic):
@@ -61,11 +75,13 @@ def _constant(value: Any, depth: int = 3) -> Any:
     if isinstance(value, np.ndarray):
         return Same(value), value.tobytes()
     if isinstance(value, (list, tuple, set)):
-        return tuple(_constant(item, depth) for item in value)
+        return tuple(_constant(item, known, depth) for item in value)
     if isinstance(value, dict):
-        return tuple((key, _constant(item, depth)) for key, item in value.items())
+        return tuple((key, _constant(item, known, depth)) for key, item in value.items())
     if depth and hasattr(value, "__dict__") and not _opaque(value):
-        return Same(value), tuple((key, _constant(item, depth - 1)) for key, item in vars(value).items())
+        held = tuple((key, _constant(item, known, depth - 1)) for key, item in vars(value).items())
+        known[id(value), depth] = Same(value), held
+        return known[id(value), depth]
     return Same(value)
 
 
@@ -81,10 +97,14 @@ def _outside(cls: type) -> tuple[type, ...]:
     return tuple(c for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("torch", "dplip", "builtins"))
 
 
-def _class_constants(cls: type) -> tuple[Any, ...]:
-    """The class attributes that are plain data."""
-    held = ((k, v) for c in _outside(cls) for k, v in vars(c).items() if not k.startswith("__"))
-    return tuple((k, _constant(v, 0)) for k, v in held if isinstance(v, (*_PLAIN, list, tuple, dict, np.generic)))
+def _of_class(cls: Any, known: dict[Any, Any]) -> tuple[Any, ...]:
+    """The class, its forward, and its attributes that are plain data."""
+    if cls not in known:
+        held = ((k, v) for c in _outside(cls) for k, v in vars(c).items() if isinstance(v, _VALUES))
+        constants = tuple((k, _constant(v, known, 0)) for k, v in held if not k.startswith("__"))
+        known[cls] = Same(cls), Same(cls.forward), constants
+    found: tuple[Any, ...] = known[cls]
+    return found
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from dplip.propagation.guards import guards_of
 from dplip.rules import refuse
 from dplip.runtime.example import Call, Example
 from dplip.runtime.mixing import mixes, seeded
+from dplip.runtime.modules import modules_of, parameters_of
 from dplip.runtime.random_state import random_states, undisturbed
 from dplip.runtime.secret import Secret, lent
 from dplip.runtime.values import tensors_in
@@ -157,11 +158,11 @@ class EnforcedModel:
         self._radii = self._present_radii()
 
     def _present_radii(self) -> list[Any]:
-        held = [*self.model.modules(), *self.model.parameters()]
+        held = [*modules_of(self.model).values(), *parameters_of(self.model).values()]
         return [vars(one)["radius"] for one in held if "radius" in vars(one)]
 
     def _names(self) -> dict[int, str]:
-        return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
+        return {id(p): name for name, p in parameters_of(self.model).items() if p.requires_grad}
 
     def _learn(self, gradients: Sequence[bool] = ()) -> None:
         """Take operators and uses from passes over two numbers of public examples; some inputs may need gradients."""

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dplip.separation.call import Refused
 from dplip.separation.place import called_from
 from dplip.separation.rows import Rows
-from dplip.separation.shortcuts import shortcut
+from dplip.separation.shortcuts import QUESTIONS, shortcut
 
 if TYPE_CHECKING:
     from dplip.separation.watch import Watch
@@ -49,6 +49,7 @@ _DIRECT = {"compute_mode": "donot_use_mm_for_euclid_dist"}
 """By itself ``torch.cdist`` takes another kernel beyond 25 rows, which may be the examples."""
 DATA = _TENSOR.data.__get__
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
+_LOOKED_AT: set[Any] = {*EXITS, DATA, F.one_hot, *DROPOUTS, *QUESTIONS}
 
 
 class Exits(TorchFunctionMode):
@@ -59,6 +60,8 @@ class Exits(TorchFunctionMode):
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _LOOKED_AT:
+            return func(*args, **(kwargs or {}))
         if func in EXITS or func == DATA:
             self._check(func, args)
         answer = shortcut(func, args, kwargs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from dplip.runtime.modules import modules_of
 from dplip.separation.call import refuse
 from dplip.separation.rows import Label, Public, Rows, alone, by_strides
 
@@ -133,12 +135,11 @@ class Marks:
                     "meets a tensor that was computed outside of this forward pass, where nobody saw of what.",
                     "Compute it inside the model's forward, in the same thread and not compiled.",
                 )
-            strides = zip(t.shape, t.stride(), strict=True)
-            label = Public(frozenset(k for k, (size, stride) in enumerate(strides) if size == 1 or stride == 0))
+            label = _constant(t.shape, t.stride())
         origin = self._names.get(id(t)) or ("given", len(self._given))
-        self._given[id(t)] = t, Mark(self._token, label, None, origin, t._version)
-        self.mark(t, label, origin, t._version)
-        return self._given[id(t)][1]
+        mark = Mark(self._token, label, code_of(label, t), origin, t._version)
+        self._given[id(t)] = t, mark
+        return mark
 
     def _claimed(self, t: Tensor) -> Rows | None:
         """The place of the examples in a tensor over memory that holds examples."""
@@ -194,6 +195,13 @@ class Marks:
         self.mark(base, place, mark.origin, base._version)
 
 
+@functools.lru_cache(_KEPT)
+def _constant(shape: tuple[int, ...], strides: tuple[int, ...]) -> Public:
+    """The label of a constant of which nothing but its memory is known."""
+    pairs = enumerate(zip(shape, strides, strict=True))
+    return Public(frozenset(k for k, (size, stride) in pairs if size == 1 or stride == 0))
+
+
 def _alike(label: Public, place: Rows) -> bool:
     return place.axis in label.equal or place in label.equal
 
@@ -201,8 +209,9 @@ def _alike(label: Public, place: Rows) -> bool:
 def _names(model: nn.Module | None) -> dict[int, Any]:
     """Names of the tensors that a model holds: weights, buffers, and attributes."""
     names: dict[int, Any] = {}
-    for path, module in model.named_modules() if model is not None else ():
-        for held in (module._parameters, module._buffers, vars(module)):
+    for path, module in modules_of(model).items() if model is not None else ():
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
+        for held in tables:
             for name, value in held.items():
                 if isinstance(value, Tensor):
                     names.setdefault(id(value), (path, name))

@@ -16,6 +16,7 @@ from dplip.separation.place import called_from
 
 _ASKED = {Tensor.all, Tensor.any, torch.all, torch.any, Tensor.__contains__}
 _SUMS = {Tensor.sum, torch.sum}
+QUESTIONS = _ASKED | _SUMS
 _ASKERS = {
     ("transformers.masking_utils", None),  # each function in it that asks is_tracing() first, and fast_all()
     ("transformers.modeling_utils", "warn_if_padding_and_no_attention_mask"),
@@ -24,7 +25,7 @@ _ASKERS = {
 
 def shortcut(function: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     """The answer to a known question about all entries of a tensor; None: it is none."""
-    if function not in _ASKED and function not in _SUMS:
+    if function not in QUESTIONS:
         return None
     if len(args) > (2 if function is Tensor.__contains__ else 1) or kwargs:
         return None

@@ -62,8 +62,7 @@ class Watch:
         self._inputs = list(inputs)
         self._model = model
         self._marks = Marks(examples, model)
-        self._operators = _Operators(self)
-        self._exits = Exits(self)
+        self._modes: list[Any] = []
 
     def rows(self, t: Tensor) -> Rows | None:
         """Where the examples are in a tensor; None if it depends on none."""
@@ -106,15 +105,16 @@ class Watch:
         for i, t in enumerate(self._inputs):
             self._marks.enter(t, ("input", i))
         _local.watch = self
-        self._exits.__enter__()
-        self._operators.__enter__()
+        self._modes = [Exits(self), _Operators(self)]
+        for mode in self._modes:
+            mode.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._operators.__exit__(kind, value, traceback)
-        self._exits.__exit__(kind, value, traceback)
+        while self._modes:  # they hold the watch
+            self._modes.pop().__exit__(kind, value, traceback)
         _local.watch = None
 
     def run(

@@ -45,12 +45,12 @@ class Arrivals:
 
     def settle(self) -> None:
         """Forget the gradients of a physical batch, which the optimizer moves out of ``.grad``."""
-        self._sent: dict[Any, tuple[Tensor, int]] = {}  # the gradient sent to each weight and node, with its version
-        self._doubts: list[Tensor] = []  # flags: a node received another gradient than was sent
+        self._sent: dict[Any, tuple[Tensor, int, bool]] = {}  # sent to each weight and node: sum, version, whether ours
+        self._doubts: list[Tensor | bool] = []  # flags: a node received another gradient than was sent
         self._suspicion: str | None = None  # the first problem of the present pass
         self._touched = False  # whether the present pass has reached a weight
         self._due: dict[int, Tensor] = {}
-        self._found: list[Tensor] = []  # flags: a gradient differs from the expected one
+        self._found: list[Tensor | bool] = []  # flags: a gradient differs from the expected one
         self._arrived: set[int] = set()
         self._left = {}
 
@@ -91,7 +91,7 @@ class Arrivals:
                 self._report(_ALTERED)
             else:
                 self._found.append(_differ(grad, due))
-        if self._found and bool(torch.stack(self._found).any()):  # one wait for the device
+        if _any(self._found):
             self._report(_ALTERED)
         self._found, self._due = [], {}
 
@@ -100,7 +100,7 @@ class Arrivals:
 
     def _end(self) -> None:
         """End a backward pass: report its doubts if it reached a weight."""
-        if self._touched and self._doubts and bool(torch.stack(self._doubts).any()):
+        if self._touched and _any(self._doubts):
             self._report(_BESIDE)
         self._sent.clear()
         self._doubts.clear()
@@ -109,11 +109,11 @@ class Arrivals:
     def _enter(self, way: Any, gradient: Tensor) -> None:
         """Record the gradient that a watched graph sends to a weight or a node."""
         before = self._sent.get(way)
-        if isinstance(way, int):  # a copy, since a later hook may change the tensor
-            total = gradient.clone() if before is None else before[0].add_(gradient)
-        else:
-            total = gradient if before is None else before[0] + gradient  # in the order of the engine
-        self._sent[way] = total, total._version
+        if before is None:  # of a weight's a copy, since a later hook may change the tensor
+            total, ours = (gradient.clone(), True) if isinstance(way, int) else (gradient, False)
+        else:  # in the order of the engine
+            total, ours = before[0].add_(gradient) if before[2] else before[0] + gradient, True
+        self._sent[way] = total, total._version, ours
 
     @torch.no_grad()
     def _through(self, number: int, ways: list[Any], inputs: tuple[Tensor | None, ...], given: Any) -> None:
@@ -168,12 +168,18 @@ def _nodes(outputs: list[Tensor]) -> list[Any]:
     return list(found)
 
 
-def _differ(a: Tensor, b: Tensor) -> Tensor:
+def _any(flags: list[Tensor | bool]) -> bool:
+    """Whether one of some flags is set, with one wait for the device."""
+    there = [flag for flag in flags if isinstance(flag, Tensor)]
+    return any(flag is True for flag in flags) or bool(there and torch.stack(there).any())
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor | bool:
     """Whether any bit of two tensors of one type differs; NaN equals itself."""
     bits = _BITS[a.element_size()]
     a, b = a.detach().contiguous().view(bits), b.detach().contiguous().view(bits)
     if a.device.type == "cpu":
-        return torch.tensor(not torch.equal(a, b))  # twice as fast; elsewhere it would wait for the device
+        return not torch.equal(a, b)  # twice as fast; elsewhere it would wait for the device
     return (a != b).any()
 
 

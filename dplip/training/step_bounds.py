@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from dplip.nn.bounded.slack import adaptive_layers
 from dplip.nn.sums import added, apart, lost, most_examples
 from dplip.norms import NormCache
 from dplip.runtime.example import Example
+from dplip.runtime.modules import parameters_of
 from dplip.sensitivities import Sensitivities
 from dplip.sensitivities.propagated import require_loss
 from dplip.training.batches import Batches
@@ -25,6 +27,13 @@ NOTED_ROUNDING = 0.2
 
 GROWTH = 10.0
 """A warning is given if the sensitivity has grown by this factor since the start."""
+
+
+class Rounding(NamedTuple):
+    """How far two sums may round apart: in units of what one example adds, and beside that."""
+
+    relative: float
+    absolute: float
 
 
 class StepBounds:
@@ -74,38 +83,35 @@ class StepBounds:
 
     def __call__(self, seen: Seen | None = None) -> Sensitivities:
         """The sensitivities of what the monitor saw of a batch; None: of the present model."""
-        bounds, rounding = self.source(seen), self._rounding()
-        found = {
-            n: self._factor * (bound * (1 + rounding[n]) + self._lost(n)) if bound else 0.0
-            for n, bound in bounds.items()
-        }
+        bounds, roundings, found = self.source(seen), self._roundings(), {}
+        for name, bound in bounds.items():
+            relative, absolute = roundings[name]
+            found[name] = self._factor * (bound * (1 + relative) + absolute) if bound else 0.0
         if bounds.together is None:
             return Sensitivities(found)
         # The proof of dplip.nn.sums.apart is along any direction, of all parameters' entries as well: one example's
         # terms are at most the joint bound there, and no parameter's weights of the terms are more than the largest.
-        lost = sum(self._lost(n) for n in bounds)
-        return Sensitivities(found, self._factor * (bounds.together * (1 + max(rounding.values())) + lost))
+        relative, absolute = max(r for r, _ in roundings.values()), sum(roundings[n].absolute for n in bounds)
+        return Sensitivities(found, self._factor * (bounds.together * (1 + relative) + absolute))
 
-    def _lost(self, name: str) -> float:
-        how, p = self.source.summations[name], self._model.get_parameter(name)
-        return lost(self.most, how.terms * how.uses, p.numel(), p.dtype)
-
-    def _rounding(self) -> dict[str, float]:
-        """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
+    def _roundings(self) -> dict[str, Rounding]:
+        """Per parameter, how far two neighbouring sums may round apart.
 
         A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
         """
-        part, found = self.most_in_part, {}
+        part, parameters = self.most_in_part, parameters_of(self._model)
         of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
+        found = {}
         for name, how in self.source.summations.items():
-            dtype = self._model.get_parameter(name).dtype
-            summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+            p = parameters[name]
+            relative = apart(part, how.terms, how.blocked, torch.float64 if how.exact else p.dtype) + of_slack
+            relative += added(part, how.uses * PASSES, p.dtype) + added(self.most, 1, p.dtype)
+            found[name] = Rounding(relative, lost(self.most, how.terms * how.uses, p.numel(), p.dtype))
         return found
 
     def warn_of_rounding(self) -> None:
         """Warn if the rounding of sums makes the noise much larger."""
-        name, most = max(self._rounding().items(), key=lambda item: item[1])
+        name, (most, _) = max(self._roundings().items(), key=lambda item: item[1])
         if most > NOTED_ROUNDING:
             warnings.warn(
                 f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "

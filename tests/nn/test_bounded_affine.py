@@ -93,6 +93,21 @@ def test_an_example_moves_the_sum_by_its_own_gradient_alone(name):
             assert float((a.double() - b.double()).norm()) <= 0.7 * (1 + 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(5, 5), (4, 5)), (nn.LayerNorm(5), (4, 5)), (nn.GroupNorm(2, 4), (4, 3, 3))]
+)
+def test_positions_that_cancel_are_scaled_by_their_magnitudes(layer, shape):
+    """So the order of their sum, which is the machine's, moves an example's share by few roundings of the radius."""
+    bounded, x = dn.bound_gradients(copy.deepcopy(layer), 0.7), torch.randn(1, *shape)
+    v = torch.zeros(1, *shape)
+    entries = v[0].movedim(0, -1) if isinstance(layer, nn.GroupNorm) else v[0]  # positions first
+    entries[0], entries[1], entries[2] = 2.0**20, -(2.0**20), 0.25
+    whole = v.reshape(1, -1).abs().sum() / math.sqrt(len(bounded.bias))
+    given = torch.autograd.grad(bounded(x), bounded.bias, v)[0]
+    true = v.reshape(1, *shape).sum(1 if shape == (4, 5) else (2, 3))[0]
+    assert 0.9 < float(given.norm() / true.norm()) / float(256 * 0.7 / whole) < 1.1
+
+
 @HALF
 def test_the_gradient_under_autocast_is_in_the_parameter_s_type(dtype):
     bounded, x = dn.BoundedLayerNorm(5, radius=0.5), torch.randn(1, 4, 5)

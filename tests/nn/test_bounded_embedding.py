@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dplip.nn as dn
 from dplip.errors import ConfigurationError
 from dplip.nn import sums
-from dplip.nn.bounded.embedding import of_runs
+from dplip.nn.bounded.embedding import of_examples, of_runs
 
 LAYERS = {
     "Embedding": nn.Embedding(7, 3),
@@ -121,17 +121,17 @@ def test_terms_that_cancel_within_an_example_hide_no_other():
     torch.testing.assert_close(got[0], torch.full((2,), 1.6))
 
 
-def test_runs_are_summed_in_trees_that_round_by_less_than_is_charged():
+def test_examples_are_summed_in_blocks_that_round_by_less_than_is_charged():
     generator = torch.Generator().manual_seed(0)
     for count in (1, 2, 3, 1000, 4097):
         rows = torch.rand(count, 3, generator=generator)
         rows = rows / rows.norm(dim=1, keepdim=True)
-        keys = torch.randint(0, 3, (count,), generator=generator)
-        total, kept = of_runs(rows, keys)
-        wanted = torch.zeros(3, 3, dtype=torch.float64).index_add_(0, keys, rows.double())
+        ids = torch.randint(0, 3, (count,), generator=generator)
+        scale = torch.rand(count, generator=generator)
+        total, kept = of_examples(rows, torch.arange(count), ids, scale, 3, count)
+        assert len(kept) == len(kept.unique())
+        wanted = torch.zeros(3, 3, dtype=torch.float64).index_add_(0, ids, rows.double() * scale.double()[:, None])
         assert float((total.double() - wanted[kept]).norm()) <= sums.apart(count, 1, True, torch.float32) / 2
-        chain = math.ceil(math.log2(count)) if count > 1 else 0
-        assert float((total.double() - wanted[kept]).norm()) <= max(1, chain) * 2.0**-24 * count
 
 
 @HALF

@@ -1,18 +1,17 @@
 """Embeddings that bound each example's gradient of the table, without a dense gradient for each example.
 
 An example's gradient of the table has, in row i, the sum of the cotangents v_t of the positions t that look up row i.
-These sums, of all (example, row) pairs at once, take the memory of v: positions are sorted by example and row, and the
-runs of equal ones are summed. Their norms give the norm of the example's gradient, exactly. They are scaled, sorted
-by row, and summed over the examples in the same way.
+These sums, of all (example, row) pairs at once, take at most the memory of v. Their norms give the norm of the
+example's gradient, exactly. They are scaled, and summed over the examples row by row.
 
 Proof of the rounding: what an example adds are its sums as computed, whose norm is taken as computed; they depend on no
-other example, since each run is summed by itself, in a tree whose shape depends on its length alone. A row of n
-examples is summed in a tree of depth ceil(log2 n), so each sum is off by at most ``n ceil(log2 n) u`` units, which is
-less than is charged for a sum in blocks of one term an example (:func:`dplip.nn.sums.apart`).
+other example, since each is a sum by itself, in the order of the positions. The examples are summed in blocks of
+:data:`dplip.nn.sums.BLOCK`, which are added up in a tree, as :func:`dplip.nn.sums.apart` charges for.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,18 +21,19 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
 from dplip.nn.bounded.enforcing import (
-    LARGEST_NORM,
     Enforcing,
     Radius,
     Within,
     checked_radius,
     nothing,
     require_in_front,
+    scaled_rows,
     sent,
 )
 from dplip.nn.bounded.parameter import derived
 from dplip.nn.bounded.use import trained
-from dplip.nn.gradient_ball import row_norms, scale_into
+from dplip.nn.gradient_ball import row_norms
+from dplip.nn.sums import BLOCK
 from dplip.separation import current, examples_first
 
 REFUSED = {
@@ -181,48 +181,39 @@ class EmbeddingGradients(Enforcing):
                 real = (keys % count != ctx.padding).nonzero().squeeze(1)
                 rows, keys = rows[real], keys[real]
             rows, keys = of_runs(rows, keys)
+            examples = keys // count
+            squares = row_norms(rows).square()  # added in float64, which rounds far less than the slack of the scale
+            norms = squares.new_zeros(len(ids)).index_add_(0, examples, squares).sqrt()
 
-            def of_examples(radius: Within, told: list[Tensor] | None) -> Tensor:
+            def total(radius: Within, told: list[Tensor] | None) -> Tensor:
                 assert radius is not None
-                scaled = into_radius_together(rows, keys // count, len(ids), radius, told)
+                if told is not None:
+                    told.append(norms)
                 if nothing(radius):
-                    return scaled
-                total, row = of_runs(scaled, keys % count)
-                return v.new_zeros(ctx.table, dtype=ctx.dtype).index_copy_(0, row, total)
+                    return rows
+                own = radius[examples] if isinstance(radius, Tensor) else radius
+                kept, scale = scaled_rows(rows, norms[examples], own)
+                summed, row = of_examples(kept, examples, keys % count, scale, count, len(ids))
+                return v.new_zeros(ctx.table, dtype=ctx.dtype).index_copy_(0, row, summed)
 
-            gradient = sent(ctx, 1, of_examples)
+            gradient = sent(ctx, 1, total)
         return None, gradient, None, None
 
 
-def of_runs(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the rows of each key, by a tree, and the keys, in order.
-
-    Proof: before each round, row t is the sum of the rows of its run in (t - step, t], so adding row t - step makes it
-    that of (t - 2 step, t], by a tree of one more level; the run's last row becomes the whole sum.
-    """
+def of_runs(rows: Tensor, keys: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The sum of the rows of each key, times their scale, one after the other; and the keys, in order."""
     keys, order = keys.sort(stable=True)
-    rows, step = rows[order], 1
-    while step < len(keys):
-        later = (keys[step:] == keys[:-step]).nonzero().squeeze(1) + step
-        if not len(later):
-            break
-        rows[later] = rows[later] + rows[later - step]
-        step *= 2
-    last = torch.cat([keys[1:] != keys[:-1], keys.new_ones(min(len(keys), 1), dtype=torch.bool)])
-    return rows[last], keys[last]
+    keys, lengths = torch.unique_consecutive(keys, return_counts=True)
+    factors = None if scale is None else scale[order]
+    return F.embedding_bag(order, rows, lengths.cumsum(0) - lengths, mode="sum", per_sample_weights=factors), keys
 
 
-def into_radius_together(
-    rows: Tensor, examples: Tensor, count: int, radius: float | Tensor, told: list[Tensor] | None = None
-) -> Tensor:
-    """Rows scaled so that those of each example lie within the radius together; 0 if not finite, or beyond 1e30.
-
-    The squares of norms are added in float64, which rounds far less than the slack of the scale.
-    """
-    squares = row_norms(rows).square()
-    norms = squares.new_zeros(count).index_add_(0, examples, squares).sqrt()
-    if told is not None:
-        told.append(norms)
-    kept = norms <= LARGEST_NORM  # False for NaN
-    scale = scale_into(radius, norms, norms.new_empty(count, 1, dtype=rows.dtype))
-    return torch.where(kept[examples, None], rows, 0.0) * scale[examples]
+def of_examples(
+    rows: Tensor, examples: Tensor, ids: Tensor, scale: Tensor, count: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """The sum over a batch of the rows of each id below ``count``, times their scale, in a tree; and the ids."""
+    blocks = -(-batch // BLOCK)
+    rows, keys = of_runs(rows, ids + count * (examples // BLOCK), scale)
+    for _ in range(math.ceil(math.log2(max(blocks, 1)))):
+        rows, keys = of_runs(rows, keys % count + count * (keys // count // 2))
+    return rows, keys

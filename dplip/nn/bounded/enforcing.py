@@ -186,22 +186,32 @@ def bounded_rule(bounds: Callable[..., Any], module: Any, x: Norms) -> tuple[Nor
     return output, pullback
 
 
-def of_bias(v: Tensor, radius: Within, told: list[Tensor] | None = None) -> Tensor:
+def norms_of_positions(x: Tensor) -> Tensor:
+    """Upper bounds of ``|x_t|`` for x of shape (examples, positions, features)."""
+    return row_norms(x.flatten(0, 1)).reshape(x.shape[:2])
+
+
+def of_bias(v: Tensor, radius: Within, told: list[Tensor] | None = None, lengths: Tensor | None = None) -> Tensor:
     """The sum over examples of a bias's gradients, ``sum_t v_t``, for v of shape (examples, positions, features).
 
     The order over the positions is the machine's, which may be another one in another batch (positions that are in
     front in memory). So terms that cancel are scaled by their magnitudes, as in :func:`sum_into_radius`: what is off by
     some roundings of the sum of the magnitudes is off by ``CANCELLED`` times as many roundings of the radius.
+
+    Args:
+        lengths: bounds of the norms of each v_t, whose sum bounds that of the magnitudes; None: that is computed.
+        told: see :func:`sum_into_radius`.
     """
     summed = v.sum(1)
     if radius is None:
         return of_rows(summed)
     norms = row_norms(summed)
     if v.shape[1] > 1:
-        norms = torch.maximum(norms, row_norms(v.abs().sum(1)) / CANCELLED)
+        magnitudes = row_norms(v.abs().sum(1)) if lengths is None else lengths.sum(1)
+        norms = torch.maximum(norms, magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)
-    summed, scale = _scaled(summed, norms, radius)
+    summed, scale = scaled_rows(summed, norms, radius)
     return of_rows(summed * scale[:, None])
 
 
@@ -225,16 +235,17 @@ def sum_into_radius(
     norms = torch.maximum(row_norms(rows), magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)
-    rows, scale = _scaled(rows, norms, radius)
+    rows, scale = scaled_rows(rows, norms, radius)
     return (scale @ rows).reshape(gradients.shape[1:])
 
 
-def _scaled(rows: Tensor, norms: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
+def scaled_rows(rows: Tensor, norms: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     """Rows, of which those that are left out are 0, and the factor of each."""
     kept = norms <= LARGEST_NORM  # False for NaN
     if not known(kept):
         rows = torch.where(kept[:, None], rows, 0.0)
-    return rows, scale_into(radius, torch.where(kept, norms, math.inf), rows[:, 0])
+        norms = torch.where(kept, norms, math.inf)
+    return rows, scale_into(radius, norms, rows[:, 0])
 
 
 def known(condition: Tensor) -> bool:

@@ -35,6 +35,7 @@ from dplip.nn.bounded.enforcing import (
     bounded_rule,
     checked_radius,
     known,
+    norms_of_positions,
     nothing,
     of_bias,
     sent,
@@ -42,7 +43,7 @@ from dplip.nn.bounded.enforcing import (
     sum_into_radius,
 )
 from dplip.nn.bounded.slack import slack_of
-from dplip.nn.gradient_ball import ROW_SLACK, row_norms, scale_into
+from dplip.nn.gradient_ball import ROW_SLACK, scale_into
 from dplip.nn.sums import SPREAD, of_matrices, of_products
 from dplip.norms import Norms
 from dplip.rules import ENFORCED, SUMMATIONS, Pullback, Summation, rule
@@ -117,9 +118,12 @@ class LinearGradients(Summed):
                 # In the weight's type, which has as many digits: (examples, positions, features).
                 positions = math.prod(v.shape[1:-1])
                 given, back = (t.to(weight.dtype).reshape(len(t), positions, t.shape[-1]) for t in (x, v))
-                gradient = sent(ctx, 1, partial(of_weight, given, back), told) if for_weight else None
+                lengths = None if ctx.radius is None else norms_of_positions(back)
+                product = partial(of_weight, given, back, lengths=lengths)
+                gradient = sent(ctx, 1, product, told) if for_weight else None
                 # The slack belongs to the weight, or to the bias beside a frozen one.
-                bias = sent(ctx, 2, partial(of_bias, back), None if for_weight else told) if for_bias else None
+                shift = partial(of_bias, back, lengths=lengths)
+                bias = sent(ctx, 2, shift, None if for_weight else told) if for_bias else None
                 slack = slack_of(ctx.radius, told) if told else None
             below = v @ weight.to(v.dtype) if for_x else None
         return below, gradient, bias, None, None, slack
@@ -134,22 +138,25 @@ def by_itself(positions: int, inputs: int, outputs: int) -> bool:
     return positions > 1 and positions**2 * (inputs + outputs) > GRAM * inputs * outputs
 
 
-def of_weight(x: Tensor, v: Tensor, radius: Within, told: list[Tensor] | None = None) -> Tensor:
+def of_weight(
+    x: Tensor, v: Tensor, radius: Within, told: list[Tensor] | None = None, lengths: Tensor | None = None
+) -> Tensor:
     """The sum over examples of the weight's gradients, each scaled into the radius (None: as it is).
 
-    ``told`` gets bounds of their norms before scaling.
+    ``told`` gets bounds of their norms before scaling; ``lengths`` are the norms of v, where they are known.
     """
     formed = by_itself(x.shape[1], x.shape[2], v.shape[2])
     if radius is not None:
-        sizes, lengths = (row_norms(t.flatten(0, 1)).reshape(t.shape[:2]) for t in (x, v))
+        sizes = norms_of_positions(x)
+        lengths = norms_of_positions(v) if lengths is None else lengths
     if formed:
-        most = None if radius is None else (sizes * lengths).sum(1)
+        most = None if lengths is None else (sizes * lengths).sum(1)
 
         def total(each: Tensor, some: slice) -> Tensor:
             return sum_into_radius(each, some_of(radius, some), None if most is None else most[some], told)
 
         return of_matrices(v, x, total)
-    if radius is not None:
+    if radius is not None and lengths is not None:
         x, v, norms = _scaled_rows(x, v, sizes, lengths, radius)
         if told is not None:
             told.append(norms)

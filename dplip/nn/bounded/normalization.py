@@ -1,21 +1,34 @@
 """Normalisations by one example's own statistics that bound each example's gradient of their scale and shift.
 
-The normalisation itself has no parameters, and a true gradient. Scale and shift are used by
-:func:`dplip.nn.bounded.use.at_examples`, so the norm of an example's gradient is exact.
+The normalisation itself has no parameters, and a true gradient. Scale and shift follow in one node: an example's
+gradient of the shift is the sum of its cotangents over the positions, that of the scale the sum of their products with
+the normalised value, so both norms are exact (:func:`dplip.nn.bounded.enforcing.of_bias`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.convert import bounds
-from dplip.nn.bounded.enforcing import Radius, checked_radius
-from dplip.nn.bounded.use import at_examples, trained
+from dplip.nn.bounded.enforcing import (
+    Enforcing,
+    Radius,
+    checked_radius,
+    norms_of_positions,
+    of_bias,
+    require_in_front,
+    sent,
+)
+from dplip.nn.bounded.use import trained
+from dplip.separation import examples_first
 
 
 class Normalization(nn.Module):
@@ -47,7 +60,13 @@ class Normalization(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not trained(self, x):
             return super().forward(x)
-        return scale_and_shift(self._normalized(x), self.weight, self.bias, self.radius, self._shape(x))
+        shape = self._shape(x)
+        if x.ndim <= len(shape):
+            raise ConfigurationError(
+                f"{type(self).__name__}: an input of shape {tuple(x.shape)} has no axis of examples apart from that of "
+                f"the scale, {list(shape)}. Give a batch, of one example as x[None]."
+            )
+        return scale_and_shift(self._normalized(x), self.weight, self.bias, self.radius, shape)
 
     def _normalized(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -69,9 +88,56 @@ def scale_and_shift(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, radius: Radius, shape: Sequence[int]
 ) -> Tensor:
     """``x * weight + bias``, with a bounded gradient of both for each example."""
-    if weight is not None:
-        x = x * at_examples(weight, x, radius, shape)
-    return x if bias is None else x + at_examples(bias, x, radius, shape)
+    if weight is None and bias is None:
+        return x
+    return examples_first(lambda first: ScaleAndShift.apply(first, weight, bias, tuple(shape), radius), x)
+
+
+class ScaleAndShift(Enforcing):
+    """The product with a scale and the sum with a shift, whose node bounds each example's gradient of both.
+
+    Shape: x (examples, *before, *shape), for ``shape`` that of the parameters when they are broadcast: that of their
+    entries, or (channels, 1, ...), and there x has positions in place of the ones.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], radius: Radius
+    ) -> Tensor:
+        y = x if weight is None else x * weight.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, weight, bias, ctx.shape, radius = inputs
+        ctx.radius, ctx.terms = checked_radius(radius), 1  # the attribute may have been set
+        require_in_front(x)
+        parameter = bias if weight is None else weight
+        ctx.own, ctx.dtype, ctx.input = parameter.shape, parameter.dtype, x.dtype
+        ctx.save_for_backward(None if weight is None else x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, _, _ = ctx.needs_input_grad
+        with torch.autocast(v.device.type, enabled=False):
+            below = (v if weight is None else v * weight.reshape(ctx.shape)).to(ctx.input) if for_x else None
+            scale = _sent(ctx, 1, v * x) if for_weight else None
+            shift = _sent(ctx, 1 + (weight is not None), v) if for_bias else None  # None has no edge
+        return below, scale, shift, None, None
+
+
+def _sent(ctx: Any, edge: int, terms: Tensor) -> Tensor | None:
+    """The sum over examples of the terms' sums over positions, each scaled into the radius, for the parameter there."""
+    at, entries = terms.ndim - len(ctx.shape), math.prod(ctx.shape)
+    before, behind = math.prod(terms.shape[1:at]), math.prod(terms.shape[at:]) // max(entries, 1)
+    sizes = len(terms), before, entries, behind
+    each = terms.to(ctx.dtype).reshape(sizes).movedim(2, 3).reshape(len(terms), before * behind, entries)
+    lengths = norms_of_positions(each) if behind == 1 else None
+    found = sent(ctx, edge, partial(of_bias, each, lengths=lengths))
+    return None if found is None else found.reshape(ctx.own)
 
 
 class _OverEntries(Normalization):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dplip.nn.gradient_ball import ROW_SLACK
+from dplip.runtime.modules import modules_of, parameters_of
 
 FIRST = 1.0
 """The radius that ``radius="auto"`` begins with."""
@@ -52,8 +53,8 @@ def adaptive_layers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     share that parameter, each of its two uses has a coordinate of its own, and the norms of both vectors add up to the
     sum of the radii.
     """
-    layers: list[tuple[str, Any]] = [(k, m) for k, m in model.named_modules() if getattr(m, "slack", None) is not None]
-    names = {id(p): name for name, p in model.named_parameters()} if layers else {}
+    layers: list[tuple[str, Any]] = [(k, m) for k, m in modules_of(model).items() if vars(m).get("slack") is not None]
+    names = {id(p): name for name, p in parameters_of(model).items()} if layers else {}
     for path, layer in layers:
         own = [getattr(layer, name, None) for name in ("weight", "bias")]
         first = next((p for p in own if p is not None and p.requires_grad), None)
@@ -63,4 +64,4 @@ def adaptive_layers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
 
 def leaves(model: nn.Module) -> list[Tensor]:
     """The tensors whose gradients a step reads: the parameters, and the leaves of slack coordinates."""
-    return [*model.parameters(), *(layer.slack for _, layer, _ in adaptive_layers(model))]
+    return [*parameters_of(model).values(), *(layer.slack for _, layer, _ in adaptive_layers(model))]

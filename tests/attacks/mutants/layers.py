@@ -25,6 +25,27 @@ OWN_GRADIENTS = [
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
+        "a scale whose gradient forgets the value",
+        "nn/bounded/normalization.py",
+        "_sent(ctx, 1, v * x)",
+        "_sent(ctx, 1, v * x.sign())",
+        "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "positions of a normalisation each bounded by itself",
+        "nn/bounded/normalization.py",
+        ".reshape(len(terms), before * behind, entries)",
+        ".reshape(len(terms) * before * behind, 1, entries)",
+        "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
+    ),
+    mutant(
+        "positions that cancel in a bias not scaled by their magnitudes",
+        "nn/bounded/enforcing.py",
+        "norms = torch.maximum(norms, magnitudes / CANCELLED)",
+        "norms = torch.maximum(norms, magnitudes * 0)",
+        "nn/test_bounded_affine.py::test_positions_that_cancel_are_scaled_by_their_magnitudes",
+    ),
+    mutant(
         "statistics of a batch taken",
         "nn/bounded/normalization.py",
         'if getattr(self, "track_running_stats", False):',
@@ -34,8 +55,8 @@ OWN_GRADIENTS = [
     mutant(
         "repeats of a word left out of the norm",
         "nn/bounded/embedding.py",
-        "            rows, keys = of_runs(rows, keys)\n",
-        "",
+        "            rows, keys = of_runs(rows, keys)\n            examples",
+        "            examples",
         "nn/test_bounded_embedding.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
@@ -48,16 +69,16 @@ OWN_GRADIENTS = [
     mutant(
         "rows of a table scaled by themselves",
         "nn/bounded/embedding.py",
-        "norms = squares.new_zeros(count).index_add_(0, examples, squares).sqrt()",
-        "norms = squares.new_zeros(count).index_copy_(0, examples, squares).sqrt()",
+        "norms = squares.new_zeros(len(ids)).index_add_(0, examples, squares).sqrt()",
+        "norms = squares.new_zeros(len(ids)).index_copy_(0, examples, squares).sqrt()",
         "nn/test_bounded_embedding.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
-        "runs of a table cut short",
+        "blocks of a table's examples left apart",
         "nn/bounded/embedding.py",
-        "step *= 2",
-        "step *= 3",
-        "nn/test_bounded_embedding.py::test_runs_are_summed_in_trees_that_round_by_less_than_is_charged",
+        "range(math.ceil(math.log2(max(blocks, 1))))",
+        "range(0)",
+        "nn/test_bounded_embedding.py::test_examples_are_summed_in_blocks_that_round_by_less_than_is_charged",
     ),
     mutant(
         "frequencies of words in a batch taken",

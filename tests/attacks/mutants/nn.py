@@ -19,8 +19,8 @@ WHATEVER_THE_WEIGHTS = [
     mutant(
         "a factor below the normal numbers kept",
         "nn/gradient_ball.py",
-        "scale = torch.where(scale < torch.finfo(like.dtype).tiny, 0.0, scale)",
-        "pass",
+        "scale = torch.where(scale >= torch.finfo(like.dtype).tiny, scale, 0.0)  # NaN is not",
+        "scale = torch.where(scale >= 0.0, scale, 0.0)",
         "nn/test_gradient_ball.py::test_factors_below_the_normal_numbers_do_not_round_out_of_the_ball",
     ),
     mutant(
@@ -142,7 +142,7 @@ SUMS = [
     mutant(
         "products below the normal numbers",
         "training/step_bounds.py",
-        "+ self._lost(n)) if bound",
+        " + absolute) if bound",
         ") if bound",
         "sensitivities/test_neighbouring_sums.py::test_products_below_the_normal_numbers_are_covered",
     ),

@@ -130,7 +130,7 @@ STEP = [
     mutant(
         "rounding of large sums not covered",
         "training/step_bounds.py",
-        "bound * (1 + rounding[n])",
+        "bound * (1 + relative)",
         "bound",
         "sensitivities/test_neighbouring_sums.py::test_neighbouring_sums_lie_within_the_sensitivity",
     ),
@@ -184,7 +184,7 @@ WEIGHTS_MOVED = [
     mutant(
         "a hook on an accumulator not seen",
         "training/arrivals.py",
-        "if self._found and bool(torch.stack(self._found).any()):",
+        "if _any(self._found):",
         "if False:",
         "training/test_wrapped.py::test_a_hook_on_what_accumulates_a_gradient_is_seen",
     ),

@@ -44,9 +44,8 @@ SLACK = [
     mutant(
         "the slack of the bias beside the gradient of the weight",
         "nn/bounded/linear.py",
-        "gradient = sent(ctx, 1, partial(of_weight, given, back), told) if for_weight else None",
-        "gradient = sent(ctx, 1, partial(of_weight, given, back)) if for_weight else None\n                "
-        "for_weight = False",
+        "gradient = sent(ctx, 1, product, told) if for_weight else None",
+        "gradient = sent(ctx, 1, product) if for_weight else None\n                for_weight = False",
         "nn/test_slack.py::test_no_example_attains_more_than_the_radius_with_its_slack",
     ),
     mutant(

@@ -86,8 +86,8 @@ MEAN = [
     mutant(
         "a layer at two places seen once",
         "propagation/guards.py",
-        "for name, m in model.named_modules(remove_duplicate=False)\n    )",
-        "for name, m in model.named_modules()\n    )",
+        "for name, child in module._modules.items())",
+        "for name, child in ())",
         "training/test_bounds_of_a_step.py::test_the_bounds_follow_a_block_that_is_called_once_more",
     ),
     mutant(

@@ -10,8 +10,8 @@ BOUNDED = [
     mutant(
         "a gradient of a function's parameters is not scaled",
         "nn/bounded/weights.py",
-        "into_radius(g.flatten(1), ctx.radius).sum(0)",
-        "g.flatten(1).sum(0)",
+        "sum_of_examples(gradients, None, some_of(radius, some), told).flatten()",
+        "gradients.sum(0).flatten()",
         "nn/test_bounded_parameter.py::test_no_example_exceeds_a_radius_for_each_use",
     ),
     mutant(

@@ -92,8 +92,8 @@ JOINT = [
     mutant(
         "the smallest rounding of all parameters",
         "training/step_bounds.py",
-        "max(rounding.values())",
-        "min(rounding.values())",
+        "max(r for r, _ in roundings.values())",
+        "min(r for r, _ in roundings.values())",
         f"{RUNS}::test_the_rounding_of_a_joint_bound_is_the_largest_of_all_parameters",
     ),
     mutant(

@@ -15,9 +15,9 @@ SEPARATION = [
     ),
     mutant(
         "rows that differ count as the examples",
-        "separation/watch.py",
-        "return t.ndim > 0 and len(t) == self.examples and self.equal(t, 0)",
-        "return t.ndim > 0 and len(t) == self.examples",
+        "separation/layout.py",
+        "return t.ndim > 0 and len(t) == watch.examples and watch.equal(t, 0)",
+        "return t.ndim > 0 and len(t) == watch.examples",
         "separation/test_layout.py::test_rows_that_are_alike_count_as_the_examples",
     ),
     mutant(

@@ -4,6 +4,55 @@ from attacks.mutants.mutant import mutant
 
 BOUNDS = [
     mutant(
+        "an iterate whose rounding is forgotten",
+        "constraints/bjorck.py",
+        "bound = 1 + 1e-9 + float((off * top.sqrt() + rounded).max()) / 2 + 5 * unit * math.sqrt(rows)",
+        "bound = 1.0",
+        "constraints/test_bjorck.py::test_an_iterate_is_within_its_bound",
+    ),
+    mutant(
+        "an iterate of a matrix beyond twice the scale",
+        "constraints/bjorck.py",
+        "if bool((top > 4).any()):",
+        "if False:",
+        "constraints/test_bjorck.py::test_an_iterate_is_within_its_bound",
+    ),
+    mutant(
+        "an iterate certified where it does not contract",
+        "constraints/bjorck.py",
+        "    top = 1 + _norm(e, size)",
+        "    top = 1 + 0.01 * _norm(e, size)",
+        "constraints/test_bjorck.py::test_an_iterate_is_within_its_bound",
+    ),
+    mutant(
+        "the first of a stack of iterates for all",
+        "constraints/bjorck.py",
+        "(off * top.sqrt() + rounded).max()",
+        "(off * top.sqrt() + rounded)[0]",
+        "constraints/test_bjorck.py::test_the_worst_of_a_stack_counts",
+    ),
+    mutant(
+        "a product's rounding without its partial sums",
+        "norms/products.py",
+        "(chunks * partial + magnitudes)",
+        "(0 * partial + 0.0 * magnitudes)",
+        "norms/test_products.py::test_a_product_is_off_by_no_more_than_is_proved",
+    ),
+    mutant(
+        "products under autocast",
+        "norms/products.py",
+        "with full_precision(), torch.autocast(a.device.type, enabled=False):",
+        "with full_precision():",
+        "norms/test_products.py::test_neither_autocast_nor_tf32_takes_digits_away",
+    ),
+    mutant(
+        "a stored weight that was rounded after its certificate",
+        "constraints/orthogonal.py",
+        "bound += distance(weight.detach().reshape(projected.shape) / scale, projected)",
+        "bound += 0.0",
+        "constraints/test_bjorck.py::test_a_stored_weight_is_within_the_recorded_bound",
+    ),
+    mutant(
         "power iteration as a norm",
         "norms/matrix.py",
         "math.sqrt(float(torch.linalg.eigvalsh(gram)[-1]))",

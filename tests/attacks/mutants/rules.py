@@ -4,6 +4,34 @@ from attacks.mutants.mutant import mutant
 
 BOUNDS = [
     mutant(
+        "a guessed norm that is not proved",
+        "norms/close.py",
+        "if not int(torch.linalg.cholesky_ex(shifted)[1]):",
+        "if True:",
+        "norms/test_close.py::test_a_guess_that_is_too_small_proves_nothing",
+    ),
+    mutant(
+        "a proof for the diagonal alone",
+        "norms/close.py",
+        "shifted = -s[0].double()",
+        "shifted = -s[0].double().diagonal().diag()",
+        "norms/test_close.py::test_a_close_norm_is_never_below_the_true_one",
+    ),
+    mutant(
+        "a Gram matrix that the first guess negates",
+        "norms/close.py",
+        "shifted = -s[0].double()",
+        "shifted = s[0].double().neg_()",
+        "norms/test_close.py::test_a_close_norm_is_never_below_the_true_one",
+    ),
+    mutant(
+        "a close norm where an exact one is asked for",
+        "norms/cache.py",
+        "bound = close() if self.tolerance else None",
+        "bound = close()",
+        "norms/test_close.py::test_only_norms_that_may_be_loose_are_close",
+    ),
+    mutant(
         "an iterate whose rounding is forgotten",
         "constraints/bjorck.py",
         "bound = 1 + 1e-9 + float((off * top.sqrt() + rounded).max()) / 2 + 5 * unit * math.sqrt(rows)",

@@ -105,7 +105,7 @@ class Certifier:
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], norm: float = 2) -> None:
         self.model, self.norm = model, norm
-        with certifying(model), evaluation(model), torch.no_grad(), NormCache():
+        with certifying(model), evaluation(model), torch.no_grad(), NormCache(tolerance=0.0):
             self.walk = Walk(model, input_shape)
             self.slopes = pairwise(self.walk, norm)
             self.rounding = Rounding(self.walk, seeds(self.walk), len(self.slopes))

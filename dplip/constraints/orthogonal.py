@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dplip.constraints.base import Constraint
+from dplip.constraints.bjorck import iterate
 from dplip.errors import ConfigurationError
-from dplip.norms.cache import active_cache
+from dplip.norms.cache import active_cache, distance
 
 
 class Orthogonal(Constraint):
@@ -18,14 +19,12 @@ class Orthogonal(Constraint):
     A kernel is treated as the matrix (out, in * taps) of its patches, divided by the root of the number of patches
     that share an entry: then the convolution has norm at most 1, and it is orthogonal where the stride is the kernel.
 
-    Method: the polar factor by SVD; within a training step, Bjorck's iteration ``W <- 1.5 W - 0.5 W W^T W``. It acts on
-    each singular value as s -> 1.5 s - 0.5 s^3, which maps [0, 2] into [0, 1]; and ``|W|^2 <= 1 + |W W^T - I|_F``, so a
-    Gram matrix within 3 of I certifies that every iterate has norm at most 1.
-    Source: Bjorck and Bowie, 1971.
+    Method: the polar factor by SVD; within a training step by Bjorck's iteration, whose last iterate is certified by
+    the Gram matrix that it was made with (:func:`dplip.constraints.bjorck.iterate`).
     """
 
-    TARGET = 0.01  # root mean square of the eigenvalues of W W^T - I at which the iteration stops
-    ITERATE_SLACK = 1e-4  # float32 rounding of an iterate; observed 1e-5
+    TARGET = 0.02  # root mean square of the eigenvalues of W W^T - I at which the iteration stops
+    ITERATIONS = 12  # each lets small singular values grow by half; of a weight that needs more the SVD is taken
 
     def project(self, weight: Tensor, layer: nn.Module) -> None:
         cache = active_cache()
@@ -38,29 +37,27 @@ class Orthogonal(Constraint):
         if scale != 1.0:
             matrix = matrix / scale
         wide = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
-        projected = None if cache is None else self._iterate(wide)
+        projected, bound = (None, math.inf) if cache is None else self._iterate(wide)
         if projected is None:
             projected = _polar(wide)
         if wide is not matrix:
             projected = projected.mT
         weight.detach().copy_((projected * scale if scale != 1.0 else projected).reshape(weight.shape))
-        if cache is not None:
-            cache.certify(key, weight, 1.0 + self.ITERATE_SLACK, projected=True)
+        if cache is not None and math.isfinite(bound):
+            if scale != 1.0 or projected.dtype != weight.dtype:  # what was stored is rounded
+                bound += distance(weight.detach().reshape(projected.shape) / scale, projected)
+            cache.certify(key, weight, bound, projected=True)
 
-    def _iterate(self, w: Tensor) -> Tensor | None:
-        """Bjorck's iterate of matrices with no more rows than columns; None where the start has no certificate."""
-        gram = w @ w.mT
-        identity = torch.eye(gram.shape[-1], dtype=w.dtype, device=w.device)
-        residual = float(torch.linalg.matrix_norm(gram - identity, dtype=torch.float64).max())
-        error = residual / math.sqrt(gram.shape[-1])
-        if not (residual < 3.0 and error < 0.5):
-            return None
-        while True:
-            w = torch.baddbmm(w, gram, w, beta=1.5, alpha=-0.5)
-            error = 0.75 * error**2 + 0.25 * error**3  # an eigenvalue 1 + e of W W^T goes to 1 - 0.75 e^2 + 0.25 e^3
+    def _iterate(self, w: Tensor) -> tuple[Tensor | None, float]:
+        """Iterates of matrices with no more rows than columns, and a bound of their norms; None: they are too far."""
+        w = w if w.dtype == torch.float64 else w.float()
+        for _ in range(self.ITERATIONS):
+            w, bound, error = iterate(w)
+            if not math.isfinite(bound):
+                break
             if error <= self.TARGET:
-                return w
-            gram = w @ w.mT
+                return w, bound
+        return None, math.inf
 
 
 def _polar(w: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class NormCache:
 
     Guarantee: for any W and W0 of one shape, ``||W|| <= ||W0|| + gain ||W - W0||_F`` (triangle inequality), where
     gain bounds the operator norm of a weight by its Frobenius norm (1 for a matrix), however the weight changed. An
-    entry is used while the drift is at most ``tolerance`` times the bound. The cache is active inside ``with cache:``.
+    entry is used while the drift is at most ``tolerance`` times the bound, and a new one may be half a percent loose
+    (:mod:`dplip.norms.close`); with a tolerance of 0 all are exact. The cache is active inside ``with cache:``.
     """
 
     def __init__(self, tolerance: float = 0.01) -> None:
@@ -33,14 +34,17 @@ class NormCache:
     def __exit__(self, *_: object) -> None:
         _active.reset(self._tokens.pop())
 
-    def norm(self, key: Hashable, weight: Tensor, exact: Callable[[], float], gain: float) -> float:
-        """A certified norm of ``weight``: the last exact one plus the drift since, or ``exact()``."""
+    def norm(
+        self, key: Hashable, weight: Tensor, exact: Callable[[], float], gain: float, close: Callable[[], float | None]
+    ) -> float:
+        """A certified norm of ``weight``: the last one plus the drift since, or ``close()``, or ``exact()``."""
         entry = self._entries.get(key)
         if entry is not None and entry.fits(weight):
             drift = gain * distance(weight, entry.reference)
             if drift <= self.tolerance * entry.bound:
                 return entry.bound + drift
-        return self.certify(key, weight, exact())
+        bound = close() if self.tolerance else None
+        return self.certify(key, weight, exact() if bound is None else bound)
 
     def near_projection(self, key: Hashable, weight: Tensor) -> bool:
         """Whether ``weight`` is within the tolerance of a projected value that was certified under this key."""
@@ -92,6 +96,13 @@ def sum_slack(w: Tensor, terms: int) -> float:
     return 1 + (terms + 4) * torch.finfo(w.dtype).eps
 
 
-def carried(key: Hashable, weight: Tensor, exact: Callable[[], float], gain: float = 1.0) -> float:
+def carried(
+    key: Hashable,
+    weight: Tensor,
+    exact: Callable[[], float],
+    gain: float = 1.0,
+    close: Callable[[], float | None] = lambda: None,
+) -> float:
+    """The norm of ``weight`` by the surrounding cache, if there is one; ``close`` may be loose by half a percent."""
     cache = _active.get()
-    return exact() if cache is None else cache.norm(key, weight, exact, gain)
+    return exact() if cache is None else cache.norm(key, weight, exact, gain, close)

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dplip.errors import ConfigurationError
 from dplip.norms.cache import carried, sum_slack
+from dplip.norms.close import close_norm
 from dplip.norms.operator_norms import OperatorNorms
 from dplip.norms.value_norms import require_real
 
@@ -87,7 +88,7 @@ def matrix_norms(weight: Tensor) -> OperatorNorms:
         return OperatorNorms.diagonal(0.0)
     if w.is_meta:  # a weight without values has no known norm
         return OperatorNorms()
-    two_two = carried(id(weight), w, lambda: spectral_norm(w))
+    two_two = carried(id(weight), w, lambda: spectral_norm(w), close=lambda: close_norm(w))
     magnitudes, squares = w.abs(), w.square()
     return OperatorNorms(
         one_one=greatest(magnitudes, 0),

@@ -75,6 +75,7 @@ def train(
     import torch
 
     from dplip.data.tables import is_table
+    from dplip.reports import write_pages
 
     images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
     tables: dict[str, Any] = {"target": target, "monotone": monotone, "schema": schema, "test": test}
@@ -112,6 +113,7 @@ def train(
         _mention_earlier(folder, delta)
     trainer.plan()
     settings = {"data": data, "model": kind, "preset": dataclasses.asdict(recipe)}
+    settings |= given_alone({"classes": getattr(loaded, "num_classes", None)})
     try:
         trainer.fit(resume=resume, extra={"run": settings})
     except KeyboardInterrupt:
@@ -119,6 +121,8 @@ def train(
         typer.echo(f"interrupted: epsilon {spent:.4f} is spent; go on with --resume and the same flags", err=True)
         raise
     show(folder)
+    for page in write_pages(folder):
+        typer.echo(f"          {page}")
 
 
 def given_alone(options: Mapping[str, Any]) -> dict[str, Any]:

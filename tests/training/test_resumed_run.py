@@ -196,7 +196,7 @@ def test_a_checkpoint_holds_no_state_of_a_random_generator(tmp_path):
     at(tmp_path, seed=3)
     content = Checkpoint.read(tmp_path / "checkpoint.safetensors")
     assert [f.name for f in dataclasses.fields(content)] == [
-        *("run", "steps", "chain", "accountant", "sampler", "model", "optimizer", "average", "seconds")
+        *("run", "steps", "chain", "accountant", "sampler", "model", "optimizer", "average", "seconds", "history")
     ]
     assert content.sampler == {"sample_rate": 0.25, "public_size": 80, "steps": 4}
 

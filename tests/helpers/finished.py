@@ -1,6 +1,7 @@
 """Small finished runs, in folders: on digits, on tables, and of a model of one's own."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers.tables import SCHEMA, frame
@@ -10,7 +11,7 @@ import dplip
 from dplip.cli.train import train
 from dplip.data import Column, Schema, write_schema
 
-QUICK = {"epochs": 4, "progress": False, "epsilon": 8.0}
+QUICK: dict[str, Any] = {"epochs": 4, "progress": False, "epsilon": 8.0}
 
 
 def digits(folder: Path, **options) -> Path:

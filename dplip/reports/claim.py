@@ -47,7 +47,7 @@ def claim(report: Mapping[str, Any], spent: Mapping[str, Any]) -> Claim:
     delta, change = plain(privacy["delta"]), RELATIONS[privacy["neighboring"]][0]
     alone = f"This run alone spent ε = {at_most(privacy['epsilon'])} at δ = {delta}."
     if privacy["seeded"] or any(run.get("seeded") for run in runs):
-        which = "The run" if privacy["seeded"] else "An earlier run in this folder"
+        which = "The run" if privacy["seeded"] else "Another run in this folder"
         return Claim(
             NOT_PRIVATE,
             f"These weights are not private. {which} was seeded: whoever knows the seed can repeat its draws and take "
@@ -63,9 +63,8 @@ def claim(report: Mapping[str, Any], spent: Mapping[str, Any]) -> Claim:
         return Claim(NOT_PRIVATE, "These weights are not private: steps were taken without noise.", epsilon)
     what = "These weights, with all that the training released, are"
     if len(runs) > 1:
-        earlier = len(runs) - 1
-        before = "an earlier run" if earlier == 1 else f"{earlier} earlier runs"
-        what = f"These weights and what {before} in this folder released are together"
+        others = "another run" if len(runs) == 2 else f"{len(runs) - 1} other runs"
+        what = f"These weights and what {others} in this folder released are together"
     sentence = (
         f"{what} (ε, δ)-differentially private with ε = {epsilon} and δ = {delta}: {change} in the training data "
         "changes the probability of no outcome by more than a factor of e^ε, but for δ."

@@ -213,7 +213,7 @@ def certified(report: Mapping[str, Any]) -> dict[str, Any]:
     """The certified accuracy at the report's radii, and its curve."""
     section, proof = report["certified"], report.get("monotonicity", {})
     norm = f"l{section['norm']}" if isinstance(section["norm"], str) else f"l{section['norm']:g}"
-    unit = section.get("unit", "raw input units")
+    unit = f"parts of the {section['unit']}" if "unit" in section else "raw input units"
     rows = [
         (at_least(radius), percent_at_least(share))
         for radius, share in zip(section["radii"], section["accuracy"], strict=True)

@@ -17,8 +17,8 @@ def number(value: Any) -> float:
 def at_most(value: Any, digits: int = DIGITS) -> str:
     """An upper bound, such as epsilon, rounded up.
 
-    >>> at_most(7.99273), at_most(0.00001234561), at_most("inf")
-    ('7.993', '0.00001235', '∞')
+    >>> at_most(7.99273), at_most(0.00001234561), at_most(123456), at_most("inf")
+    ('7.993', '0.00001235', '123500', '∞')
     """
     return _rounded(number(value), digits, ROUND_CEILING)
 
@@ -26,8 +26,8 @@ def at_most(value: Any, digits: int = DIGITS) -> str:
 def at_least(value: Any, digits: int = DIGITS) -> str:
     """A lower bound, such as a certified radius, rounded down.
 
-    >>> at_least(0.141976)
-    '0.1419'
+    >>> at_least(0.141976), at_least(0.3)
+    ('0.1419', '0.3')
     """
     return _rounded(number(value), digits, ROUND_FLOOR)
 
@@ -59,9 +59,10 @@ def plain(value: Any) -> str:
 def _rounded(value: float, digits: int, rounding: str) -> str:
     if value == 0 or not math.isfinite(value):
         return _infinite(value) or "0"
-    exact = Decimal(value)
+    exact = Decimal(repr(value))  # less than half a unit of the last place away
     places = Decimal(1).scaleb(exact.adjusted() - digits + 1)
-    return f"{exact.quantize(places, rounding=rounding):f}" if abs(value) < 1e15 else f"{value:.{digits}g}"
+    text = f"{exact.quantize(places, rounding=rounding):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _infinite(value: float) -> str:

@@ -39,11 +39,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """What is loaded on first use: the audits, and the estimators with scikit-learn."""
-    if name in ("audit", "estimators"):
+    """What is loaded on first use: the audits, finished runs, and the estimators with scikit-learn."""
+    if name in ("audit", "estimators", "reports", "runs"):
         return importlib.import_module(f"dplip.{name}")
     if name in ("DPLipClassifier", "DPLipRegressor"):
         return getattr(importlib.import_module("dplip.estimators"), name)
+    if name == "load_run":
+        return importlib.import_module("dplip.runs").load_run
     raise AttributeError(f"module 'dplip' has no attribute {name!r}: docs/api.md lists its names")
 
 
@@ -80,6 +82,7 @@ __all__ = [
     "fix",
     "get_noise_multiplier",
     "lipschitz",
+    "load_run",
     "losses",
     "models",
     "nn",

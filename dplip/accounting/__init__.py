@@ -7,6 +7,7 @@ from dplip.accounting.dp_event import to_dp_event
 from dplip.accounting.events import NEIGHBORING, Event, GaussianEvent, event_of
 from dplip.accounting.fixed_size import FixedSizeEvent
 from dplip.accounting.selection import selection_epsilon
+from dplip.accounting.trade_off import TradeOff, tightest
 
 __all__ = [
     "NEIGHBORING",
@@ -15,10 +16,12 @@ __all__ = [
     "Event",
     "FixedSizeEvent",
     "GaussianEvent",
+    "TradeOff",
     "create_accountant",
     "event_of",
     "fixed_size_epsilon",
     "get_noise_multiplier",
     "selection_epsilon",
+    "tightest",
     "to_dp_event",
 ]

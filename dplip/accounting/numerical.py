@@ -6,6 +6,8 @@ import importlib
 import math
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 from dplip.accounting.dp_event import dp_accounting, sampled
 from dplip.accounting.events import Event
@@ -33,7 +35,13 @@ def pld_epsilon(events: Mapping[Event, int], delta: float) -> float:
 
     Source: Doroshenko, Ghazi, Kamath, Kumar, Manurangsi 2022 (arXiv 2207.04380); dp_accounting for the implementation.
     """
+    return float(_composed(tuple(events.items())).get_epsilon(delta))
+
+
+@lru_cache(maxsize=4)
+def _composed(events: tuple[tuple[Event, int], ...]) -> Any:
+    """dp_accounting's accountant of these events; kept, as composing takes longer than an epsilon."""
     dp = dp_accounting()
     accountant = importlib.import_module("dp_accounting.pld").PLDAccountant()
-    accountant.compose(dp.ComposedDpEvent([dp.SelfComposedDpEvent(sampled(e, dp), n) for e, n in events.items()]))
-    return float(accountant.get_epsilon(delta))
+    accountant.compose(dp.ComposedDpEvent([dp.SelfComposedDpEvent(sampled(e, dp), n) for e, n in events]))
+    return accountant

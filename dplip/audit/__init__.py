@@ -1,7 +1,7 @@
 """Attacks on the library's own promises, which give lower bounds and never proofs."""
 
 from dplip.audit.canary import CanaryAudit, audit_noise
-from dplip.audit.finished_run import Row, audit_run, table
+from dplip.audit.finished_run import Row, audit_run, table, write_audit
 from dplip.audit.gradient import GradientAudit, gradient_search
 from dplip.audit.one_run import one_run
 from dplip.audit.replay import ReplayAudit, replay
@@ -21,4 +21,5 @@ __all__ = [
     "one_run_epsilon",
     "replay",
     "table",
+    "write_audit",
 ]

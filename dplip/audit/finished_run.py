@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from dplip.audit.one_run import one_run
 from dplip.audit.replay import replay
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
-from dplip.records import Ledger
+from dplip.records import Ledger, write_report
 from dplip.runtime.precision import full_precision
 
 _EXAMPLES, _STEPS = 1500, 40  # of the trainings that are repeated under attack
@@ -46,6 +46,13 @@ def table(rows: list[Row]) -> str:
         verdict = ("yes" if r.survived else "NO") + (f"  ({r.note})" if r.note else "")
         lines.append(f"{r.promise:<{width}}  {r.tried:<{tried}}  {r.bound:>10.6g}  {r.found:>10.6g}  {verdict}")
     return "\n".join(lines)
+
+
+def write_audit(folder: str | Path, rows: list[Row]) -> None:
+    """Keep the rows in ``audit.json`` of a run's folder, with the run that they are about."""
+    record = Ledger.read(Path(folder) / "ledger.jsonl")
+    about = {"run": record.run, "events": len(record.events)}
+    write_report(Path(folder) / "audit.json", {**about, "rows": [asdict(row) for row in rows]})
 
 
 @full_precision()

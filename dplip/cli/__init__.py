@@ -1,5 +1,7 @@
-"""The command line: ``dplip train``, ``dplip certify``, ``dplip account``, ``dplip audit``, ``dplip schema``."""
+"""The command line: ``dplip train``, ``dplip certify``, ``dplip account``, ``dplip audit``, ``dplip predict``,
+``dplip report``, ``dplip schema``.
+"""
 
-from dplip.cli import account, audit, certify, tables, train
+from dplip.cli import account, audit, certify, predict, report, tables, train
 
-__all__ = ["account", "audit", "certify", "tables", "train"]
+__all__ = ["account", "audit", "certify", "predict", "report", "tables", "train"]

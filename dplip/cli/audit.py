@@ -22,11 +22,15 @@ def audit(
     starts: Annotated[int, typer.Option(help="Of the search for long gradients.", min=1)] = 24,
     seed: Annotated[int, typer.Option(help="Of the attacks' starts and coins.", min=0)] = 0,
 ) -> None:
-    """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive."""
-    from dplip.audit import table
+    """Attack a run's promises: its bounds, its noise, its ledger. Exit code 1: one of them did not survive.
+
+    What was found is kept in DIR/audit.json, for dplip report.
+    """
+    from dplip.audit import table, write_audit
 
     rows = attacked(run, data_dir, canaries=canaries, starts=starts, seed=seed)
     typer.echo(table(rows))
+    write_audit(run, rows)
     if not all(row.survived for row in rows):
         raise typer.Exit(1)
 

@@ -78,6 +78,7 @@ def train(
     import torch
 
     from dplip.data.tables import is_table
+    from dplip.reports import write_pages
 
     images: dict[str, Any] = {"preset": goal, "model": model, "norm": norm}
     tables: dict[str, Any] = {"target": target, "monotone": monotone, "schema": schema, "test": test}
@@ -113,6 +114,7 @@ def train(
     )
     trainer.plan()
     settings = {"data": data, "model": kind, "preset": dataclasses.asdict(recipe)}
+    settings |= given_alone({"classes": getattr(loaded, "num_classes", None)})
     now, begun = shlex.join(["dplip", *(word for word in sys.argv[1:] if word != "--resume")]), folder / "command.txt"
     if not resume:
         _mention_earlier(folder, delta)
@@ -128,6 +130,8 @@ def train(
             raise LedgerError(f"{wrong}. The run was begun by: {before}; go on by the same with --resume.") from None
         raise
     show(folder)
+    for page in write_pages(folder):
+        typer.echo(f"          {page}")
 
 
 def given_alone(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +196,10 @@ def show(folder: Path) -> None:
     seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
     epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
     typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
-    if privacy.get("earlier_runs"):
-        typer.echo(f"           besides what earlier runs in {folder} have spent: privacy.earlier_runs of the report")
+    if len(report["spent"]["runs"]) > 1:
+        together = report["spent"]["epsilon"]
+        total = "unknown" if together is None else f"{together:.4f}"
+        typer.echo(f"           {total} with the earlier runs of {folder}, on the same data: spent in the report")
     if isinstance(privacy["epsilon"], str):
         typer.echo("           no noise was added, so this model is not private")
     typer.echo(f"report    {folder / 'report.json'}")

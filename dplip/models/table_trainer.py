@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from dplip.certificates import certified_accuracy, certify_monotonic, correct_radii
+from dplip.certificates import certify_monotonic, correct_radii
 from dplip.data import Schema, write_schema
 from dplip.records.report import remove
 from dplip.runtime.device import device_of
 from dplip.runtime.mode import evaluation
 from dplip.training import DPLipTrainer
-from dplip.training.evaluation import held_out
+from dplip.training.evaluation import Confusion, held_out
 
 TABLE_RADII = (0.0, 0.01, 0.05, 0.1)
 """The l1 radii of a table's certificates, in parts of the public ranges of its columns."""
@@ -37,21 +37,22 @@ class TableTrainer(DPLipTrainer):
         super().__init__(model, **arguments)
         self.schema, self.scale = schema, scale
 
-    def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
+    def _measured(self, dataset: Dataset[Any] | None = None) -> tuple[dict[str, float], Confusion | None]:
         """The scores of the base class, with a regression's errors in its target's units, within its public range."""
-        scores = super().evaluate(dataset)
+        scores, confusion = super()._measured(dataset)
         if not self.regression:
-            return scores
+            return scores, confusion
         error = scores["mse"] * (self.schema.target.half * self.scale) ** 2
-        return {**scores, "mse": error, "rmse": math.sqrt(error)}
+        return {**scores, "mse": error, "rmse": math.sqrt(error)}, None
 
     def certified_accuracy(
         self, radii: Sequence[float] = TABLE_RADII, norm: float = 1, dataset: Dataset[Any] | None = None
     ) -> list[float]:
         """The certified accuracy of the base class, with radii in parts of the columns' public ranges."""
-        return certified_accuracy(
-            correct_radii(*in_public_ranges(self.model, held_out(dataset, self.eval_dataset)), norm), radii
-        )
+        return super().certified_accuracy(radii, norm, dataset)
+
+    def _correct_radii(self, norm: float, dataset: Dataset[Any] | None = None) -> Tensor:
+        return correct_radii(*in_public_ranges(self.model, held_out(dataset, self.eval_dataset)), norm)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """The report of the base class, with the proved directions and the margin of the proof."""

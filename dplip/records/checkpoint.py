@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Checkpoint:
         model, optimizer: the states of the model and of the optimizer, without its parameter groups.
         average: the state of the moving average of the weights; None: there is none.
         seconds: training time so far.
+        history: public figures of the steps so far, for the report.
     """
 
     run: str
@@ -53,6 +54,7 @@ class Checkpoint:
     optimizer: dict[Any, Any]
     average: dict[str, Any] | None
     seconds: float
+    history: list[dict[str, float]] = field(default_factory=list)
 
     def write(self, path: str | Path) -> None:
         """Write the file whole: a crash leaves the previous checkpoint in its place.
@@ -88,7 +90,8 @@ class Checkpoint:
             content = json.loads(text)
             if (content["checkpoint"], content["version"]) != ("dplip", _VERSION):
                 raise ValueError(f"this is not a checkpoint of version {_VERSION}")
-            state = {f.name: _unpack(content["state"][f.name], tensors) for f in fields(cls)}
+            stored = {"history": [], **content["state"]}  # earlier checkpoints have no history
+            state = {f.name: _unpack(stored[f.name], tensors) for f in fields(cls)}
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as wrong:
             raise CheckpointError(
                 f"{path}: not as it was written ({wrong!r}). Restore the file from a copy, or remove it to begin again "

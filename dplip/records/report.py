@@ -91,7 +91,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: a value is NaN or has no JSON form, or the file cannot be written.
     """
-    write_text(path, json.dumps(_json_value(report, "report"), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(json_value(report, "report"), indent=2, allow_nan=False) + "\n")
 
 
 def remove(path: Path) -> None:
@@ -133,7 +133,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _json_value(value: object, name: str) -> Any:
+def json_value(value: object, name: str) -> Any:
     """The value in JSON's own types; ``name`` is its dotted place in the report."""
     if value is None or isinstance(value, str | bool):
         return value
@@ -145,9 +145,9 @@ def _json_value(value: object, name: str) -> Any:
             raise ConfigurationError(f"{name}={number} is not a number, so it reports nothing: leave it out or mend it")
         return number if math.isfinite(number) else str(number)
     if isinstance(value, Mapping):
-        return {_key(key, name): _json_value(item, f"{name}.{key}") for key, item in value.items()}
+        return {_key(key, name): json_value(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(item, f"{name}[{index}]") for index, item in enumerate(value)]
+        return [json_value(item, f"{name}[{index}]") for index, item in enumerate(value)]
     raise ConfigurationError(
         f"{name} is a {type(value).__name__}, which JSON has no form for: pass numbers, strings, lists or mappings"
     )

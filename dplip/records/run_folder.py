@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dplip.accounting import Event
-from dplip.errors import CheckpointError, ConfigurationError, DPLipError, LedgerError
+from dplip.errors import CheckpointError, ConfigurationError, LedgerError
 from dplip.records.checkpoint import Checkpoint
 from dplip.records.files import set_aside
 from dplip.records.ledger import Ledger, begun
@@ -87,16 +87,6 @@ class RunFolder:
     @property
     def is_open(self) -> bool:
         return self._ledger is not None
-
-    def earlier(self, delta: float) -> dict[str, float | None]:
-        """By the name of their ledger, what the runs before this one in the folder spent; None: it cannot be read."""
-        found: dict[str, float | None] = {}
-        for path in sorted(self.path.glob("ledger-*.jsonl")):
-            try:
-                found[path.name] = Ledger.read(path).epsilon(delta)
-            except DPLipError:
-                found[path.name] = None
-        return found
 
     @property
     def resumes(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,12 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from dplip.accounting import NEIGHBORING, Accountant, Budget, Event, create_accountant
-from dplip.errors import CheckpointError, ConfigurationError, LedgerError
+from dplip.errors import CheckpointError, ConfigurationError, DPLipError, LedgerError
 from dplip.noise import SecureNoise
-from dplip.records import Checkpoint, validate_report, write_report
-from dplip.records.checkpoint import write_state
+from dplip.noise.allocation import split
+from dplip.records import Checkpoint, validate_report, versions, write_report
+from dplip.records.provenance import provenance
 from dplip.records.report import remove
 from dplip.records.run_folder import RunFolder
+from dplip.records.spends import spends
+from dplip.records.weights import write_weights
 from dplip.sampling.loader import SampledLoader
 from dplip.training.mean_release import MeanRelease
 from dplip.training.optimizer import DPLipOptimizer
@@ -45,6 +48,7 @@ class DurableRun:
     Attributes:
         begun: what a resumed run started from, as a phrase; None: the run is not resumed.
         seconds: training time so far.
+        history: public figures at each checkpoint: the step, the epsilon spent by then, the sensitivity and the noise.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class DurableRun:
         self._marks = {"secure": secure, "trusted_optimizer": optimizer.trusted, "distributed": distributed}
         self.begun: str | None = None
         self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
 
     def charge(self, event: Event) -> None:
         """Put an event on the ledger and count it, or refuse it because the budget does not allow it."""
@@ -141,6 +146,7 @@ class DurableRun:
     def save(self) -> None:
         """Write a checkpoint."""
         if self._folder is not None:
+            self._note()
             self._folder.save(
                 accountant=self._accountant.state_dict(),
                 sampler=self._sampler(),
@@ -148,7 +154,27 @@ class DurableRun:
                 optimizer=self._optimizer.state_dict()["state"],
                 average=None if self._average is None else self._average.state_dict(),
                 seconds=self.seconds,
+                history=self.history,
             )
+
+    def _note(self) -> None:
+        """Add a line to the history; each of its numbers is public, being computed from noisy weights alone."""
+        optimizer = self._optimizer
+        try:
+            sensitivities = optimizer.sensitivities()
+            sizes = {name: optimizer.model.get_parameter(name).numel() for name in sensitivities}
+            stds = split(sensitivities, sizes, optimizer.noise_multiplier)
+        except DPLipError:  # weights that have diverged have no bound: that is for the next step to say
+            return
+        energy = sum(size * stds[name] ** 2 for name, size in sizes.items()) / sum(sizes.values())
+        self.history.append(
+            {
+                "step": self.done,
+                "epsilon": self._accountant.get_epsilon(self._budget.delta),
+                "sensitivity": sensitivities.total,
+                "noise": math.sqrt(energy) / optimizer.expected_batch_size,
+            }
+        )
 
     def spent(self) -> dict[str, Any]:
         """The privacy section of the report: what was spent, and under which assumptions."""
@@ -168,7 +194,6 @@ class DurableRun:
             **self._marks,
             "autocast": None if self._autocast is None else str(self._autocast).removeprefix("torch."),
             "tuning": "not accounted",
-            "earlier_runs": {} if self._folder is None else self._folder.earlier(self._budget.delta),
         }
 
     def plan(self) -> Plan:
@@ -214,14 +239,15 @@ class DurableRun:
         """Steps taken so far."""
         return max(0, self._accountant.num_steps - len(self.releases))
 
-    def time(self) -> dict[str, float]:
-        """The training time, in seconds."""
-        return {"train_seconds": self.seconds, "seconds_per_step": self.seconds / max(self.done, 1)}
-
-    @property
-    def resumes(self) -> list[str]:
-        """The random numbers of the run's resumptions."""
-        return [] if self._folder is None else self._folder.resumes
+    def record(self) -> dict[str, Any]:
+        """The sections of the report about the run itself: its time, how it began, its history, and the versions."""
+        resumes = [] if self._folder is None else self._folder.resumes
+        return {
+            "time": {"train_seconds": self.seconds, "seconds_per_step": self.seconds / max(self.done, 1)},
+            "resume": {"begun": self.begun, "numbers": resumes},
+            "history": self.history,
+            "versions": versions(),
+        }
 
     def _count_again(self, folder: RunFolder) -> None:
         again = create_accountant(self._accountant.mechanism(), self._optimizer.neighboring)
@@ -247,7 +273,7 @@ class DurableRun:
         if checkpoint is not None:
             self.begun = f"from the checkpoint after step {checkpoint.steps} of {done} that are on the ledger"
             load(checkpoint, self._model, self._optimizer, self._average)
-            self.seconds = checkpoint.seconds
+            self.seconds, self.history = checkpoint.seconds, checkpoint.history
 
     def _sampler(self) -> dict[str, Any]:
         loader = self._loader
@@ -289,11 +315,14 @@ def advance(scheduler: LRScheduler, steps: int) -> None:
 
 
 def write_run(folder: Path, model: nn.Module, report: Mapping[str, Any]) -> Path:
-    """Write the weights of a finished run, and then its report, whose path it returns."""
-    weights, path = io.BytesIO(), folder / "report.json"
-    torch.save(model.state_dict(), weights)
+    """Write the weights of a finished run, and then its report, whose path it returns.
+
+    The report also gets what was spent in the folder by all runs, and the digests of weights and settings.
+    """
+    path = folder / "report.json"
     validate_report(report)
     remove(path)  # first: a crash leaves no weights beside the report, and the epsilon, of others
-    write_state(folder / "model.pt", weights.getvalue())
-    write_report(path, report)
+    weights = write_weights(folder, model.state_dict())
+    spent = spends(folder, float(report["privacy"]["delta"]))
+    write_report(path, {**report, "spent": spent, "provenance": provenance(report, weights)})
     return path

@@ -23,7 +23,6 @@ from dplip.constraints import project
 from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise.discrete import check_secure, noise_of
-from dplip.records import versions
 from dplip.records.run_folder import RunFolder
 from dplip.runtime.device import device_of, resolve_device
 from dplip.runtime.example import Example
@@ -34,7 +33,7 @@ from dplip.sampling.loader import collated, example_shape
 from dplip.training.calls import Calls, Select, Unpack, moved
 from dplip.training.data_checks import check_data
 from dplip.training.durable_run import DurableRun, write_run
-from dplip.training.evaluation import RADII, certified, evaluate, held_out
+from dplip.training.evaluation import RADII, Confusion, certified, evaluate, held_out, without_certificate
 from dplip.training.feature_extractor import features, split_extractor
 from dplip.training.mean_release import mean_release
 from dplip.training.optimizer import DPLipOptimizer
@@ -63,8 +62,7 @@ class DPLipTrainer(Fixed):
         target_delta: the delta of every epsilon.
         neighboring: ``"add_remove"`` or ``"replace_one"`` (twice the sensitivity).
         accountant: ``"rdp"``, ``"prv"`` or ``"pld"``.
-        max_physical_batch_size: most examples at once in memory; sum and noise are those of the whole batch. None:
-            2,048, which keeps the rounding of sums small.
+        max_physical_batch_size: most examples at once in memory (None: 2,048); sum and noise are of the whole batch.
         output_dir: for ledger, report and weights; the ledger of an earlier run in it is renamed, never overwritten.
         seed: makes sampling and noise repeatable, and so not private: the report says "seeded".
         secure: exact discrete noise with the operating system's entropy, by OpenDP (the extra ``secure``); slower.
@@ -224,11 +222,7 @@ class DPLipTrainer(Fixed):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example.
-
-        Raises:
-            ConfigurationError: the model takes something else than one tensor of floating-point numbers.
-        """
+        """The shape of one example; refused where that is not one tensor of floating-point numbers."""
         return self._example.single_shape()
 
     @property
@@ -311,30 +305,35 @@ class DPLipTrainer(Fixed):
 
     def evaluate(self, dataset: Dataset[Any] | None = None) -> dict[str, float]:
         """The mean loss, and the accuracy (or the mean squared error of a regression), on held-out data."""
+        return self._measured(dataset)[0]
+
+    def _measured(self, dataset: Dataset[Any] | None = None) -> tuple[dict[str, float], Confusion | None]:
         return evaluate(self.model, self.loss, held_out(dataset, self.eval_dataset), self._calls, self._collate)
 
     def certified_accuracy(
         self, radii: Sequence[float] = RADII, norm: float = 2, dataset: Dataset[Any] | None = None
     ) -> list[float]:
         """The fraction of held-out examples that are right and provably stay right, at each radius."""
-        return certified_accuracy(correct_radii(self.model, held_out(dataset, self.eval_dataset), norm), radii)
+        return certified_accuracy(self._correct_radii(norm, dataset), radii)
+
+    def _correct_radii(self, norm: float, dataset: Dataset[Any] | None = None) -> Tensor:
+        return correct_radii(self.model, held_out(dataset, self.eval_dataset), norm)
 
     def report(self, radii: Sequence[float] | None = None, norm: float | None = None) -> dict[str, Any]:
         """The report of the run, as plain data; by default for the trainer's norm and its usual radii."""
-        certifiable = not (self.regression or self.eval_dataset is None or self.optimizer.enforced)
-        accuracy_at = self.certified_accuracy if certifiable else None
+        why = without_certificate(self.regression, self.eval_dataset, self.optimizer.enforced)
+        figures, confusion = ({}, None) if self.eval_dataset is None else self._measured()
         return {
             "privacy": self._run.spent(),
-            "utility": {"accuracy": None, **({} if self.eval_dataset is None else self.evaluate())},
+            "utility": {"accuracy": None, **figures, "confusion": confusion},
             "learned": self.optimizer.learned().plain(),
-            "certified": certified(accuracy_at, radii, self.norm if norm is None else norm),
-            "time": self._run.time(),
-            "resume": {"begun": self._run.begun, "numbers": self._run.resumes},
-            "versions": versions(),
+            "certified": certified(self._correct_radii, radii, self.norm if norm is None else norm, why),
+            "input": {"shape": self._example.shape},
+            **self._run.record(),
         }
 
     def save(self, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write ``report.json`` (with ``extra`` entries) and ``model.pt`` (the ``state_dict``) to ``output_dir``."""
+        """Write ``report.json`` (with ``extra`` entries) and the weights to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
         return write_run(self.output_dir, self.model, {**self.report(), **(extra or {})})

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from helpers.models import orthogonal
 from helpers.runs import examples
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from dplip import DPLipTrainer
@@ -119,7 +120,7 @@ def finish(folder: Path) -> float:
     assert report["privacy"]["epsilon"] == Ledger.read(folder / "ledger.jsonl").epsilon() <= EPSILON
     assert report["privacy"]["steps"] == STEPS
     model = orthogonal()
-    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
     x, y = HELD_OUT.tensors
     accuracy = float((model(x).argmax(1) == y).float().mean())
     assert accuracy > 0.5, f"accuracy {accuracy}"  # of four classes

@@ -54,7 +54,7 @@ def test_the_command_fails_when_a_promise_does_not_survive(finished, tmp_path, m
     monkeypatch.setattr("dplip.audit.finished_run.replay", functools.partial(replay, steps=2))  # of 12
     monkeypatch.setattr("dplip.audit.finished_run._EXAMPLES", 100)
     monkeypatch.setattr("dplip.audit.finished_run._STEPS", 3)
-    for name in ("report.json", "model.pt", "ledger.jsonl"):
+    for name in ("report.json", "model.safetensors", "ledger.jsonl"):
         shutil.copy(finished / name, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     report["privacy"]["epsilon"] = 1.0

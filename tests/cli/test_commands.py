@@ -27,13 +27,15 @@ def test_train_writes_a_whole_report_whose_epsilon_is_within_the_budget(finished
 
 
 def test_a_second_run_in_a_folder_reports_what_the_first_has_spent(dplip_command, tmp_path):
-    spent = []
+    reports = []
     for _ in range(2):
         ran = dplip_command("train", *QUICK, "--out", tmp_path)
-        spent.append(json.loads((tmp_path / "report.json").read_text())["privacy"])
-    assert spent[0]["earlier_runs"] == {}
-    assert spent[1]["earlier_runs"] == {"ledger-1.jsonl": spent[0]["epsilon"]}
-    assert "earlier runs" in ran.out and "an earlier run" in ran.err
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    first, second = (report["spent"] for report in reports)
+    assert [run["ledger"] for run in second["runs"]] == ["ledger-1.jsonl", "ledger.jsonl"]
+    assert second["runs"][0]["epsilon"] == first["epsilon"] == reports[0]["privacy"]["epsilon"]
+    assert second["epsilon"] > reports[1]["privacy"]["epsilon"]
+    assert f"{second['epsilon']:.4f} with the earlier runs" in ran.out and "an earlier run" in ran.err
 
 
 def test_a_model_for_accuracy_is_not_shown_as_a_failure_at_radii(finished, capsys):

@@ -67,17 +67,17 @@ def test_an_output_folder_that_cannot_be_made_is_refused(dplip_command, tmp_path
 
 
 def copied(finished: Path, folder: Path) -> Path:
-    for name in ("report.json", "model.pt"):
+    for name in ("report.json", "model.safetensors"):
         (folder / name).write_bytes((finished / name).read_bytes())
     return folder
 
 
 def without_model(folder: Path) -> None:
-    (folder / "model.pt").unlink()
+    (folder / "model.safetensors").unlink()
 
 
 def damaged_model(folder: Path) -> None:
-    (folder / "model.pt").write_text("junk")
+    (folder / "model.safetensors").write_text("junk")
 
 
 def list_for_a_report(folder: Path) -> None:

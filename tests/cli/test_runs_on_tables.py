@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.tables import SCHEMA, frame
+from safetensors.torch import load_file
 
 import dplip
 from dplip.audit import replay
@@ -82,7 +83,7 @@ def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_co
     options = ("--epsilon", 4, "--epochs", 1, "--out", tmp_path / "run", "--no-progress")
     code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
     assert code == 0, error
-    assert len(calls) == 1 and not {"report.json", "model.pt"} & set(calls[0])
+    assert len(calls) == 1 and not {"report.json", "model.safetensors"} & set(calls[0])
     monkeypatch.setattr("dplip.models.table_trainer.write_schema", full)
     code, _, error = dplip_command("train", "--data", tmp_path / "shop.csv", *options)
     assert code == 2 and "an earlier run" in error and "the disk is full" in error
@@ -90,10 +91,10 @@ def test_a_table_is_certified_once_and_its_report_stands_last(tmp_path, dplip_co
     assert code == 2 and "report.json" in error
 
 
-@pytest.mark.parametrize("name, content", [("schema.json", "{}"), ("model.pt", "junk"), ("report.json", "[]")])
+@pytest.mark.parametrize("name, content", [("schema.json", "{}"), ("model.safetensors", "junk"), ("report.json", "[]")])
 @pytest.mark.parametrize("command", ["certify", "audit"])
 def test_a_damaged_run_on_a_table_is_refused(finished_table, dplip_command, tmp_path, command, name, content):
-    for file in ("report.json", "model.pt", "schema.json"):
+    for file in ("report.json", "model.safetensors", "schema.json"):
         (tmp_path / file).write_bytes((finished_table / "run" / file).read_bytes())
     (tmp_path / name).write_text(content)
     code, _, error = dplip_command(command, tmp_path)
@@ -105,7 +106,7 @@ def test_the_trained_model_never_violates_a_direction(finished_table):
     model = TabularPreset(**{**recipe, "widths": tuple(recipe["widths"])}).model(
         SCHEMA.monotone({"age": 1, "price": -1})
     )
-    model.load_state_dict(torch.load(finished_table / "run" / "model.pt", weights_only=True))
+    model.load_state_dict(load_file(finished_table / "run" / "model.safetensors"))
     model.double().eval()
     x = load_table(finished_table / "shop.parquet").test.tensors[0].double()
     generator = torch.Generator().manual_seed(0)

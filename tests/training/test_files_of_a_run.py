@@ -10,6 +10,7 @@ from helpers.epsilons import DELTA
 from helpers.models import orthogonal
 from helpers.runs import HELD_OUT, interrupted
 from helpers.trainers import trainer, weights
+from safetensors.torch import load_file
 
 from dplip.errors import ConfigurationError, LedgerError
 from dplip.records import Ledger, read_report, validate_report
@@ -40,17 +41,27 @@ def test_the_report_has_every_field_and_says_what_was_spent():
         "autocast": None,
         "public_size": 80,
         "tuning": "not accounted",
-        "earlier_runs": {},
     }
     assert report["utility"]["accuracy"] == run.evaluate()["accuracy"]
+    curve = report["certified"].pop("curve")
     assert report["certified"] == {"norm": 2, "radii": [0.1, 0.2], "accuracy": run.certified_accuracy([0.1, 0.2])}
+    assert curve["accuracy"] == run.certified_accuracy(curve["radii"]) and curve["radii"][0] == 0
+    confusion = torch.tensor(report["utility"]["confusion"])
+    assert confusion.diag().sum() / confusion.sum() == pytest.approx(report["utility"]["accuracy"])
+    assert confusion.sum(1).tolist() == HELD_OUT.tensors[1].bincount(minlength=4).tolist()
+    assert report["input"] == {"shape": (6,)}
     assert report["time"]["train_seconds"] > 0
 
 
 def test_the_files_of_a_run_agree_with_it_and_with_each_other(tmp_path):
     folder = tmp_path / "new" / "run"
     run = trainer(output_dir=folder).fit()
-    assert {f.name for f in folder.iterdir()} == {"report.json", "model.pt", "ledger.jsonl", "checkpoint.safetensors"}
+    assert {f.name for f in folder.iterdir()} == {
+        "report.json",
+        "model.safetensors",
+        "ledger.jsonl",
+        "checkpoint.safetensors",
+    }
     report = read_report(folder)
     assert report["privacy"]["epsilon"] == run.get_epsilon()
     record = Ledger.read(folder / "ledger.jsonl")
@@ -58,7 +69,7 @@ def test_the_files_of_a_run_agree_with_it_and_with_each_other(tmp_path):
     assert record.history() == [run.optimizer.event] * 16
     assert (record.neighboring, record.mechanism) == ("add_remove", "rdp")
     again = orthogonal()
-    again.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    again.load_state_dict(load_file(folder / "model.safetensors"))
     x = HELD_OUT.tensors[0]
     assert torch.equal(again(x), run.model(x))
 

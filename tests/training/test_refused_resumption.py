@@ -91,17 +91,17 @@ def test_a_run_does_not_become_secure_half_way(tmp_path):
 
 def test_no_weights_lie_beside_the_report_of_others(tmp_path, monkeypatch):
     trainer(tmp_path, target_epsilon=1.0).fit()
-    weights = (tmp_path / "model.pt").read_bytes()
+    weights = (tmp_path / "model.safetensors").read_bytes()
     run = trainer(tmp_path)
     monkeypatch.setattr(run, "report", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
-    assert (tmp_path / "model.pt").read_bytes() == weights  # both are still those of the earlier run
+    assert (tmp_path / "model.safetensors").read_bytes() == weights  # both are still those of the earlier run
     run = trainer(tmp_path)
     monkeypatch.setattr("dplip.training.durable_run.write_report", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
-    assert (tmp_path / "model.pt").read_bytes() != weights
+    assert (tmp_path / "model.safetensors").read_bytes() != weights
     assert not (tmp_path / "report.json").exists()
 
 

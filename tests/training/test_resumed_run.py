@@ -9,6 +9,7 @@ import torch
 from helpers.durable_runs import at, trainer
 from helpers.models import orthogonal
 from helpers.runs import TRAIN, RecordedNoise, interrupted
+from safetensors.torch import load_file
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dplip import DPLipTrainer
@@ -130,14 +131,14 @@ def test_a_header_that_was_never_written_whole_is_no_run(tmp_path, left):
 
 def test_resuming_a_finished_run_spends_nothing_and_writes_its_report(tmp_path):
     trainer(tmp_path, ema_decay=0.9).fit()
-    weights = torch.load(tmp_path / "model.pt")
+    weights = load_file(tmp_path / "model.safetensors")
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    for lost in ("report.json", "model.pt"):
+    for lost in ("report.json", "model.safetensors"):
         (tmp_path / lost).unlink()
     trainer(tmp_path, ema_decay=0.9).fit(resume=True)
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
     assert read_report(tmp_path)["privacy"]["steps"] == 16
-    assert all(torch.equal(v, weights[k]) for k, v in torch.load(tmp_path / "model.pt").items())
+    assert all(torch.equal(v, weights[k]) for k, v in load_file(tmp_path / "model.safetensors").items())
 
 
 def test_a_new_run_sets_the_checkpoint_of_an_earlier_one_aside(tmp_path):
@@ -195,7 +196,7 @@ def test_a_checkpoint_holds_no_state_of_a_random_generator(tmp_path):
     at(tmp_path, seed=3)
     content = Checkpoint.read(tmp_path / "checkpoint.safetensors")
     assert [f.name for f in dataclasses.fields(content)] == [
-        *("run", "steps", "chain", "accountant", "sampler", "model", "optimizer", "average", "seconds")
+        *("run", "steps", "chain", "accountant", "sampler", "model", "optimizer", "average", "seconds", "history")
     ]
     assert content.sampler == {"sample_rate": 0.25, "public_size": 80, "steps": 4}
 

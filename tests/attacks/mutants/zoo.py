@@ -17,6 +17,7 @@ from attacks.mutants.optimizer import INNER_NODES, STEP, WEIGHTS_MOVED
 from attacks.mutants.propagation import THE_TRACE_IS_THE_MODEL
 from attacks.mutants.radii import ADAM, LEARNED, SLACK
 from attacks.mutants.records import FILES, RECORDS
+from attacks.mutants.reports import REPORTS
 from attacks.mutants.rules import BOUNDS
 from attacks.mutants.runtime import RANDOMNESS, READ_BEFORE_TRAINING_AND_THREADS
 from attacks.mutants.sampling import SAMPLING
@@ -32,6 +33,7 @@ MUTANTS = [
     *ACCOUNTING,
     *EPSILONS,
     *RECORDS,
+    *REPORTS,
     *WHATEVER_THE_WEIGHTS,
     *OWN_GRADIENTS,
     *SEQUENCES,

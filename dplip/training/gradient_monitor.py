@@ -40,6 +40,7 @@ from dplip.runtime.precision import require_full_precision
 from dplip.runtime.secret import Secret, lent
 from dplip.training.arrivals import Arrivals
 from dplip.training.passes import CHANGED, Passes, Seen, separately
+from dplip.training.replicas import problem_of_wrapper
 
 PASSES = 4
 """The most losses of parts of a batch that may be added in the parameters' type (:func:`dplip.nn.sums.added`)."""
@@ -92,7 +93,7 @@ class GradientMonitor(Observer):
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = self._losses = self._together = 0
+        self.examples = self._losses = self._together = self._settled = 0
         self.problem: str | None = None
         self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
@@ -125,8 +126,14 @@ class GradientMonitor(Observer):
         """Check that the gradients of a physical batch are as its backward pass left them, before they are moved."""
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
-        self._gradients, self._losses, self._together = None, 0, 0
+        self._gradients, self._losses, self._together, self._settled = None, 0, 0, self.examples
         self._arrivals.settle()
+
+    def discard(self) -> None:
+        """Forget the passes since :meth:`settle`, which were of a blank row, and whose gradients are cleared."""
+        self.examples, self._gradients = self._settled, None
+        self.settle()
+        self._gradients = self._present_gradients()
 
     # What the loss reports (dplip.losses.base.Monitor).
 
@@ -179,6 +186,7 @@ class GradientMonitor(Observer):
         if not outputs:
             return output
         unfit = _ROUNDED if self._rounded or self._rounds(outputs[0]) else self._passes.problem((args, kwargs), outputs)
+        unfit = problem_of_wrapper() or unfit
         if unfit:
             self._unfit = unfit
             return output

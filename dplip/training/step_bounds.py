@@ -33,11 +33,12 @@ class StepBounds:
     Args:
         model, loss, example, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
         drift: relative looseness allowed to operator norms that are carried over steps.
+        processes: the number of processes that a batch is dealt to.
 
     Attributes:
         source: where the bound of one example comes from.
         cache: the norms of the model's weights.
-        most: the most examples in a batch, but for a negligible chance.
+        share: the most examples of a batch in one process, but for a negligible chance.
         planned: the total sensitivity at the first weights.
 
     Raises:
@@ -53,12 +54,13 @@ class StepBounds:
         neighboring: str,
         half_precision: bool,
         drift: float,
+        processes: int = 1,
     ) -> None:
         self._model, self._batches, self._factor = model, batches, NEIGHBORING[neighboring]
         require_loss(loss)
         self.cache = NormCache(drift)
         self.source = source_of(model, loss, example, half_precision, self.cache)
-        self.most = most_examples(batches.expected_batch_size)
+        self._processes, self.share = processes, most_examples(batches.expected_batch_size / processes)
         self.planned = self().total
         self._warned = False
 
@@ -66,6 +68,11 @@ class StepBounds:
     def _slack(self) -> bool:
         """Whether some layer has a slack coordinate."""
         return any(True for _ in adaptive_layers(self._model))
+
+    @property
+    def _most(self) -> int:
+        """The most examples in a batch."""
+        return self._processes * self.share
 
     @property
     def most_in_part(self) -> int:
@@ -84,19 +91,24 @@ class StepBounds:
 
     def _lost(self, name: str) -> float:
         how, p = self.source.summations[name], self._model.get_parameter(name)
-        return lost(self.most, how.terms * how.uses, p.numel(), p.dtype)
+        return lost(self._most, how.terms * how.uses, p.numel(), p.dtype)
 
     def _rounding(self) -> dict[str, float]:
         """Per parameter, how far two neighbouring sums may round apart, in units of what one example adds.
 
-        A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
+        A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once. The sums
+        of W processes are added in float64 too, in any order, by W - 1 additions each off by at most u times all
+        magnitudes, and rounded once more. Neighbours differ in one process's share of one part. Noise comes after the
+        last rounding, so what follows it changes nothing.
         """
         part, found = self.most_in_part, {}
+        of_processes, roundings = added(self._most, self._processes - 1, torch.float64), min(self._processes, 2)
         of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
         for name, how in self.source.summations.items():
             dtype = self._model.get_parameter(name).dtype
             summed = apart(part, how.terms, how.blocked, torch.float64 if how.exact else dtype)
-            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype) + added(self.most, 1, dtype)
+            found[name] = summed + of_slack + added(part, how.uses * PASSES, dtype)
+            found[name] += added(self._most, roundings, dtype) + of_processes * (1 + self._slack)
         return found
 
     def warn_of_rounding(self) -> None:

@@ -205,7 +205,7 @@ WEIGHTS_MOVED = [
     mutant(
         "settings that change between the parts not seen",
         "training/optimizer.py",
-        "if self._settings is not None and not same_settings(self._settings, present):",
+        "if self._incomplete() and not _same_settings(self._settings or [], present):",
         "if False:",
         "training/test_wrapped.py::test_what_the_optimizer_keeps_does_not_change_between_the_parts_of_a_batch",
     ),

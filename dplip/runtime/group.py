@@ -185,7 +185,7 @@ class Processes(Group):
                     yield i, own
                 start += len(part)
             own = flat[first:last].clone()
-            self._call(lambda: dist.all_gather_into_tensor(flat, own, group=group))  # noqa: B023
+            self._call(lambda: dist.all_gather(list(flat.split(share)), own, group=group))  # noqa: B023
             for i, whole in zip(bucket, flat.split([*map(len, parts), len(flat) - start]), strict=False):
                 tensors[i].copy_(whole.view(tensors[i].shape))
 
@@ -195,7 +195,7 @@ class Processes(Group):
     def _gathered(self, own: Tensor) -> Tensor:
         """The row of each process, on the CPU."""
         every = own.new_empty(self.size * len(own))
-        self._call(lambda: dist.all_gather_into_tensor(every, own, group=self._talk))
+        self._call(lambda: dist.all_gather(list(every.split(len(own))), own, group=self._talk))
         return every.view(self.size, -1)
 
     def _texts(self, own: str) -> list[str]:

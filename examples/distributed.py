@@ -1,8 +1,8 @@
 """One private model in several processes, with the epsilon of one: digits, by the trainer or by a loop of one's own.
 
-    torchrun --standalone --nproc-per-node 2 examples/distributed.py
-    torchrun --standalone --nproc-per-node 2 examples/distributed.py --loop
-    python examples/distributed.py                                            # the same script in one process
+torchrun --standalone --nproc-per-node 2 examples/distributed.py
+torchrun --standalone --nproc-per-node 2 examples/distributed.py --loop
+python examples/distributed.py                                            # the same script in one process
 """
 
 import argparse

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -42,7 +41,7 @@ from dplip.training.optimizer import DPLipOptimizer
 from dplip.training.plan import Plan
 from dplip.training.progress import Progress
 from dplip.training.replicas import unwrapped
-from dplip.training.schedules import Schedule, scheduler_of
+from dplip.training.schedules import Schedule, average_of, scheduler_of
 from dplip.training.settings import PART, check_settings, noise_for, warn_of_delta
 
 
@@ -189,7 +188,7 @@ class DPLipTrainer(Fixed):
             trust_optimizer=trust_optimizer,
             noise=noise_of(noise_multiplier, model, seed, secure),
         )
-        self._average = None if ema_decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self._average = average_of(model, ema_decay)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._run = DurableRun(

@@ -53,13 +53,17 @@ def test_sums_are_complete_when_they_are_owned_and_each_entry_is_owned_once(size
 
 
 def test_a_sum_is_rounded_once():
+    """One by one in float32, in any order, at least one of these sums would lose a 1."""
+    large = 2.0**26
+    terms = torch.tensor([[large, 1, -large, 1], [large, -large, 1, 1], [large, 1, 1, -large]])
+
     def summed(group):
-        tensors = [torch.tensor([2.0**25 if group.rank == 0 else 1.5])]
+        tensors = [terms[:, group.rank].clone()]
         for _ in group.summed(tensors):
             pass
-        return float(tensors[0])
+        return tensors[0].tolist()
 
-    assert values(4, summed) == [2.0**25 + 4] * 4  # 2^25 + 4.5; one by one in float32 it stays 2^25
+    assert values(4, summed) == [[2.0] * 3] * 4
 
 
 def test_everyone_gets_the_values_of_the_first():
@@ -198,5 +202,5 @@ def test_an_environment_without_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigurationError, match="WORLD_SIZE=2: .*torchrun"):
+    with pytest.raises(ConfigurationError, match=r"WORLD_SIZE=2: .*torchrun"):
         dplip.distributed.group()

@@ -5,11 +5,13 @@ import pytest
 import torch
 from helpers.joint import DATA, Joint, network
 from helpers.ranks import values
+from helpers.runs import Handed
 
 import dplip
 from dplip.accounting import create_accountant
 from dplip.distributed import Group
 from dplip.noise import split
+from dplip.training.step_bounds import StepBounds
 
 WIDTH = 2000
 
@@ -19,7 +21,7 @@ def drawn(group, steps, **arguments):
     joint = Joint(group, sigma=50.0, seed=None, model=network(width=WIDTH, radius=1.0), lr=0.0, **arguments)
     named = dict(joint.model.named_parameters())
     stds = split(joint.optimizer.sensitivities(), {n: p.numel() for n, p in named.items()}, 50.0)
-    found = []
+    found: list[np.ndarray] = []
     while len(found) < steps:
         for x, y in joint.loader:
             joint.backward(x, y)
@@ -48,9 +50,15 @@ def test_one_draw_a_coordinate_of_the_accounted_deviation(size):
 
 
 def test_a_seeded_run_draws_other_noise_in_each_rank():
-    noise = values(2, lambda group: Joint(group, sigma=50.0, model=network(width=WIDTH, radius=1.0)).epoch().weights())
-    assert torch.equal(*noise)
-    first, second = noise[0][: WIDTH * 6].chunk(2)
+    def moved(group):
+        model = network(width=WIDTH, radius=1.0)
+        joint = Joint(group, sigma=50.0, model=model)
+        before = joint.weights()
+        return joint.epoch().weights() - before
+
+    one, other = values(2, moved)
+    assert torch.equal(one, other)
+    first, second = one.sign().chunk(2)  # what each of them draws
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
 
 
@@ -102,3 +110,33 @@ def test_the_radii_that_follow_the_gradients_are_those_of_one_process():
         assert all(present[k] == pytest.approx(alone[k], rel=1e-5) for k in alone)
         assert torch.allclose(found, weights, atol=1e-5)
     assert any(radius != 1.0 for radius in alone.values())
+
+
+def test_the_noise_is_for_the_rank_with_the_largest_bound():
+    """An example is in one rank's sum, and is bounded by what that rank's model did with it."""
+
+    def drawn(group):
+        joint = Joint(group, sigma=1.0, model=network(radius=1.0))
+        kind = type(joint.optimizer._bounds)
+        doubled = type("", (kind,), {"__call__": lambda own, seen=None: larger(kind.__call__(own, seen), group)})
+        joint.optimizer._bounds.__class__ = doubled
+        joint.epoch()
+        return {std for _, std in joint.noise.draws}
+
+    def larger(bounds, group):
+        return {name: bound * (1 + group.rank) for name, bound in bounds.items()}
+
+    alone = Joint(Group(), sigma=1.0, model=network(radius=1.0))
+    stds = split(alone.optimizer.sensitivities(), {n: p.numel() for n, p in alone.model.named_parameters()}, 1.0)
+    for std in set.union(*values(2, drawn)):
+        assert any(std == pytest.approx(2 * one, rel=1e-2) for one in stds.values())
+
+
+def test_the_rounding_of_the_sum_of_sums_is_counted():
+    model, example = network(radius=1.0), dplip.Example.of_shape((6,))
+    alone, both = (
+        StepBounds(model, dplip.losses.CrossEntropy(), example, Handed(), "add_remove", False, 0.01, processes)
+        for processes in (1, 2)
+    )
+    for name, rounding in both._rounding().items():
+        assert rounding - alone._rounding()[name] > 10 * torch.finfo(torch.float32).eps

@@ -21,7 +21,7 @@ def shares(group, make):
     """For each batch, the examples of this rank in each of its parts."""
     loader = make()
     loader.join(group)
-    batches = []
+    batches: list[list[list[float]]] = []
     for x, _ in loader:
         if loader.logical_batches == 1:
             batches.append([])
@@ -105,7 +105,7 @@ def test_ranks_read_their_examples_by_their_own_chance():
     def read(group):
         loader = PoissonLoader(Augmented(), sample_rate=0.5, steps_per_epoch=1, seed=3)
         loader.join(group)
-        return [x.flatten().tolist() for x, _ in loader][0]
+        return next(x.flatten().tolist() for x, _ in loader)
 
     one, other = values(2, read)
     assert not set(one) & set(other)

@@ -1,6 +1,7 @@
 """A rank that differs, or has a problem: all ranks raise one sentence, which names it, and nothing is spent."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,11 @@ PROBLEMS = {
     "an edited gradient": (edited, ConfigurationError, "rank 1 of 3: step\\(\\): a gradient has changed"),
     "another learning rate": (another_rate, GroupError, "rank 1 of 3 is at .*0.25"),
     "other weights": (lambda j: j.model[1].weight.data.mul_(2), ConfigurationError, "rank 1 of 3: step"),
-    "no gradient": (lambda j: j.optimizer.zero_grad(), ConfigurationError, "rank 1 of 3: step\\(\\): the gradients did"),
+    "no gradient": (
+        lambda j: j.optimizer.zero_grad(),
+        ConfigurationError,
+        "rank 1 of 3: step\\(\\): the gradients did",
+    ),
 }
 
 
@@ -112,7 +117,7 @@ def test_a_rank_with_a_problem_stops_all_before_anything_is_spent(name):
             spoil(joint)
         try:
             joint.optimizer.step()
-        except Exception as wrong:
+        except Exception:
             assert (len(joint.charged), len(joint.noise.draws)) == (spent, drawn)
             assert name == "other weights" or torch.equal(joint.weights(), weights)
             raise
@@ -131,7 +136,7 @@ def test_a_refusal_by_the_first_ranks_ledger_reaches_all():
         return full if group.rank == 0 else None
 
     def step(group):
-        charged = []
+        charged: list[Any] = []
         joint = Joint(group, sigma=1.0, charge=charge(group) or charged.append)
         x, y = next(iter(joint.loader))
         joint.backward(x, y)
@@ -168,7 +173,7 @@ def test_a_spent_budget_refuses_in_all_ranks():
             assert 0 < engine.accountant.num_steps < 50
             assert engine.get_epsilon(1e-5) <= 3.0
 
-    kind, text = refusals(2, train)
+    kind, _ = refusals(2, train)
     assert kind is BudgetExceededError
 
 
@@ -196,7 +201,7 @@ def test_a_rank_that_takes_other_steps_is_refused():
             next(iter(joint.loader))  # a batch that the others know nothing of
         joint.epoch()
 
-    kind, text = refusals(2, train)
+    kind, _ = refusals(2, train)
     assert kind is GroupError
 
 

@@ -89,10 +89,15 @@ def test_secure_noise_is_drawn_on_the_grid_of_whole_parameters():
 
     def grids(group):
         made = trainer(group, secure=True, epochs=1, noise_multiplier=2.0, target_epsilon=None)
-        seen, grid = [], made.optimizer.noise.grid
-        made.optimizer.noise.grid = lambda std, size: seen.append(size) or grid(std, size)
+        sizes, grid = set(), made.optimizer.noise.grid
+
+        def noted(std, size):
+            sizes.add(size)
+            return grid(std, size)
+
+        made.optimizer.noise.grid = noted
         made.fit()
-        return torch.cat([p.detach().flatten() for p in made.model.parameters()]), set(seen)
+        return torch.cat([p.detach().flatten() for p in made.model.parameters()]), sizes
 
     found = values(2, grids)
     assert torch.equal(found[0][0], found[1][0])

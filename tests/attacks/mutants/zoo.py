@@ -6,6 +6,7 @@ from attacks.mutants.accounting import ACCOUNTING, EPSILONS
 from attacks.mutants.bounded import BOUNDED
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
+from attacks.mutants.distributed import DISTRIBUTED
 from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.layers import OWN_GRADIENTS
 from attacks.mutants.losses import LOSSES
@@ -52,4 +53,5 @@ MUTANTS = [
     *LEARNED,
     *SLACK,
     *ADAM,
+    *DISTRIBUTED,
 ]

@@ -61,8 +61,9 @@ class Group:
         Args:
             doing: says what this process is about to do; asked where there are others.
         """
-        problem, text = None, doing() if self.size > 1 else ""
+        problem, text = None, ""
         try:
+            text = doing() if self.size > 1 else ""
             yield
         except Exception as wrong:
             problem = wrong

@@ -281,7 +281,8 @@ class DPLipTrainer(Fixed):
                 bar.close()
             self._run.close()
             self._run.seconds += time.perf_counter() - started
-        self.optimizer.learned().warn()
+        if self._process.group.rank == 0:
+            self.optimizer.learned().warn()
         return self
 
     @full_precision()

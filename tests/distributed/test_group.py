@@ -154,19 +154,19 @@ def test_a_process_that_ends_stops_the_others():
     for outcome in (first, third):
         assert isinstance(outcome.error, GroupError)
         assert "has ended, or has not answered" in str(outcome.error)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 35
 
 
 def test_a_process_that_does_not_answer_stops_the_others_after_the_stated_time():
     def sleeps(group):
         if group.rank == 1:
-            time.sleep(6)
+            time.sleep(9)
             return
         started = time.monotonic()
         try:
             group.agree()
         finally:
-            assert 1 < time.monotonic() - started < 5
+            assert 1 < time.monotonic() - started < 8
             with pytest.raises(GroupError, match="within 2 s"):
                 group.secret()  # and it takes part in nothing else
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 import dplip
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """The seconds after which processes are ended that have not come back."""
 
-TIMEOUT = 20.0
+TIMEOUT = 40.0
 """The seconds for which a process waits for another one."""
 
 

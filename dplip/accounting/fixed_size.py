@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
 
 from dplip.errors import ConfigurationError
 from dplip.validate import is_number
@@ -93,6 +92,8 @@ def _log_moment(sigma: float, q: float, order: int) -> float:
     """log E_Q (P / Q)^order at most, for integer orders; 0 at 1."""
     if order == 1:
         return 0.0
+    from scipy.special import logsumexp  # late: it takes a quarter of a second
+
     k = np.arange(2, order + 1)
     bound = math.log(2) + k * (k - 1) / 2 / sigma**2
     few = k[k < _LARGEST_DIFFERENCE]
@@ -127,4 +128,6 @@ def _log_central_moments(sigma: float) -> np.ndarray[Any, Any]:
 
 
 def _log_binomial(n: Any, k: Any) -> Any:
+    from scipy.special import gammaln
+
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

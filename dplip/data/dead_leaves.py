@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor
 
 Array = NDArray[Any]
@@ -33,6 +32,8 @@ def dead_leaves(count: int, size: int, channels: int = 1, seed: int = 0) -> Tens
 
     def uniform(low: float = 0.0, high: float = 1.0) -> Array:
         return low + (high - low) * chance.random_sample((count, 1, 1))
+
+    from scipy.special import expit  # late: it takes a quarter of a second
 
     for _ in range(LEAVES):
         x, y = axis[None, :] - uniform(-0.8, 0.8), axis[:, None] - uniform(-0.8, 0.8)

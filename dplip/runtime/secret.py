@@ -17,6 +17,7 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.overrides import TorchFunctionMode
 
 from dplip.errors import ConfigurationError
+from dplip.runtime.uncompiled import uncompiled
 
 
 class Secret:
@@ -198,7 +199,7 @@ class _Dropout(TorchFunctionMode):
             return self._drop(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph cannot hold numpy's words
+    @uncompiled  # a graph cannot hold numpy's words
     def _drop(self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         axes = _AXES[func]
         usual = training and 0 < p < 1 and not inplace and input.device.type == "cpu"

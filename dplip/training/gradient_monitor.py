@@ -38,6 +38,7 @@ from dplip.propagation.guards import Same, guards_of, sample
 from dplip.rules import SUMMED
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.secret import Secret, lent
+from dplip.runtime.uncompiled import uncompiled
 from dplip.training.arrivals import Arrivals
 from dplip.training.passes import CHANGED, Passes, Seen, separately
 from dplip.training.replicas import problem_of_wrapper
@@ -169,7 +170,7 @@ class GradientMonitor(Observer):
 
     # What the hooks report.
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
+    @uncompiled  # runs as Python, at a break of the graph
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.leave()
         self._inside, self._rounded = True, False
@@ -178,7 +179,7 @@ class GradientMonitor(Observer):
             self._lent.enter_context(lent(self._masks, dropout=self.draws))
             self._lent.enter_context(self._passes.watch((args, kwargs)))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as Python, at a break of the graph
+    @uncompiled  # runs as Python, at a break of the graph
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         self._inside = False
         self._lent.close()

@@ -94,8 +94,9 @@ class GradientMonitor(Observer):
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
-        self.examples = self._losses = self._together = self._settled = 0
+        self.examples = self._losses = self._together = 0
         self.problem: str | None = None
+        self._settled: tuple[int, str | None] = 0, None
         self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
@@ -127,12 +128,13 @@ class GradientMonitor(Observer):
         """Check that the gradients of a physical batch are as its backward pass left them, before they are moved."""
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
-        self._gradients, self._losses, self._together, self._settled = None, 0, 0, self.examples
+        self._gradients, self._losses, self._together = None, 0, 0
+        self._settled = self.examples, self.problem
         self._arrivals.settle()
 
     def discard(self) -> None:
         """Forget the passes since :meth:`settle`, which were of a blank row, and whose gradients are cleared."""
-        self.examples, self._gradients = self._settled, None
+        (self.examples, self.problem), self._gradients = self._settled, None
         self.settle()
         self._gradients = self._present_gradients()
 

@@ -1,5 +1,7 @@
 """Without noise, several ranks take the steps of one process: each example counts once, and a blank row not at all."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.enforced import CASES, items
@@ -49,11 +51,12 @@ def test_models_of_any_code_train_so_too(name):
     def train(group):
         torch.manual_seed(0)
         model, loss = CASES[name].model(), CASES[name].loss
+        data: Any = items(CASES[name])
         dplip.nn.bound_gradients(model.train(), 1.0)
         model, optimizer, loader = dplip.PrivacyEngine().make_private(
             module=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-            data_loader=PoissonLoader(items(CASES[name]), batch_size=6, seed=1, max_physical_batch_size=2),
+            data_loader=PoissonLoader(data, batch_size=6, seed=1, max_physical_batch_size=2),
             criterion=loss,
             noise_multiplier=0.0,
             distributed=group,

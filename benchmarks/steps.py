@@ -16,8 +16,8 @@ import dplip
 from dplip.accounting import GaussianEvent
 from dplip.runtime.group import Group
 
-SHAPES = {"mlp": (784,), "cnn": (1, 28, 28)}
-WIDTHS = {"mlp": 512, "cnn": 32}
+SHAPES = {"mlp": (784,), "cnn": (1, 28, 28), "tanh": (1, 28, 28)}
+WIDTHS = {"mlp": 512, "cnn": 32, "tanh": 16}
 PER_EXAMPLE = 2**30
 """Opacus's gradients of single examples may fill so many bytes; a larger batch goes through in physical batches."""
 
@@ -27,7 +27,8 @@ class Case:
     """What is timed: a network of stock layers, and the batch.
 
     Attributes:
-        model: ``"mlp"`` (784 - width - ... - 10) or ``"cnn"`` (depth convolutions of 3 x 3 and a linear layer).
+        model: ``"mlp"`` (784 - width - ... - 10), ``"cnn"`` (depth convolutions of 3 x 3 and a linear layer) or
+            ``"tanh"`` (the network of examples/models/mnist_cnn.py, with its biases; always of depth 2).
         width: of the hidden layers, or of the first convolution's channels; each further one doubles them.
         depth: number of hidden layers or of convolutions.
         physical: most examples at once in memory; None: the batch.
@@ -47,6 +48,11 @@ class Case:
             for a, b in itertools.pairwise(sizes):
                 layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
             return nn.Sequential(*layers, nn.Linear(sizes[-1], 10, bias=False))
+        if self.model == "tanh":
+            convolutions = [nn.Conv2d(1, self.width, 8, 2, padding=4), nn.Conv2d(self.width, 2 * self.width, 4, 2)]
+            for convolution in convolutions:
+                layers += [convolution, nn.Tanh(), nn.MaxPool2d(2, 1)]
+            return nn.Sequential(*layers, nn.Flatten(), nn.Linear(50 * self.width, 32), nn.Tanh(), nn.Linear(32, 10))
         channels, side = [1, *(self.width * 2**i for i in range(self.depth))], 28
         for a, b in itertools.pairwise(channels):
             layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.ReLU(), nn.AvgPool2d(2)]

@@ -1,7 +1,7 @@
 """Time one training step: plain SGD, dplip, and Opacus's three ways; write the figures as JSON and as Markdown.
 
 usage: python benchmarks/suite.py [--json FILE] [--markdown FILE] [--parts steps width depth physical compile profile]
-           [--models mlp cnn] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10]
+           [--models mlp cnn tanh] [--batches 256 2048 16384] [--threads 1 2] [--rounds 15] [--seconds 10]
            [--methods dplip ghost ...] [--against plain] [--short]
 
 Every method runs in a process of its own, and they take turns of a fifth of a second, round after round, so that
@@ -243,7 +243,7 @@ def parser(short: bool) -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path)
     found.add_argument("--markdown", type=Path)
     found.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    found.add_argument("--models", nargs="+", choices=("mlp", "cnn"), default=["mlp", "cnn"])
+    found.add_argument("--models", nargs="+", choices=("mlp", "cnn", "tanh"), default=["mlp", "cnn"])
     found.add_argument("--batches", nargs="+", type=int, default=[256, 2048, 16384])
     found.add_argument("--methods", nargs="+", choices=EAGER[1:], default=list(EAGER[1:]), help="of the part steps")
     found.add_argument("--against", choices=EAGER, default="plain", help="what the part steps compares with")

@@ -14,11 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dplip.nn.bounded.slack import adaptive_layers, new_slack
 
-TARGET = 0.5
-"""The mean share of slack that a radius is steered to."""
+TARGET = 0.6
+"""The mean share of slack that a radius is steered to.
+
+A classifier's gradients are tiny where it is right and sure of it, which is for most examples. A radius at the median
+would follow those to 0, and every example would count alike; it has to stand among the gradients of the examples that
+are not yet learned."""
 
 RATE = 0.5
 """A step changes a radius by no more than this factor's exponential."""
@@ -100,6 +105,31 @@ class Radii:
             rate = RATE * min(1.0, NOISY / noise) if noise else RATE
             found[path] = min(MOST, max(LEAST, layer.radius * math.exp(-rate * (share - TARGET))))
         return found
+
+
+_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "noise": 2}
+"""What Adam and its kin keep of gradients: the power of a gradient that it is of."""
+
+
+class Units:
+    """Keeps Adam's moments in units of the present noise.
+
+    Most of a second moment is noise. Radii that shrink thirtyfold shrink the noise as much, and what was averaged
+    before would hold back every step until it is forgotten, which takes a thousand steps. So when the deviation of a
+    parameter's noise changes by a factor, the moments change with it, and Adam moves as if each gradient had been
+    divided by the deviation of its own noise. All of it is public.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def change(self, optimizer: Optimizer, parameters: Mapping[str, Tensor], deviations: Mapping[str, float]) -> None:
+        """Bring what the optimizer keeps into the units of the step that it is about to take."""
+        for name, p in parameters.items():
+            before, now, state = self._before.get(name, 0.0), deviations[name], optimizer.state.get(p, {})
+            if before and now and before != now:
+                state.update({k: state[k] * (now / before) ** power for k, power in _MOMENTS.items() if k in state})
+        self._before = dict(deviations)
 
 
 def _name(path: str) -> str:

@@ -1,16 +1,17 @@
 """What the examples of this folder share: their options, one loop for both libraries, and the table that they print.
 
 The loop is the same for dplip and for Opacus. So are the initial weights, Adam, its learning rate, the batch size, the
-epochs, epsilon, delta, Poisson sampling and the accountant; each library searches for its own noise. Seeds fix the
-initial weights alone: batches and noise differ from run to run. With several learning rates (``--lr 1e-3 3e-3``), both
-libraries try each of them on nine tenths of the training data, and take the one that is best on the other tenth: the
-same budget of tries. These tries are not in epsilon.
+epochs, epsilon, delta, Poisson sampling and the accountant; each library searches for its own noise. Seeds
+(``--seeds 3``) fix the initial weights alone: batches and noise differ from run to run. With several learning rates
+(``--lr 1e-3 3e-3``), both libraries try each of them on nine tenths of the training data, and take the one that is best
+on the other tenth: the same budget of tries. These tries are not in epsilon.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -35,6 +36,8 @@ def options(
     parser.add_argument("--epsilon", type=float, default=epsilon)
     parser.add_argument("--limit", type=int, default=limit, help="most examples to train on, and to test on")
     parser.add_argument("--lr", type=float, nargs="+", default=[lr], help="one, or several to choose from")
+    parser.add_argument("--try-epochs", type=int, help="epochs of each try of a learning rate; by default all")
+    parser.add_argument("--seeds", type=int, default=1, help="runs, each from other initial weights")
     return parser
 
 
@@ -46,7 +49,10 @@ def pair(model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model, its data, and how it is trained."""
+    """A model, its data, and how it is trained.
+
+    ``radius`` is that of ``bound_gradients``, ``mode`` Opacus's ``grad_sample_mode``, ``seed`` of the initial weights.
+    """
 
     model: Callable[[], nn.Module]
     train: Any  # map-style data sets, or lists
@@ -55,10 +61,13 @@ class Task:
     batch_size: int
     call: Callable[[nn.Module, Any], tuple[Any, Any]] = pair
     collate: Callable[[list[Any]], Any] | None = None
+    radius: float | str = 1.0
+    mode: str = "hooks"
+    seed: int = 0
 
     def fresh(self) -> nn.Module:
         """The model with its initial weights, which are the same at each time."""
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         model = self.model()
         torch.seed()
         return model
@@ -75,7 +84,7 @@ def limited(data: Any, limit: int | None) -> Any:
 
 def by_dplip(task: Task, lr: float, epsilon: float, epochs: int) -> tuple[nn.Module, float]:
     """A privately trained model, and the epsilon that was spent."""
-    model = dplip.nn.bound_gradients(task.fresh())
+    model = dplip.nn.bound_gradients(task.fresh(), task.radius)
     engine = dplip.PrivacyEngine(accountant="rdp")
     model, optimizer, loader = engine.make_private_with_epsilon(
         module=model,
@@ -90,6 +99,18 @@ def by_dplip(task: Task, lr: float, epsilon: float, epochs: int) -> tuple[nn.Mod
     return model, engine.get_epsilon(DELTA)
 
 
+class Each(nn.Module):
+    """A loss as Opacus takes it: the mean, or that of each example once it has set ``reduction`` to "none"."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        self.loss, self.reduction = loss, "mean"
+
+    def forward(self, outputs: Any, targets: Any) -> torch.Tensor:
+        each = self.loss.per_example(outputs, targets)
+        return each.mean() if self.reduction == "mean" else each
+
+
 def by_opacus(task: Task, lr: float, epsilon: float, epochs: int) -> tuple[nn.Module, float]:
     """The same by Opacus, with the layers that it asks for in place of those that it cannot train."""
     from opacus import PrivacyEngine
@@ -97,16 +118,19 @@ def by_opacus(task: Task, lr: float, epsilon: float, epochs: int) -> tuple[nn.Mo
 
     model = ModuleValidator.fix(task.fresh())
     engine = PrivacyEngine(accountant="rdp")
-    model, optimizer, loader = engine.make_private_with_epsilon(
+    made = engine.make_private_with_epsilon(
         module=model,
         optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr),
         data_loader=task.loader(),
+        criterion=Each(task.loss),
         target_epsilon=epsilon,
         target_delta=DELTA,
         epochs=epochs,
         max_grad_norm=1.0,
+        grad_sample_mode=task.mode,
     )
-    loop(task, model, optimizer, loader, epochs, lambda outputs, y: task.loss.per_example(outputs, y).mean())
+    model, optimizer, loader = made[0], made[1], made[-1]
+    loop(task, model, optimizer, loader, epochs, made[2] if len(made) == 4 else Each(task.loss))
     return model, engine.get_epsilon(DELTA)
 
 
@@ -136,18 +160,19 @@ def judged(task: Task, model: nn.Module, data: Dataset[Any]) -> dict[str, float]
 
 
 def best_rate(task: Task, library: str, rates: list[float], epsilon: float, epochs: int) -> float:
-    """The learning rate of the lowest loss on a tenth of the training data, if there are several."""
+    """The best learning rate on a tenth of the training data, if there are several: by accuracy, or else by loss."""
     if len(rates) == 1:
         return rates[0]
     places = range(len(task.train))
     held_out = Subset(task.train, places[::10])
     tried = dataclasses.replace(task, train=Subset(task.train, [i for i in places if i % 10]))
 
-    def loss_of(rate: float) -> float:
+    def worth(rate: float) -> float:
         model, _ = LIBRARIES[library](tried, rate, epsilon, epochs)
-        return judged(tried, model, held_out)["loss"]
+        found = judged(tried, model, held_out)
+        return found.get("accuracy", -found["loss"])
 
-    return min(rates, key=loss_of)
+    return max(rates, key=worth)
 
 
 def beside(task: Task, arguments: argparse.Namespace) -> dict[str, nn.Module]:
@@ -172,13 +197,24 @@ def beside(task: Task, arguments: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def result(task: Task, library: str, arguments: argparse.Namespace) -> tuple[nn.Module, str]:
-    """A trained model, and its cells of the table."""
-    rate = best_rate(task, library, arguments.lr, arguments.epsilon, arguments.epochs)
-    started = time.perf_counter()
-    model, epsilon = LIBRARIES[library](task, rate, arguments.epsilon, arguments.epochs)
-    seconds = time.perf_counter() - started
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in judged(task, model, task.test).items())
+    """The last trained model, and the library's cells of the table: means over the seeds, and from where to where."""
+    epochs = arguments.epochs
+    rate = best_rate(task, library, arguments.lr, arguments.epsilon, arguments.try_epochs or epochs)
+    runs: dict[str, list[float]] = {}
+    for seed in range(arguments.seeds):
+        started = time.perf_counter()
+        model, epsilon = LIBRARIES[library](dataclasses.replace(task, seed=seed), rate, arguments.epsilon, epochs)
+        seconds = time.perf_counter() - started
+        for name, value in {**judged(task, model, task.test), "seconds": seconds}.items():
+            runs.setdefault(name, []).append(value)
+    seconds = statistics.median(runs.pop("seconds"))
+    figures = ", ".join(f"{name} {over_seeds(values)}" for name, values in runs.items())
     return model, f"{figures} | {epsilon:.2f} | {rate:g} | {seconds:.1f}"
+
+
+def over_seeds(values: list[float]) -> str:
+    between = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{between}"
 
 
 def reason(wrong: Exception) -> str:

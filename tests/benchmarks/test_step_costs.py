@@ -67,7 +67,7 @@ def test_a_method_that_fails_is_a_row_that_says_why(suite):
     assert "negative" in row["failure"] and "failed: " in suite.line(row)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "tanh"])
 def test_physical_batches_take_the_step_of_the_whole_batch(suite, name):
     import torch
     from steps import SHAPES, Case, private

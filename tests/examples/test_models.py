@@ -66,18 +66,27 @@ def test_rates_are_chosen_with_one_budget_of_tries_for_both(script, monkeypatch)
     def train(library):
         def fake(task, rate, epsilon, epochs):
             tried.append((library, rate))
-            torch.manual_seed(0)
             model = mnist.cnn((1, 8, 8))
-            for p in model.parameters():
-                p.data.mul_(0.0 if rate == 0.02 else 30.0)  # the loss of even scores is the lower one
+            model.rate = rate
             return model, 1.0
 
         return fake
 
     monkeypatch.setattr(beside, "LIBRARIES", {name: train(name) for name in ("dplip", "Opacus")})
-    monkeypatch.setattr(sys, "argv", ["mnist_cnn", *QUICK, "--lr", "0.01", "0.02", "0.03"])
-    mnist.main()
-    assert tried == [(library, rate) for library in ("dplip", "Opacus") for rate in (0.01, 0.02, 0.03, 0.02)]
+    # By accuracy where there is one, or else by loss.
+    accuracies, losses = {0.01: 0.3, 0.02: 0.5, 0.03: 0.4}, {0.01: 2.0, 0.02: 0.9, 0.03: 1.0}
+    for found in ("accuracy", "loss"):
+        tried.clear()
+        figures = {"accuracy": accuracies, "loss": losses}[found]
+        loss = {"loss": 0.0} if found == "accuracy" else {}
+
+        def judged(task, model, data, found=found, figures=figures, loss=loss):
+            return {**loss, found: figures[model.rate]}
+
+        monkeypatch.setattr(beside, "judged", judged)
+        monkeypatch.setattr(sys, "argv", ["mnist_cnn", *QUICK, "--lr", "0.01", "0.02", "0.03", "--seeds", "2"])
+        mnist.main()
+        assert tried == [(library, rate) for library in ("dplip", "Opacus") for rate in (0.01, 0.02, 0.03, 0.02, 0.02)]
 
 
 def test_initial_weights_are_the_same_and_noise_is_not(script):

@@ -28,6 +28,13 @@ LEARNED = [
 
 SLACK = [
     mutant(
+        "a second moment in the units of another noise",
+        "training/radii.py",
+        '"exp_avg_sq": 2,',
+        '"exp_avg_sq": 1,',
+        "training/test_radii.py::test_moments_are_kept_in_units_of_the_noise",
+    ),
+    mutant(
         "a slack beyond the radius",
         "nn/bounded/slack.py",
         "(inside**2 - norms.clamp(max=inside).square()).clamp_min(0).sqrt()",

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dplip
 from dplip.accounting import GaussianEvent
+from dplip.runtime.group import Group
 
 SHAPES = {"mlp": (784,), "cnn": (1, 28, 28), "tanh": (1, 28, 28)}
 WIDTHS = {"mlp": 512, "cnn": 32, "tanh": 16}
@@ -74,6 +75,9 @@ class Fixed:
 
     def event(self, noise_multiplier: float) -> GaussianEvent:
         return GaussianEvent(noise_multiplier, self.sample_rate)
+
+    def join(self, group: Group) -> None:
+        pass
 
     def take(self) -> int:
         taken, self.handed_out, self.number = self.handed_out, 0, self.number + 1

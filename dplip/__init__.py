@@ -2,7 +2,7 @@
 
 import importlib
 
-from dplip import losses, models, nn
+from dplip import distributed, losses, models, nn
 from dplip.accounting import create_accountant, get_noise_multiplier
 from dplip.certificates import certify, certify_monotonic, lipschitz
 from dplip.constraints import (
@@ -21,6 +21,7 @@ from dplip.errors import (
     CheckpointError,
     ConfigurationError,
     DPLipError,
+    GroupError,
     LedgerError,
     MixedExamplesError,
     UnboundedInputError,
@@ -63,6 +64,7 @@ __all__ = [
     "Example",
     "FixedSizeLoader",
     "FrobeniusBall",
+    "GroupError",
     "LedgerError",
     "MixedExamplesError",
     "Norms",
@@ -79,6 +81,7 @@ __all__ = [
     "certify_monotonic",
     "constrain",
     "create_accountant",
+    "distributed",
     "fix",
     "get_noise_multiplier",
     "lipschitz",

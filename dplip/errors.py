@@ -37,3 +37,7 @@ class LedgerError(DPLipError):
 
 class CheckpointError(DPLipError):
     """A checkpoint cannot be written, is damaged, or belongs to another run."""
+
+
+class GroupError(DPLipError):
+    """The processes that train one model do not do the same, or one of them has failed or ended."""

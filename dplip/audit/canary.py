@@ -15,6 +15,7 @@ from dplip.audit.statistics import best_threshold, canary_epsilon, gaussian_epsi
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise
+from dplip.runtime.group import Group
 from dplip.sensitivities import sensitivity
 from dplip.training import DPLipOptimizer
 
@@ -172,6 +173,9 @@ class _Empty:
 
     def event(self, noise_multiplier: float) -> GaussianEvent:
         return GaussianEvent(noise_multiplier, self.sample_rate)
+
+    def join(self, group: Group) -> None:
+        pass
 
     def take(self) -> int:
         self.logical_batches = 0

@@ -65,7 +65,7 @@ class TableTrainer(DPLipTrainer):
 
     def save(self, extra: Mapping[str, Any] | None = None) -> Path:
         """Write ``schema.json`` beside the report and the weights."""
-        if self.output_dir is not None:
+        if self.output_dir is not None and self._process.group.rank == 0:
             remove(self.output_dir / "report.json")  # first: no report stands beside the schema of another run
             write_schema(self.output_dir / "schema.json", self.schema)
         return super().save(extra)

@@ -74,13 +74,18 @@ class SecureNoise(GaussianNoise):
         Raises:
             ConfigurationError: the sum does not fit the grid, which a sum within its sensitivity always does.
         """
+        return self.add_to_part_(tensor, std, tensor.numel())
+
+    @torch.no_grad()
+    def add_to_part_(self, tensor: Tensor, std: float, size: int) -> Tensor:
+        """The same for some entries of a parameter that has ``size`` of them, on the grid of the whole."""
         require_magnitude("std", std)
         if not tensor.is_floating_point():
             raise ConfigurationError(f"tensor.dtype={tensor.dtype}: Gaussian noise is real; pass a float tensor.")
         if std == 0:
             return tensor
         std *= 1 + _LOOSENESS
-        grid = self.grid(std, tensor.numel())
+        grid = self.grid(std, size)
         scale = std / grid
         if scale < 100 / min(1.0, self._noise_multiplier):
             raise ConfigurationError(

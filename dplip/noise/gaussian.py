@@ -49,6 +49,14 @@ class GaussianNoise(Secret):
         self.masks.restart(seed)
         super().restart(seed)
 
+    def separate(self, rank: int) -> None:
+        self.masks.separate(rank)
+        super().separate(rank)
+
+    def add_to_part_(self, part: Tensor, std: float, size: int) -> Tensor:
+        """Add noise to some entries of a tensor that has ``size`` of them; each gets what :meth:`add_` would add."""
+        return self.add_(part, std)
+
     @torch.no_grad()
     def add_(self, tensor: Tensor, std: float) -> Tensor:
         """Add fresh N(0, std^2) noise to every entry in place and return the tensor; std 0 adds nothing.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -13,6 +15,28 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
+def own_device() -> torch.device:
+    """The CUDA device of this process, the one of its number on this machine; the CPU, if there is none.
+
+    Raises:
+        ConfigurationError: there are more processes on this machine than devices.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = os.environ.get("LOCAL_RANK")
+    if number is None:
+        return torch.device("cuda")
+    count = torch.cuda.device_count()
+    if int(number) >= count:
+        raise ConfigurationError(
+            f"LOCAL_RANK={number}: this machine has {count} CUDA devices, and each process needs its own. Start as "
+            "many processes: torchrun --nproc-per-node=gpu."
+        )
+    found = torch.device("cuda", int(number))
+    torch.cuda.set_device(found)
+    return found
+
+
 def resolve_device(device: str | torch.device, module: nn.Module) -> torch.device:
     """The device that an argument names; ``"auto"``: a CUDA device in place of the CPU, if there is one.
 
@@ -21,7 +45,7 @@ def resolve_device(device: str | torch.device, module: nn.Module) -> torch.devic
     """
     here = device_of(module)
     if device == "auto":
-        return torch.device("cuda") if here.type == "cpu" and torch.cuda.is_available() else here
+        return own_device() if here.type == "cpu" else here
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError, TypeError) as wrong:

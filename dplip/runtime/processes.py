@@ -7,7 +7,9 @@ import os
 import torch.distributed
 
 from dplip.errors import ConfigurationError
+from dplip.runtime.group import Group, group_of
 
+AUTO = "auto"
 INDEPENDENT = "independent"
 
 _COUNTS = (
@@ -22,16 +24,23 @@ class OwnProcess:
 
     Args:
         distributed: ``None``: refuse to be one of several; ``"independent"``: each process makes a release of its own,
-            and nothing is made of several releases, such as their average or the best.
+            and nothing is made of several releases, such as their average or the best; ``"auto"``, or a group of
+            :func:`dplip.distributed.group`: all processes make one release together.
+
+    Attributes:
+        group: those that release together: this process alone, unless told otherwise.
 
     Raises:
-        ConfigurationError: there are other processes, and ``distributed`` is None.
+        ConfigurationError: there are other processes, and ``distributed`` does not say what they are for.
     """
 
-    def __init__(self, distributed: str | None) -> None:
-        if distributed not in (None, INDEPENDENT):
-            raise ConfigurationError(f"distributed={distributed!r}: choose None or {INDEPENDENT!r}.")
-        self._alone, self._process = distributed is None, os.getpid()
+    def __init__(self, distributed: str | Group | None) -> None:
+        if distributed not in (None, INDEPENDENT, AUTO) and not isinstance(distributed, Group):
+            raise ConfigurationError(
+                f"distributed={distributed!r}: choose None, {AUTO!r}, {INDEPENDENT!r} or dplip.distributed.group()."
+            )
+        self.group = group_of(distributed)
+        self._alone, self._process = distributed != INDEPENDENT and self.group.size == 1, os.getpid()
         self.require()
 
     def require(self) -> None:
@@ -46,7 +55,8 @@ class OwnProcess:
             raise ConfigurationError(
                 f"{others}: each process would train a model of its own on all of the data and spend the whole "
                 "budget; an average of the models, or the best of them, costs up to as many times that. Train in "
-                f"one process; or, if each process's model is a release of its own, pass distributed={INDEPENDENT!r}."
+                f"one process; or one model in all of them, started by torchrun: distributed={AUTO!r}; or, if each "
+                f"process's model is a release of its own, pass distributed={INDEPENDENT!r}."
             )
 
 

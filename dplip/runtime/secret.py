@@ -42,7 +42,28 @@ class Secret:
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise ConfigurationError(f"seed={seed!r}: a seed is a whole number, 0 or more; pass one, or None")
         self._seed = seed
+        self._shared: int | None = None
         self._start()
+
+    def share(self, secret: int) -> None:
+        """Draw from now on what all processes draw that were told this secret; a seeded source does so already.
+
+        Like a seeded source it cannot be copied, nor used after a fork.
+        """
+        if not self.seeded:
+            self._shared = secret
+            self._start()
+
+    def separate(self, rank: int) -> None:
+        """Draw from now on what no other process draws that has the same seed."""
+        if self.seeded and rank:
+            self._key = (*self._key, _RANK, rank)
+            self._start()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that fixes the draws; None: there is none."""
+        return self._seed
 
     @property
     def seeded(self) -> bool:
@@ -53,11 +74,7 @@ class Secret:
     def bits(self) -> np.random.SFC64:
         """The bits of this process."""
         if self._process != os.getpid():  # a fork inherits the state: never draw it twice
-            if self.seeded:
-                raise ConfigurationError(
-                    f"seed={self._seed}: this process was forked from the one that made this seeded source, and both "
-                    "would draw the same; make another here"
-                )
+            self._require_own("this process was forked from the one that made it, and both would draw the same")
             self._start()
         return self._bits
 
@@ -67,16 +84,20 @@ class Secret:
         return np.random.Generator(self.bits)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.seeded:
-            raise ConfigurationError(
-                f"seed={self._seed}: a copy would repeat this seeded source's draws; make one with another"
-            )
+        self._require_own("a copy would repeat its draws")
         return (type(self), (None, *self._key))
+
+    def _require_own(self, reason: str) -> None:
+        if self.seeded or self._shared is not None:
+            what = f"seed={self._seed}" if self.seeded else "a source that is shared with other processes"
+            raise ConfigurationError(f"{what}: {reason}; make another one")
 
     def _start(self) -> None:
         self._process = os.getpid()
         # Not PyTorch's generator, which keeps 32 bits of its seed on CPU: few enough to try them all.
-        self._bits = np.random.SFC64(np.random.SeedSequence(self._seed, spawn_key=self._key))
+        self._bits = np.random.SFC64(
+            np.random.SeedSequence(self._seed if self._shared is None else self._shared, spawn_key=self._key)
+        )
 
 
 @contextmanager
@@ -152,6 +173,7 @@ def lent_to_readers(secret: Secret) -> Iterator[None]:
             random.setstate(before[1])
 
 
+_RANK = 3  # before the number of a process, in the key of a source
 _WORDS = 624  # of a Mersenne Twister, 32 bits each
 _FRESH = torch.Generator().manual_seed(0).get_state()
 

@@ -17,8 +17,10 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, de
 from dplip.accounting import Event
 from dplip.accounting.budget import Fixed
 from dplip.errors import ConfigurationError, first_line
+from dplip.runtime.group import Group
 from dplip.runtime.secret import Secret, lent_to_readers
 from dplip.sampling.distinct import require_distinct
+from dplip.sampling.items import digest_of_some
 from dplip.validate import whole
 
 
@@ -29,10 +31,13 @@ class SampledLoader(Fixed, ABC):
     same rate for the same number of steps. An empty logical batch is a step too: it is handed out as one row of zeros,
     since not every model runs on 0 rows; the row counts as no example, and the optimizer drops its gradient.
 
+    Of several processes (:meth:`join`) all draw the same batch, and deal it among them by the same draws, so that each
+    knows how many parts the others have. A part without an example of this process is a blank row, too.
+
     Attributes:
         sample_rate, steps_per_epoch, public_size: public constants of every step.
         expected_batch_size: sample_rate * public_size, the public divisor of a sum over a batch.
-        handed_out: examples handed out since the last :meth:`take`.
+        handed_out: examples handed out, in this process, since the last :meth:`take`.
         logical_batches: logical batches begun since the last :meth:`take`; a step may cover one only.
         number: number of the logical batch that the last physical batch belongs to, over all iterations.
         complete: whether the last physical batch ended its logical batch.
@@ -70,6 +75,7 @@ class SampledLoader(Fixed, ABC):
         self.max_physical_batch_size = max_physical_batch_size
         if max_physical_batch_size is not None:
             whole("max_physical_batch_size", max_physical_batch_size, least=1)
+        self._group = Group()
         self._part_count = _part_count(self.expected_batch_size, max_physical_batch_size)
         self._secret, self._dealer, self._chance = (Secret(seed, *key) for key in ((), (2,), (1,)))
         self.collate_fn = collate_fn
@@ -122,10 +128,45 @@ class SampledLoader(Fixed, ABC):
         return self._epoch(self._iteration)
 
     def restart(self, seed: int | None) -> None:
-        """Draw from a new stream from now on: of this seed, or of fresh entropy."""
-        self._secret.restart(seed)
-        self._chance.restart(seed)
-        self._dealer.restart(seed)
+        """Draw from a new stream from now on: of this seed, or of fresh entropy; all processes do."""
+        for source in (self._secret, self._chance, self._dealer):
+            source.restart(seed)
+        self._share()
+
+    def join(self, group: Group) -> None:
+        """Hand out, from now on, this process's share of batches that all processes of a group draw alike.
+
+        All of them have the same data in the same order. What was handed out before is dropped.
+
+        Raises:
+            GroupError: the processes have other data, or batches of other sizes.
+        """
+        if group is self._group or group.size == 1:
+            return
+        names = "public_size", "sample_rate", "expected_batch_size", "steps_per_epoch", "max_physical_batch_size"
+        group.same(
+            lambda: {
+                "sampling": type(self).__name__,
+                **{name: getattr(self, name) for name in names},
+                "len(dataset)": self._size,
+                "seed": self._secret.seed,
+            }
+        )
+        secret = group.secret()
+        group.same(lambda: {"dataset": digest_of_some(self.dataset, self._size, secret)})
+        self._group = group
+        self._part_count = _part_count(self.expected_batch_size / group.size, self.max_physical_batch_size)
+        self._share()
+        self._iteration, self.number = self._iteration + 1, 0
+        self._reset()
+
+    def _share(self) -> None:
+        """Draw the batches, and how they are dealt, as all processes do; but read examples by chance of one's own."""
+        if self._group.size > 1:
+            secret = self._group.secret()
+            self._secret.share(secret)
+            self._dealer.share(secret)
+            self._chance.separate(self._group.rank)
 
     def take(self) -> int:
         """The number of examples handed out since the last call; starts the count anew."""
@@ -138,15 +179,25 @@ class SampledLoader(Fixed, ABC):
 
         Each example draws its part independently, so one more example moves the rounding of its own part's sum alone.
         """
-        return self.expected_batch_size / self._part_count
+        return self.expected_batch_size / (self._part_count * self._group.size)
 
     def _parts(self, chosen: Tensor) -> list[Tensor]:
-        """A batch in parts that fit into memory; only an empty batch has an empty part."""
-        if self.max_physical_batch_size is None:
+        """This process's share of a batch, in parts that fit into memory; all processes have as many parts.
+
+        Each example draws its process and its part, independently of the others: were they dealt in turn, one more
+        example would send all later ones to other processes, and change the rounding of every process's sum.
+        """
+        ranks, most = self._group.size, self.max_physical_batch_size
+        if most is None and ranks == 1:
             return [chosen]
-        part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))
-        dealt = chosen[part.argsort(stable=True)].split(part.bincount(minlength=self._part_count).tolist())
-        return [fit for p in dealt if len(p) for fit in p.split(self.max_physical_batch_size)] or [chosen]
+        place = torch.from_numpy(self._dealer.numbers.integers(self._part_count * ranks, size=len(chosen)))
+        dealt = chosen[place.argsort(stable=True)].split(place.bincount(minlength=self._part_count * ranks).tolist())
+        size, parts = len(chosen) if most is None else most, []
+        for first in range(0, len(dealt), ranks):
+            count = max(-(-len(of_one) // max(size, 1)) for of_one in dealt[first : first + ranks])
+            own = dealt[first + self._group.rank]
+            parts += [own[i * size : (i + 1) * size] for i in range(count)]
+        return parts or [chosen]
 
     def _reset(self) -> None:
         self.handed_out, self.logical_batches, self.complete = 0, 0, True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from dplip.accounting import Event
+from dplip.runtime.group import Group
 
 
 class Batches(Protocol):
@@ -31,3 +32,5 @@ class Batches(Protocol):
     def event(self, noise_multiplier: float) -> Event: ...
 
     def take(self) -> int: ...
+
+    def join(self, group: Group) -> None: ...

@@ -27,6 +27,8 @@ from dplip.records.report import remove
 from dplip.records.run_folder import RunFolder
 from dplip.records.spends import spends
 from dplip.records.weights import write_weights
+from dplip.runtime.group import Group
+from dplip.runtime.processes import INDEPENDENT
 from dplip.sampling.loader import SampledLoader
 from dplip.training.mean_release import MeanRelease
 from dplip.training.optimizer import DPLipOptimizer
@@ -43,7 +45,9 @@ class DurableRun:
         mean: the release before the first step; None: there is none.
         steps: number of steps of the whole run.
         seed: seed of the run; None: the run is not seeded.
-        secure, distributed, autocast: the trainer's arguments, for the report.
+        secure, autocast: the trainer's arguments, for the report.
+        group: the processes that train together; the folder is the first one's.
+        independent: whether this is one of several processes with releases of their own, for the report.
 
     Attributes:
         begun: what a resumed run started from, as a phrase; None: the run is not resumed.
@@ -65,15 +69,20 @@ class DurableRun:
         steps: int,
         seed: int | None,
         secure: bool,
-        distributed: str | None,
+        group: Group,
+        independent: bool,
         autocast: torch.dtype | None,
     ) -> None:
         self._folder, self._accountant, self._budget = folder, accountant, budget
         self._mean, self._steps = mean, steps
         self._model, self._optimizer, self._average, self._loader = model, optimizer, average, loader
-        self._seed, self._autocast = seed, autocast
+        self._seed, self._autocast, self._group = seed, autocast, group
         # The report says these of all steps, also of those that an earlier process took.
-        self._marks = {"secure": secure, "trusted_optimizer": optimizer.trusted, "distributed": distributed}
+        self._marks = {
+            "secure": secure,
+            "trusted_optimizer": optimizer.trusted,
+            "distributed": INDEPENDENT if independent else None,
+        }
         self.begun: str | None = None
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -109,6 +118,12 @@ class DurableRun:
             ConfigurationError: there is no folder to resume from.
             LedgerError, CheckpointError: a file in the folder is damaged, of another plan, or in use.
         """
+        if resume and self._group.size > 1:
+            raise ConfigurationError(
+                f"resume=True: {self._group.size} processes train together, and such a run cannot be resumed. Begin "
+                "one in another output_dir, whose epsilon adds to what this folder's ledger says; or resume in one "
+                "process."
+            )
         if self._folder is None:
             if resume:
                 raise ConfigurationError("resume=True: there is no output_dir with a run to go on with. Give one.")
@@ -223,10 +238,10 @@ class DurableRun:
         if self._mean is None or self._accountant.num_steps > 0:
             return
         for event in self.releases:
-            self.charge(event)
+            self._group.in_turn(lambda: self.charge(event))  # noqa: B023
         optimizer, loader = self._optimizer, self._loader
         noise = SecureNoise(self._mean.layer.noise_multiplier, 1) if self._marks["secure"] else optimizer.noise
-        self._mean.run(loader.dataset, noise, NEIGHBORING[optimizer.neighboring], loader.public_size)
+        self._mean.run(loader.dataset, noise, NEIGHBORING[optimizer.neighboring], loader.public_size, self._group)
         self.save()
 
     @property

@@ -13,11 +13,13 @@ from dplip.accounting.budget import Fixed
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise.discrete import check_secure, noise_of
+from dplip.runtime import group as processes
 from dplip.runtime.example import Example
 from dplip.sampling import PoissonLoader
 from dplip.training.calls import Calls, Select, Unpack
 from dplip.training.data_checks import check_data
 from dplip.training.optimizer import DPLipOptimizer
+from dplip.training.replicas import unwrapped
 from dplip.validate import whole
 
 
@@ -40,6 +42,7 @@ class PrivacyEngine(Fixed):
         self.secure_mode = secure_mode
         self.accountant = create_accountant(accountant)
 
+    @processes.together
     def make_private(
         self,
         *,
@@ -61,14 +64,15 @@ class PrivacyEngine(Fixed):
         seed: int | None = None,
         budget: Budget | None = None,
         half_precision: bool = False,
-        distributed: str | None = None,
+        distributed: str | processes.Group | None = None,
         trust_optimizer: bool = False,
         **unsupported: Any,
     ) -> tuple[nn.Module, DPLipOptimizer, PoissonLoader]:
         """Return ``(module, optimizer, data_loader)``, the last two private; the module is the same object.
 
         Args:
-            module: a model whose operations all have a rule, with its input bounded inside (``BallProjection``).
+            module: a model whose operations all have a rule, with its input bounded inside (``BallProjection``); or a
+                ``DistributedDataParallel`` around it, whose own sums are turned off.
             optimizer: any torch optimizer over its trainable parameters.
             data_loader: its data set and batch size are kept; its sampling is replaced by Poisson sampling.
             criterion: one of :mod:`dplip.losses`.
@@ -85,8 +89,8 @@ class PrivacyEngine(Fixed):
             seed: makes sampling and noise repeatable, **and so not private**; for tests.
             budget: steps beyond it are refused.
             half_precision: allow ``torch.autocast`` (see :class:`DPLipOptimizer`).
-            distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its
-                own; None: refuse.
+            distributed: ``"auto"``, or a group of :func:`dplip.distributed.group`: train one model in all processes;
+                ``"independent"``: allow to be one of several, each of which makes a release of its own; None: refuse.
             trust_optimizer: take an optimizer that is not of torch.optim, unchecked (see :class:`DPLipOptimizer`).
 
         Raises:
@@ -119,17 +123,20 @@ class PrivacyEngine(Fixed):
                 "noise is calibrated for the gradient of one loss",
                 "Give criterion=dplip.losses.CrossEntropy(), or another loss of dplip, whose gradient is bounded",
             )
+        model = unwrapped(module)
         loader = _poisson(data_loader, public_size, max_physical_batch_size, seed)
         if self.secure_mode:
             check_secure(self.accountant.mechanism(), seed)
         given = None if input_shape is None else Example.of_shape(input_shape)
         given = given if example is None else Example.of(example)
-        calls = Calls(module, unpack, output)
-        one = check_data(loader.dataset, "data_loader", module, criterion, calls, loader.collate, given)
+        calls = Calls(model, unpack, output)
+        one = check_data(loader.dataset, "data_loader", model, criterion, calls, loader.collate, given)
         self.accountant.require(loader.event(noise_multiplier), neighboring)
+        group = processes.group_of(distributed)
+        group.same(lambda: {"budget": budget, "accountant": self.accountant.state_dict()})
         private = DPLipOptimizer(
             optimizer,
-            model=module,
+            model=model,
             loss=criterion,
             input_shape=one,
             noise_multiplier=noise_multiplier,
@@ -139,7 +146,7 @@ class PrivacyEngine(Fixed):
             half_precision=half_precision,
             distributed=distributed,
             trust_optimizer=trust_optimizer,
-            noise=noise_of(noise_multiplier, module, seed, self.secure_mode),
+            noise=noise_of(noise_multiplier, model, seed, self.secure_mode),
         )
         self.accountant.relate(neighboring)
         return module, private, loader

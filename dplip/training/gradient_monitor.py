@@ -41,6 +41,7 @@ from dplip.runtime.secret import Secret, lent
 from dplip.runtime.uncompiled import uncompiled
 from dplip.training.arrivals import Arrivals
 from dplip.training.passes import CHANGED, Passes, Seen, separately
+from dplip.training.replicas import problem_of_wrapper
 
 PASSES = 4
 """The most losses of parts of a batch that may be added in the parameters' type (:func:`dplip.nn.sums.added`)."""
@@ -95,6 +96,7 @@ class GradientMonitor(Observer):
         """Forget the gradients seen so far."""
         self.examples = self._losses = self._together = 0
         self.problem: str | None = None
+        self._settled: tuple[int, str | None] = 0, None
         self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
@@ -127,7 +129,14 @@ class GradientMonitor(Observer):
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         self._gradients, self._losses, self._together = None, 0, 0
+        self._settled = self.examples, self.problem
         self._arrivals.settle()
+
+    def discard(self) -> None:
+        """Forget the passes since :meth:`settle`, which were of a blank row, and whose gradients are cleared."""
+        (self.examples, self.problem), self._gradients = self._settled, None
+        self.settle()
+        self._gradients = self._present_gradients()
 
     # What the loss reports (dplip.losses.base.Monitor).
 
@@ -181,6 +190,7 @@ class GradientMonitor(Observer):
             return output
         unfit = _ROUNDED if self._rounded or self._rounds(outputs[0]) else self._passes.problem((args, kwargs), outputs)
         output = separately(self._model, output)
+        unfit = problem_of_wrapper() or unfit
         if unfit:
             self._unfit = unfit
             return output

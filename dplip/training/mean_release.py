@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dplip.accounting import Event
 from dplip.errors import ConfigurationError
 from dplip.nn import PrivateMean
 from dplip.nn.gradient_ball import project_rows
 from dplip.noise import GaussianNoise
+from dplip.runtime.group import Group
 from dplip.runtime.mode import evaluation
 from dplip.runtime.secret import lent_to_readers
 from dplip.sampling.loader import SampledLoader
@@ -38,7 +39,7 @@ class MeanRelease:
         return loader.event_of_all(self.layer.noise_multiplier)
 
     @torch.no_grad()
-    def run(self, dataset: Dataset[Any], noise: GaussianNoise, apart: float, count: int) -> None:
+    def run(self, dataset: Dataset[Any], noise: GaussianNoise, apart: float, count: int, group: Group) -> None:
         """Sum the inputs, add noise and fill the layer; :meth:`event` must be charged before.
 
         Args:
@@ -47,6 +48,7 @@ class MeanRelease:
                 example less would change the draws of all that follow it.
             apart: how far two neighbouring sums lie apart, in units of one example's bound.
             count: the public size of the data, which the sum is divided by.
+            group: the processes that sum together, each its share of the same data.
 
         Guarantee: the Gaussian mechanism of the layer's noise multiplier on all of the data. Proof: what an example
         adds is a function of that example alone, of norm at most ``radius``, so two neighbouring sums lie at most
@@ -56,11 +58,15 @@ class MeanRelease:
         layer = self.layer
         before = copy.deepcopy(self.before).double()  # in float32 an example's rounding may depend on its neighbours
         total = torch.zeros_like(layer.mean, dtype=torch.float64)
+        size: int = len(dataset)  # type: ignore[arg-type]
+        share = Subset(dataset, range(group.rank, size, group.size))
         with evaluation(before), lent_to_readers(noise.masks):
-            for x, _ in DataLoader(dataset, batch_size=256):
+            for x, _ in DataLoader(share, batch_size=256):
                 values = before(x.to(total.device, torch.float64))
                 total += project_rows(values, layer.radius).sum(0)
-        noise.add_(total, layer.noise_multiplier * layer.radius * apart * (1 + count * 2.0**-24))
+        std = layer.noise_multiplier * layer.radius * apart * (1 + count * 2.0**-24)
+        for _, owned in group.summed([total]):
+            noise.add_to_part_(owned, std, total.numel())
         layer.mean.copy_(total / count)
 
 

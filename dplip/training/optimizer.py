@@ -17,26 +17,27 @@ from dplip.constraints import project
 from dplip.errors import ConfigurationError
 from dplip.losses import Loss
 from dplip.noise import GaussianNoise, split
+from dplip.runtime import group as processes
 from dplip.runtime.example import Example
 from dplip.runtime.precision import require_full_precision
 from dplip.runtime.processes import OwnProcess
 from dplip.sensitivities import Sensitivities
 from dplip.training.adam import CorrectedAdam
+from dplip.training.alike import facts, largest, standing
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
 from dplip.training.learned import Learned, Learning
 from dplip.training.radii import Radii, Units
+from dplip.training.replicas import unwrapped
 from dplip.training.sources import Enforced
 from dplip.training.step_bounds import StepBounds
 from dplip.training.step_checks import check_gradients
 from dplip.training.wrapped import (
-    Group,
     OnlyPrivately,
+    Steady,
     check_groups,
     check_wrapped,
     keep_gradients_of,
-    same_settings,
-    settings,
 )
 from dplip.validate import whole
 
@@ -64,7 +65,8 @@ class DPLipOptimizer(Fixed, Optimizer):
             sensitivity does not depend on the weights (:func:`dplip.sensitivities.propagated.constant_sensitivity`).
         half_precision: allow gradients that were computed under ``torch.autocast``; then the bounds are those that the
             layers enforce by themselves, and every trainable parameter needs one (:mod:`dplip.sensitivities.enforced`).
-        distributed: ``"independent"``: allow to be one of several processes, each of which makes a release of its own.
+        distributed: ``"auto"``, or a group of :func:`dplip.distributed.group`: one of several processes that take one
+            step together; ``"independent"``: one of several, each of which makes a release of its own.
         trust_optimizer: take an optimizer that is not of torch.optim, or has hooks on its step. **Nothing checks it**:
             if it keeps gradients of its own, what it releases has no noise. Reports name it.
 
@@ -73,13 +75,17 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     Raises:
         ConfigurationError: the optimizer lacks a trainable parameter or holds a foreign one.
+        GroupError: the processes do not train alike, or one has ended.
 
     Guarantee: given that the loader samples as it says, one step is the Gaussian mechanism of multiplier sigma on
-    such batches (``event``) under the named neighbouring relation; all else in it is post-processing.
+    such batches (``event``) under the named neighbouring relation; all else in it is post-processing. This holds for
+    any number of processes: all draw one batch, each example is in one process's sum, the sums are added and rounded,
+    and then each entry gets one draw of noise, in one process.
     """
 
     _FIXED = frozenset({"original", "model", "loss", "batches", "neighboring", "noise"})
 
+    @processes.together
     def __init__(
         self,
         optimizer: Optimizer,
@@ -95,10 +101,11 @@ class DPLipOptimizer(Fixed, Optimizer):
         drift: float = 0.01,
         project_every: int = 1,
         half_precision: bool = False,
-        distributed: str | None = None,
+        distributed: str | processes.Group | None = None,
         trust_optimizer: bool = False,
     ) -> None:
         self._process = OwnProcess(distributed)
+        self._group, model = self._process.group, unwrapped(model)
         if neighboring not in NEIGHBORING:
             raise ConfigurationError(f"neighboring={neighboring!r}: choose one of {list(NEIGHBORING)}.")
         event = batches.event(noise_multiplier)  # refuses an invalid multiplier
@@ -111,19 +118,24 @@ class DPLipOptimizer(Fixed, Optimizer):
         self._constants = event, batches.expected_batch_size
         self.noise = GaussianNoise() if noise is None else noise
         self._charge = charge
+        others = {"event": self._constants, "neighboring": neighboring, "project_every": project_every, "drift": drift}
+        self._group.same(lambda: facts(model, loss, optimizer, self.noise, half_precision=half_precision, **others))
+        batches.join(self._group)
+        self.noise.separate(self._group.rank)
+        self._group.share_([*model.parameters(), *model.buffers()])
         self._steps, self._learning = 0, Learning()
         self.radii, self._units = Radii(model, batches.expected_batch_size), Units()
         self._project_every = whole("project_every", project_every, least=1)
         example = input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape)
-        self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift)
+        self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift, self._group.size)
         self._bounds.warn_of_rounding()
         self._accumulating: int | None = None  # the logical batch of which parts are summed up
+        self._counted = 0  # the examples that these parts had
         self._sums: dict[str, Tensor] = {}  # the summed gradients of the parts, in float64
         for p in model.parameters():
             p.grad = None  # it did not come through the loss
         self._monitor = GradientMonitor(model, loss, self._bounds.source.passes(), self.noise.masks)
         self._monitor.draws, self._monitor.most = self._bounds.source.draws, self._bounds.most_in_part
-        self._settings: list[dict[str, Any]] | None = None  # the groups' settings when the present batch began
         self._only = OnlyPrivately(self)
         self._only.put(optimizer)
         # Schedulers want an Optimizer: this one shares the wrapped optimizer's groups and state. Hooks on its step are
@@ -131,7 +143,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         for table in (name for name in vars(optimizer) if name.startswith("_optimizer_") and name.endswith("_hooks")):
             setattr(self, table, OrderedDict() if "_step_" in table else getattr(optimizer, table))
         self._patch_step_function()
-        self._watch_groups()
+        self._steady = Steady(optimizer, model, batches)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -188,46 +200,49 @@ class DPLipOptimizer(Fixed, Optimizer):
                 handed out since the last step, are not finite, or may have been computed in TF32 or bfloat16. Nothing
                 is spent or changed.
             BudgetExceededError: the step would exceed the budget. Nothing is spent or changed.
+            GroupError: another process has failed, or ended; spent is what the ledger says.
         """
         if closure is not None:
             raise ConfigurationError(
                 "closure: a private step uses one gradient, and would not run it. Call backward() first, then step() "
                 "without a closure; in Lightning, set automatic_optimization = False, and do both in training_step()."
             )
-        self._process.require()
-        self._check_settings()
-        if self._accumulating != self.batches.number:
-            self._sums = {}  # the batch before was abandoned
-        if not self.batches.complete:
-            self._accumulating = self.batches.number
-            self._monitor.settle()
-            self._collect()
-            return
-        _check_optimizer(self.original, self.model, self._trusted)
-        self._check_constants()
-        require_full_precision(self.model)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
-        bounds = self._bounds(self._monitor.seen)
+        with self._group.agreed(self._standing):
+            self._process.require()
+            self._steady.require()
+            self._drop_blank()
+            if not self.batches.complete:
+                self._accumulating = self.batches.number
+                self._monitor.settle()
+                self._collect()
+                return
+            _check_optimizer(self.original, self.model, self._trusted)
+            self._check_constants()
+            require_full_precision(self.model)
+            check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
+            bounds = self._bounds(self._monitor.seen)
+        bounds = largest(self._group, bounds)
         self._monitor.draws = self._bounds.source.draws
         self._bounds.warn_of_growth(bounds.total)
         sizes = {n: p.numel() for n, p in parameters.items()}
         stds = split(bounds, sizes, self.noise_multiplier, bounds.together)
-        if self._charge is not None:
-            self._charge(self.event)
-        empty = self.batches.take() == 0
+        charge = self._charge
+        if charge is not None:
+            self._group.in_turn(lambda: charge(self.event))
+        self.batches.take()
         self._monitor.reset()
         if self._sums:
             self._collect()
-        sums, self._sums, self._accumulating = self._sums, {}, None
+        sums, self._sums, self._accumulating, self._counted = self._sums, {}, None, 0
+        whole: dict[str, Tensor] = {}
         for name, p in parameters.items():
-            if name in sums:
-                p.grad = sums[name].to(p.dtype)
-            elif p.grad is None or empty:
-                p.grad = torch.zeros_like(p)
-            self.noise.add_(p.grad, stds[name])
-            p.grad.div_(self.expected_batch_size)
-        self._adapt(sums, stds, empty)
+            whole[name] = sums[name].to(p.dtype) if name in sums else torch.zeros_like(p) if p.grad is None else p.grad
+        slack = self.radii.sums(sums)
+        self._add_noise([*((t, stds[n]) for n, t in whole.items()), *((t, stds[n]) for t, n in slack.values())])
+        for name, p in parameters.items():
+            p.grad = whole[name].div_(self.expected_batch_size)
+        self._adapt({path: total for path, (total, _) in slack.items()}, stds)
         deviations = {name: std / self.expected_batch_size for name, std in stds.items()}
         self._learning.record(parameters, deviations)
         if self.radii:
@@ -235,7 +250,8 @@ class DPLipOptimizer(Fixed, Optimizer):
         if isinstance(self.original, CorrectedAdam):
             self.original.tell({p: deviations[name] for name, p in parameters.items()})
         keep_gradients_of(list(parameters.values()), self.original)
-        self._settings, self._only.open = None, True
+        self._only.open = True
+        self._steady.release()
         try:
             self.original.step()
         finally:
@@ -247,17 +263,38 @@ class DPLipOptimizer(Fixed, Optimizer):
             with self._bounds.cache:
                 project(self.model)
 
+    def _standing(self) -> str:
+        places = self.batches.number, self.batches.complete, self.radii.present()
+        return standing(self._steps, self.original, self.model, *places)
+
+    def _drop_blank(self) -> None:
+        """Drop the gradients of a part without examples, before they are added to those of the others.
+
+        One example more would take the place of the blank row, and so move the sum by two gradients.
+        """
+        if self._accumulating != self.batches.number:
+            self._sums, self._counted = {}, 0  # the batch before was abandoned
+        if self.batches.handed_out == self._counted and self.batches.logical_batches == 1:
+            for _, leaf in [*self.model.named_parameters(), *self.radii.leaves()]:
+                leaf.grad = None
+            self._monitor.discard()
+
+    def _add_noise(self, sums: list[tuple[Tensor, float]]) -> None:
+        """Add up the sums of all processes, and then noise of these deviations, to each entry where it is owned."""
+        for index, owned in self._group.summed([total for total, _ in sums]):
+            self.noise.add_to_part_(owned, sums[index][1], sums[index][0].numel())
+
     def _collect(self) -> None:
         """Add the gradients of a physical batch to those of the others, and clear them."""
+        self._counted = self.batches.handed_out
         for name, p in [*self.model.named_parameters(), *self.radii.leaves()]:
             if p.grad is not None:
                 self._sums[name] = p.grad.double() if name not in self._sums else self._sums[name].add_(p.grad)
                 p.grad = None
 
-    def _adapt(self, sums: dict[str, Tensor], stds: dict[str, float], empty: bool) -> None:
-        """Add noise to the slack of adaptive layers, and move their radii by it, for the steps to come."""
+    def _adapt(self, noisy: dict[str, Tensor], stds: dict[str, float]) -> None:
+        """Move the radii of adaptive layers by their noisy slack, for the steps to come."""
         if self.radii:
-            noisy = self.radii.noisy(self.noise, sums, stds, empty)
             radii = self.radii.next(noisy, stds, {n: how.uses for n, how in self._bounds.source.summations.items()})
             self._bounds.source.after(lambda: self.radii.set(radii))
             self.state["radii"] = radii
@@ -278,11 +315,10 @@ class DPLipOptimizer(Fixed, Optimizer):
         return self.original.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._settings is not None:
-            raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
+        self._steady.require_none()
         self.original.load_state_dict(state_dict)
         self._bounds.source.after(lambda: self.radii.set(self.state.get("radii", {})))
-        self._watch_groups()
+        self._steady.watch()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise ConfigurationError("add_param_group: build the optimizer over all trainable parameters of the model.")
@@ -295,32 +331,6 @@ class DPLipOptimizer(Fixed, Optimizer):
 
     def __repr__(self) -> str:
         return f"DPLipOptimizer({self.original!r}, noise_multiplier={self.noise_multiplier})"
-
-    def _watch_groups(self) -> None:
-        """Make every parameter group refuse changes while a batch is incomplete."""
-        for index, group in enumerate(self.original.param_groups):
-            if not isinstance(group, Group):
-                self.original.param_groups[index] = group = Group(group)
-            group.incomplete = self._incomplete
-
-    def _incomplete(self) -> bool:
-        return self._settings is not None and self._accumulating == self.batches.number
-
-    def _check_settings(self) -> None:
-        """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
-        self._watch_groups()
-        held = [vars(one) for one in (*self.model.modules(), *self.model.parameters())]
-        present = [*settings(self.original), {"radii": [one["radius"] for one in held if "radius" in one]}]
-        if self._accumulating != self.batches.number:
-            self._settings = None
-        if self._settings is not None and not same_settings(self._settings, present):
-            raise ConfigurationError(
-                "step(): a learning rate, a radius, or another setting, has changed between the parts of one "
-                "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
-                "if loader.complete."
-            )
-        if not self.batches.complete:
-            self._settings = present
 
     def _check_constants(self) -> None:
         present = self.event, self.expected_batch_size

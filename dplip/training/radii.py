@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dplip.nn.bounded.slack import adaptive_layers, new_slack
-from dplip.noise import GaussianNoise
 
 TARGET = 0.6
 """The mean share of slack that a radius is steered to.
@@ -63,22 +62,17 @@ class Radii:
         """The leaves that sums of slack coordinates arrive in, under names that no parameter has."""
         return [(_name(path), layer.slack) for path, layer, _ in self.layers()]
 
-    def noisy(
-        self, noise: GaussianNoise, sums: Mapping[str, Tensor], stds: Mapping[str, float], empty: bool
-    ) -> dict[str, Tensor]:
-        """The sums of slack coordinates, by path, with the noise of the parameters that they belong to.
+    def sums(self, sums: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
+        """The sums of slack coordinates, by path, with the parameter whose noise each gets; the leaves are cleared.
 
         Args:
-            noise: the source that adds it.
             sums: what parts of the batch brought, by the names of :meth:`leaves`; what is in the leaves, if not there.
-            stds: the deviations of the noise, by parameter.
-            empty: whether the batch is empty, and nothing has to be counted.
         """
         found = {}
         for path, layer, owner in self.layers():
             total = sums.get(_name(path), layer.slack.grad)
-            total = torch.zeros_like(layer.slack) if empty or total is None else total
-            found[path], layer.slack.grad = noise.add_(total.detach(), stds[owner]), None
+            total = torch.zeros_like(layer.slack) if total is None else total
+            found[path], layer.slack.grad = (total.detach(), owner), None
         return found
 
     def clear(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dplip.errors import ConfigurationError, first_line
 
@@ -55,6 +56,11 @@ def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: int, done: int
     check_scheduler(made, optimizer)
     rehearse(made, steps - done)
     return made
+
+
+def average_of(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of a model's weights; None: there is no decay."""
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+from dplip.accounting import Budget, get_noise_multiplier
 from dplip.certificates.radii import dual_of
 from dplip.errors import ConfigurationError
 from dplip.sampling import SAMPLING
+from dplip.sampling.loader import SampledLoader
+from dplip.training.mean_release import MeanRelease
 
 PART = 2048
 """The default of ``max_physical_batch_size``."""
@@ -39,6 +42,21 @@ def check_settings(
     dual_of(norm)  # refuses a norm that has no certificates
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
         raise ConfigurationError(f"checkpoint_every={checkpoint_every}: give a whole number of steps, or None.")
+
+
+def noise_for(
+    budget: Budget, loader: SampledLoader, steps: int, accountant: str, neighboring: str, mean: MeanRelease | None
+) -> float:
+    """The noise multiplier of steps that spend a budget, together with the release of a mean before them."""
+    return get_noise_multiplier(
+        target_epsilon=budget.epsilon,
+        target_delta=budget.delta,
+        event=loader.event,
+        steps=steps,
+        accountant=accountant,
+        neighboring=neighboring,
+        before=[] if mean is None else [mean.event(loader)],
+    )
 
 
 def warn_of_delta(target_delta: float, public_size: int) -> None:

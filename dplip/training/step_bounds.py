@@ -42,11 +42,12 @@ class StepBounds:
     Args:
         model, loss, example, batches, neighboring, half_precision: see :class:`dplip.DPLipOptimizer`.
         drift: relative looseness allowed to operator norms that are carried over steps.
+        processes: the number of processes that a batch is dealt to.
 
     Attributes:
         source: where the bound of one example comes from.
         cache: the norms of the model's weights.
-        most: the most examples in a batch, but for a negligible chance.
+        share: the most examples of a batch in one process, but for a negligible chance.
         planned: the total sensitivity at the first weights.
 
     Raises:
@@ -62,12 +63,13 @@ class StepBounds:
         neighboring: str,
         half_precision: bool,
         drift: float,
+        processes: int = 1,
     ) -> None:
         self._model, self._batches, self._factor = model, batches, NEIGHBORING[neighboring]
         require_loss(loss)
         self.cache = NormCache(drift)
         self.source = source_of(model, loss, example, half_precision, self.cache)
-        self.most = most_examples(batches.expected_batch_size)
+        self._processes, self.share = processes, most_examples(batches.expected_batch_size / processes)
         self.planned = self().total
         self._warned = False
 
@@ -75,6 +77,11 @@ class StepBounds:
     def _slack(self) -> bool:
         """Whether some layer has a slack coordinate."""
         return any(True for _ in adaptive_layers(self._model))
+
+    @property
+    def _most(self) -> int:
+        """The most examples in a batch."""
+        return self._processes * self.share
 
     @property
     def most_in_part(self) -> int:
@@ -97,16 +104,21 @@ class StepBounds:
     def _roundings(self) -> dict[str, Rounding]:
         """Per parameter, how far two neighbouring sums may round apart.
 
-        A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once.
+        A physical batch is summed in the parameter's type; these sums are added in float64 and rounded once. The sums
+        of W processes are added in float64 too, in any order, by W - 1 additions each off by at most u times all
+        magnitudes, and rounded once more. Neighbours differ in one process's share of one part. Noise comes after the
+        last rounding, so what follows it changes nothing.
         """
         part, parameters = self.most_in_part, parameters_of(self._model)
+        of_processes, last = added(self._most, self._processes - 1, torch.float64), min(self._processes, 2)
         of_slack = apart(part, 1, False, torch.float64) + added(part, PASSES, torch.float64) if self._slack else 0.0
         found = {}
         for name, how in self.source.summations.items():
             p = parameters[name]
             relative = apart(part, how.terms, how.blocked, torch.float64 if how.exact else p.dtype) + of_slack
-            relative += added(part, how.uses * PASSES, p.dtype) + added(self.most, 1, p.dtype)
-            found[name] = Rounding(relative, lost(self.most, how.terms * how.uses, p.numel(), p.dtype))
+            relative += added(part, how.uses * PASSES, p.dtype)
+            relative += added(self._most, last, p.dtype) + of_processes * (1 + self._slack)
+            found[name] = Rounding(relative, lost(self._most, how.terms * how.uses, p.numel(), p.dtype))
         return found
 
     def warn_of_rounding(self) -> None:

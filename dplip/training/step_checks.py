@@ -36,7 +36,7 @@ def check_gradients(
             "step(): the gradients did not come through the declared loss. Call loss(model(x), y).backward() with "
             f"the {type(loss).__name__} that this optimizer was given."
         )
-    if handed > bounds.most:
+    if handed > bounds.share:
         raise ConfigurationError(
             f"step(): the loader handed out {handed} examples for an expected {batches.expected_batch_size:g}, which "
             "no chance explains, so the rounding of their sum is not covered. Take one step for each batch; and if "

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from dplip.accounting import Budget, create_accountant, get_noise_multiplier
+from dplip.accounting import Budget, create_accountant
 from dplip.accounting.budget import Fixed
 from dplip.certificates import certified_accuracy, correct_radii
 from dplip.constraints import project
@@ -24,10 +23,11 @@ from dplip.errors import BudgetExceededError, ConfigurationError
 from dplip.losses import Loss
 from dplip.noise.discrete import check_secure, noise_of
 from dplip.records.run_folder import RunFolder
+from dplip.runtime import group as processes
 from dplip.runtime.device import device_of, resolve_device
 from dplip.runtime.example import Example
 from dplip.runtime.precision import full_precision, require_autocast
-from dplip.runtime.processes import OwnProcess
+from dplip.runtime.processes import INDEPENDENT, OwnProcess
 from dplip.sampling import SAMPLING
 from dplip.sampling.loader import collated, example_shape
 from dplip.training.calls import Calls, Select, Unpack, moved
@@ -39,8 +39,9 @@ from dplip.training.mean_release import mean_release
 from dplip.training.optimizer import DPLipOptimizer
 from dplip.training.plan import Plan
 from dplip.training.progress import Progress
-from dplip.training.schedules import Schedule, scheduler_of
-from dplip.training.settings import PART, check_settings, warn_of_delta
+from dplip.training.replicas import unwrapped
+from dplip.training.schedules import Schedule, average_of, scheduler_of
+from dplip.training.settings import PART, check_settings, noise_for, warn_of_delta
 
 
 class DPLipTrainer(Fixed):
@@ -93,6 +94,7 @@ class DPLipTrainer(Fixed):
         "accountant autocast budget delta epochs loader loss model optimizer output_dir secure seed".split()
     )
 
+    @processes.together
     def __init__(
         self,
         model: nn.Module,
@@ -124,21 +126,23 @@ class DPLipTrainer(Fixed):
         precompute: bool = False,
         device: str | torch.device = "auto",
         autocast: torch.dtype | None = None,
-        distributed: str | None = None,
+        distributed: str | processes.Group | None = None,
         trust_optimizer: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         unpack: Unpack | None = None,
         output: Select = None,
     ) -> None:
-        self._process = OwnProcess(distributed)
+        self._process, model = OwnProcess(distributed), unwrapped(model)
+        group = self._process.group
         check_settings(target_epsilon, noise_multiplier, epochs, sampling, norm, ema_decay, checkpoint_every)
         if secure:
             check_secure(accountant, seed, sampling)
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
-        self.eval_dataset, self.progress, self.seed, self.secure = eval_dataset, progress, seed, secure
-        self.norm, self.show_private_loss, self.autocast = norm, show_private_loss, autocast
+        group.same(lambda: {"epochs": epochs, "budget": self.budget, "accountant": accountant, "ema_decay": ema_decay})
+        self.eval_dataset, self.seed, self.secure, self.norm = eval_dataset, seed, secure, norm
+        self.show_private_loss, self.autocast, self.progress = show_private_loss, autocast, progress and not group.rank
         model.to(resolve_device(device, model))  # in place: the optimizer's parameters stay the model's
         if autocast is not None:
             require_autocast(device_of(model).type, autocast)
@@ -153,7 +157,7 @@ class DPLipTrainer(Fixed):
         if precompute:
             self._calls.require_plain("precompute=True")
             fixed, self._trained = split_extractor(model, loss, self.input_shape)
-            train_dataset = features(fixed, train_dataset, progress, seed)
+            train_dataset = features(fixed, train_dataset, self.progress, seed)
             example = Example.of_shape(example_shape(train_dataset))
         self.loader = SAMPLING[sampling](
             train_dataset,
@@ -166,15 +170,7 @@ class DPLipTrainer(Fixed):
         warn_of_delta(target_delta, self.loader.public_size)
         self._mean = mean_release(self._trained, example.shape)
         if noise_multiplier is None:
-            noise_multiplier = get_noise_multiplier(
-                target_epsilon=self.budget.epsilon,
-                target_delta=target_delta,
-                event=self.loader.event,
-                steps=self.steps,
-                accountant=accountant,
-                neighboring=neighboring,
-                before=[] if self._mean is None else [self._mean.event(self.loader)],
-            )
+            noise_multiplier = noise_for(self.budget, self.loader, self.steps, accountant, neighboring, self._mean)
         self.optimizer = DPLipOptimizer(
             optimizer,
             model=self._trained,
@@ -190,12 +186,11 @@ class DPLipTrainer(Fixed):
             trust_optimizer=trust_optimizer,
             noise=noise_of(noise_multiplier, model, seed, secure),
         )
-        averaging = None if ema_decay is None else get_ema_multi_avg_fn(ema_decay)
-        self._average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
+        self._average = average_of(model, ema_decay)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._every = max(1, self.steps // 20) if checkpoint_every is None else checkpoint_every
         self._run = DurableRun(
-            None if output_dir is None else RunFolder(output_dir),
+            None if output_dir is None or group.rank else RunFolder(output_dir),
             accountant=self.accountant,
             budget=self.budget,
             model=model,
@@ -206,7 +201,8 @@ class DPLipTrainer(Fixed):
             steps=self.steps,
             seed=seed,
             secure=secure,
-            distributed=distributed,
+            group=group,
+            independent=distributed == INDEPENDENT,
             autocast=autocast,
         )
         self.scheduler = scheduler
@@ -243,7 +239,7 @@ class DPLipTrainer(Fixed):
         Args:
             resume: continue the run in ``output_dir``, made by a trainer with the same plan, from its last checkpoint;
                 begin one if there is none. Steps on the ledger that a crash took from the model stay spent, and are
-                not taken again.
+                not taken again. A run of several processes cannot be resumed.
             extra: further entries of the report.
 
         Raises:
@@ -260,7 +256,8 @@ class DPLipTrainer(Fixed):
         started = time.perf_counter()
         bar = None
         try:
-            self._run.open(resume, self.scheduler, self.progress)
+            with self._process.group.agreed(lambda: "fit()"):
+                self._run.open(resume, self.scheduler, self.progress)
             self._run.release_mean()
             bar = Progress(self.steps, self._run.done, self.progress)
             if self._run.done < self.steps:
@@ -278,7 +275,8 @@ class DPLipTrainer(Fixed):
                 bar.close()
             self._run.close()
             self._run.seconds += time.perf_counter() - started
-        self.optimizer.learned().warn()
+        if self._process.group.rank == 0:
+            self.optimizer.learned().warn()
         return self
 
     @full_precision()
@@ -336,6 +334,8 @@ class DPLipTrainer(Fixed):
         """Write ``report.json`` (with ``extra`` entries) and the weights to ``output_dir``."""
         if self.output_dir is None:
             raise ConfigurationError("output_dir=None: give the trainer a folder to save to.")
+        if self._process.group.rank:
+            return self.output_dir / "report.json"  # which the first process writes
         return write_run(self.output_dir, self.model, {**self.report(), **(extra or {})})
 
     def _after_step(self, bar: Progress, value: Tensor, examples: int) -> None:

@@ -18,6 +18,7 @@ from dplip.propagation.checks import PublicHook
 from dplip.propagation.guards import Same
 from dplip.training import adam
 from dplip.training.adam import CorrectedAdam
+from dplip.training.batches import Batches
 
 _OWN: set[type] = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)} - {
     Optimizer
@@ -146,7 +147,57 @@ def keep_gradients_of(parameters: list[nn.Parameter], optimizer: Optimizer) -> N
                 p.grad = None
 
 
-def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+class Steady:
+    """Keeps the settings of a step as they are while only a part of its batch was handed out.
+
+    Args:
+        optimizer, model: the wrapped optimizer and the model, with its radii.
+        batches: says which batch it is, and whether it is complete.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, batches: Batches) -> None:
+        self._optimizer, self._model, self._batches = optimizer, model, batches
+        self._settings: list[dict[str, Any]] | None = None  # when the present batch began
+        self._number: int | None = None  # of that batch
+        self.watch()
+
+    def watch(self) -> None:
+        """Make every parameter group refuse changes while a batch is incomplete."""
+        for index, group in enumerate(self._optimizer.param_groups):
+            if not isinstance(group, Group):
+                self._optimizer.param_groups[index] = group = Group(group)
+            group.incomplete = self._incomplete
+
+    def require(self) -> None:
+        """Refuse parts of one batch that are trained with different settings: the number of parts is private."""
+        self.watch()
+        held = [vars(one) for one in (*self._model.modules(), *self._model.parameters())]
+        present = [*_settings(self._optimizer), {"radii": [one["radius"] for one in held if "radius" in one]}]
+        if self._incomplete() and not _same_settings(self._settings or [], present):
+            raise ConfigurationError(
+                "step(): a learning rate, a radius, or another setting, has changed between the parts of one "
+                "batch, so it would depend on their number, which is private. Change it after the whole batch's step: "
+                "if loader.complete."
+            )
+        if not self._batches.complete:
+            self._settings, self._number = present, self._batches.number
+        elif not self._incomplete():
+            self._settings = None  # those of a batch that was abandoned
+
+    def require_none(self) -> None:
+        """Refuse to load a state while a batch is incomplete."""
+        if self._settings is not None:
+            raise ConfigurationError("load_state_dict(): only a part of a batch was handed out. Finish its step first.")
+
+    def release(self) -> None:
+        """Let settings change: the batch's step is taken."""
+        self._settings = None
+
+    def _incomplete(self) -> bool:
+        return self._settings is not None and self._number == self._batches.number
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The groups' settings, and the optimizer's state of each parameter, as values."""
     groups = [
         {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
@@ -160,7 +211,7 @@ def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [*groups, kept]
 
 
-def same_settings(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+def _same_settings(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     return len(one) == len(other) and all(
         a.keys() == b.keys() and all(bool(a[k] == b[k]) for k in a) for a, b in zip(one, other, strict=True)
     )

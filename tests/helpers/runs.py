@@ -12,6 +12,7 @@ from dplip import DPLipOptimizer, DPLipTrainer
 from dplip.accounting import GaussianEvent
 from dplip.losses import CrossEntropy, Loss
 from dplip.noise import GaussianNoise
+from dplip.runtime.group import Group
 
 
 def examples(count: int = 40, features: int = 6, classes: int = 4, seed: int = 0) -> TensorDataset:
@@ -46,6 +47,9 @@ class Handed:
 
     def event(self, noise_multiplier: float) -> GaussianEvent:
         return GaussianEvent(noise_multiplier, self.sample_rate)
+
+    def join(self, group: Group) -> None:
+        assert group.size == 1
 
     def take(self) -> int:
         handed_out, self.handed_out, self.logical_batches = self.handed_out, 0, 0

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import dplip
 from dplip.errors import ConfigurationError
 from dplip.noise import GaussianNoise
+from dplip.runtime.group import Group
 from dplip.sampling import FixedSizeLoader, PoissonLoader
 from dplip.training.feature_extractor import features
 from dplip.training.mean_release import mean_release
@@ -70,7 +71,7 @@ def test_augmentation_that_is_read_before_training_follows_no_known_seed(draw):
     def mean():
         model = nn.Sequential(dplip.nn.PrivateMean((1,), 9.0), dplip.nn.BallProjection(1.0), nn.Linear(1, 2))
         release = mean_release(model, (1,))
-        release.run(Augmented(draw), Silent(), 1.0, 40)
+        release.run(Augmented(draw), Silent(), 1.0, 40, Group())
         return release.layer.mean
 
     def after(read):

@@ -13,6 +13,7 @@ from dplip import nn as dn
 from dplip.accounting import Accountant, GaussianEvent, get_noise_multiplier
 from dplip.audit.finished_run import audit_run
 from dplip.records import Ledger, read_report
+from dplip.runtime.group import Group
 from dplip.training.mean_release import mean_release
 
 
@@ -53,7 +54,7 @@ def trainer(net=None, dataset=None, **arguments):
 
 def released(dataset, sigma=20.0, apart=1.0, net=None):
     release, noise = mean_release(model(sigma=sigma) if net is None else net, (6,)), Silent()
-    release.run(dataset, noise, apart, 200)
+    release.run(dataset, noise, apart, 200, Group())
     return release.layer.mean.double() * 200, noise.stds
 
 
@@ -117,7 +118,7 @@ def test_replacing_one_costs_twice_the_sensitivity():
     assert run.accountant.history[0] == (20.0, 200, 200, 1)
     assert run.accountant.num_steps == 9
     asked = Silent()
-    run._mean.run(run.loader.dataset, asked, 2.0, 200)
+    run._mean.run(run.loader.dataset, asked, 2.0, 200, Group())
     assert asked.stds[0] >= 2 * 20.0 * 3.0
 
 

@@ -147,6 +147,7 @@ def test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped():
     noisy.optimizer.zero_grad()
     noisy.optimizer.step()
     assert noisy.charged == [GaussianEvent(1.0, 0.25)]
+    assert noisy.released()
     assert all(bool((g != 0).all()) for g in noisy.released().values())
 
 

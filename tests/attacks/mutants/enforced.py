@@ -212,7 +212,7 @@ ENFORCED = [
     ),
     mutant(
         "radii may change between the parts of a batch",
-        "training/optimizer.py",
+        "training/wrapped.py",
         '{"radii": [one["radius"] for one in held if "radius" in one]}',
         '{"radii": []}',
         f"{MODELS}::test_a_radius_stays_the_same_for_all_parts_of_a_batch",

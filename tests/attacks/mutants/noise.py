@@ -41,7 +41,7 @@ NOISE = [
     mutant(
         "noise fixed by torch.manual_seed",
         "runtime/secret.py",
-        "np.random.SeedSequence(self._seed, spawn_key=self._key)",
+        "np.random.SeedSequence(self._seed if self._shared is None else self._shared, spawn_key=self._key)",
         "np.random.SeedSequence(torch.initial_seed())",
         "noise/test_gaussian.py::test_global_seeds_do_not_touch_it",
     ),

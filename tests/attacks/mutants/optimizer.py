@@ -2,48 +2,52 @@
 
 from attacks.mutants.mutant import Mutant, mutant
 
-ADD = "self.noise.add_(p.grad, stds[name])"
-CHARGE = "        if self._charge is not None:\n            self._charge(self.event)\n"
+ADD = "self.noise.add_to_part_(owned, sums[index][1], sums[index][0].numel())"
+CHARGE = "        if charge is not None:\n            self._group.in_turn(lambda: charge(self.event))\n"
 
 STEP = [
     mutant(
         "biases without noise",
         "training/optimizer.py",
         ADD,
-        "self.noise.add_(p.grad, stds[name] if p.ndim > 1 else 0.0)",
+        ADD.replace("[1],", "[1] if owned.ndim > 1 else 0.0,"),
         "training/test_step_noise.py::test_every_parameter_gets_its_noise_on_every_step_and_once",
     ),
     mutant(
         "one generator state for every parameter",
         "training/optimizer.py",
         ADD,
-        "type(self.noise)(7).add_(p.grad, stds[name])",
+        ADD.replace("self.noise", "type(self.noise)(7)"),
         "training/test_step_noise.py::test_the_noise_of_tensors_and_steps_and_halves_of_a_tensor_is_independent",
     ),
-    mutant(
+    Mutant(
         "noise drawn after the division",
         "training/optimizer.py",
-        ADD + "\n            p.grad.div_(self.expected_batch_size)",
-        "p.grad.div_(self.expected_batch_size)\n            "
-        + ADD.replace("stds[name]", "stds[name] / self.expected_batch_size**2"),
+        (
+            (
+                "((t, stds[n]) for n, t in",
+                "((t.div_(self.expected_batch_size), stds[n] / self.expected_batch_size**2) for n, t in",
+            ),
+            ("p.grad = whole[name].div_(self.expected_batch_size)", "p.grad = whole[name]"),
+        ),
         "audit/test_replay.py::test_neighbouring_steps_differ_within_the_sensitivity_and_in_nothing_else -k plain",
     ),
     Mutant(
         "mean over the actual batch",
         "training/optimizer.py",
         (
-            ("empty = self.batches.take() == 0", "taken = self.batches.take()\n        empty = taken == 0"),
-            ("p.grad.div_(self.expected_batch_size)", "p.grad.div_(max(taken, 1))"),
+            ("        self.batches.take()\n", "        taken = self.batches.take()\n"),
+            ("whole[name].div_(self.expected_batch_size)", "whole[name].div_(max(taken, 1))"),
         ),
         "training/test_step_noise.py::test_the_sum_is_divided_by_the_expected_batch_size_and_never_by_the_batchs_own",
     ),
     mutant(
         "noise for every physical batch, counted once a step",
         "training/optimizer.py",
-        "            self._collect()\n            return",
-        "            for p in self.model.parameters():\n"
-        "                p.grad is None or self.noise.add_(p.grad, 1.0)\n"
-        "            self._collect()\n            return",
+        "                self._collect()\n                return",
+        "                for p in self.model.parameters():\n"
+        "                    p.grad is None or self.noise.add_(p.grad, 1.0)\n"
+        "                self._collect()\n                return",
         "training/test_physical_batches.py"
         "::test_physical_batches_give_the_step_of_the_whole_batch_with_one_draw_of_noise",
     ),
@@ -78,15 +82,15 @@ STEP = [
     mutant(
         "an empty batch is no step",
         "training/optimizer.py",
-        "empty = self.batches.take() == 0\n",
-        "empty = self.batches.take() == 0\n        if empty:\n            return\n",
+        "        self.batches.take()\n",
+        "        if self.batches.take() == 0:\n            return\n",
         "training/test_step_noise.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
     ),
     mutant(
         "the blank row of an empty batch is learned from",
         "training/optimizer.py",
-        "elif p.grad is None or empty:",
-        "elif p.grad is None:",
+        "leaf.grad = None",
+        "pass",
         "training/test_step_noise.py::test_an_empty_batch_is_a_step_with_noise_whose_gradient_is_dropped",
     ),
     mutant(
@@ -167,8 +171,8 @@ STEP = [
     mutant(
         "parts of a batch by place, so that one more example moves them all",
         "sampling/loader.py",
-        "part = torch.from_numpy(self._dealer.numbers.integers(self._part_count, size=len(chosen)))",
-        "part = torch.arange(len(chosen)) * self._part_count // max(1, len(chosen))",
+        "place = torch.from_numpy(self._dealer.numbers.integers(self._part_count * ranks, size=len(chosen)))",
+        "place = torch.arange(len(chosen)) * self._part_count * ranks // max(1, len(chosen))",
         "training/test_parts_of_a_batch.py::test_one_more_example_changes_its_own_part_alone",
     ),
     mutant(
@@ -204,8 +208,8 @@ WEIGHTS_MOVED = [
     ),
     mutant(
         "settings that change between the parts not seen",
-        "training/optimizer.py",
-        "if self._settings is not None and not same_settings(self._settings, present):",
+        "training/wrapped.py",
+        "if self._incomplete() and not _same_settings(self._settings or [], present):",
         "if False:",
         "training/test_wrapped.py::test_what_the_optimizer_keeps_does_not_change_between_the_parts_of_a_batch",
     ),

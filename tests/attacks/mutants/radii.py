@@ -50,9 +50,9 @@ SLACK = [
     ),
     mutant(
         "less noise for a slack than for its gradient",
-        "training/radii.py",
-        "stds[owner]), None",
-        "stds[owner] / 2), None",
+        "training/optimizer.py",
+        "(t, stds[n]) for t, n in slack",
+        "(t, stds[n] / 2) for t, n in slack",
         "training/test_radii.py::test_each_slack_gets_the_noise_of_its_weight_and_the_event_is_the_same",
     ),
     mutant(
@@ -86,8 +86,8 @@ SLACK = [
     mutant(
         "the slack of the last part alone",
         "training/optimizer.py",
-        "[*self.model.named_parameters(), *self.radii.leaves()]",
-        "self.model.named_parameters()",
+        "for name, p in [*self.model.named_parameters(), *self.radii.leaves()]",
+        "for name, p in self.model.named_parameters()",
         "training/test_radii.py::test_parts_of_a_batch_release_what_the_whole_does",
     ),
     mutant(
@@ -99,9 +99,9 @@ SLACK = [
     ),
     mutant(
         "the slack of a blank row",
-        "training/radii.py",
-        "if empty or total is None",
-        "if total is None",
+        "training/optimizer.py",
+        "for _, leaf in [*self.model.named_parameters(), *self.radii.leaves()]",
+        "for _, leaf in self.model.named_parameters()",
         "training/test_radii.py::test_an_empty_batch_counts_no_slack",
     ),
     mutant(

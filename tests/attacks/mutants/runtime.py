@@ -69,8 +69,8 @@ RANDOMNESS = [
     mutant(
         "a copied loader of one seed",
         "runtime/secret.py",
-        "        if self.seeded:\n            raise",
-        "        if False:\n            raise",
+        '        self._require_own("a copy would repeat its draws")\n',
+        "",
         "sampling/test_secret_draws.py::test_a_seeded_loader_is_not_copied",
     ),
     mutant(

@@ -6,7 +6,8 @@ MEAN = [
     mutant(
         "the mean released without a charge",
         "training/durable_run.py",
-        "        for event in self.releases:\n            self.charge(event)\n",
+        "        for event in self.releases:\n"
+        "            self._group.in_turn(lambda: self.charge(event))  # noqa: B023\n",
         "",
         "training/test_mean_release.py::test_the_release_is_charged_and_fits_the_budget",
     ),

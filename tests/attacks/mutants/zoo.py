@@ -6,6 +6,7 @@ from attacks.mutants.accounting import ACCOUNTING, EPSILONS
 from attacks.mutants.bounded import BOUNDED
 from attacks.mutants.certificates import CERTIFICATES, ROUNDINGS
 from attacks.mutants.data import TABLES
+from attacks.mutants.distributed import DISTRIBUTED
 from attacks.mutants.enforced import ENFORCED
 from attacks.mutants.joint import JOINT
 from attacks.mutants.layers import OWN_GRADIENTS
@@ -56,4 +57,5 @@ MUTANTS = [
     *SLACK,
     *ADAM,
     *JOINT,
+    *DISTRIBUTED,
 ]

@@ -49,7 +49,7 @@ _DIRECT = {"compute_mode": "donot_use_mm_for_euclid_dist"}
 """By itself ``torch.cdist`` takes another kernel beyond 25 rows, which may be the examples."""
 DATA = _TENSOR.data.__get__
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
-_LOOKED_AT: set[Any] = {*EXITS, DATA, F.one_hot, *DROPOUTS, *QUESTIONS}
+_LOOKED_AT: set[Any] = {*EXITS, DATA, F.one_hot, torch.cdist, *DROPOUTS, *QUESTIONS}
 
 
 class Exits(TorchFunctionMode):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dplip.errors import ConfigurationError, UnboundedInputError, UnboundedOperationError
+from dplip.errors import ConfigurationError, DPLipError, UnboundedInputError, UnboundedOperationError
 from dplip.losses import Loss
 from dplip.losses.base import require_separate
 from dplip.nn.bounded import JointRadius, bounds_gradients
@@ -170,15 +171,17 @@ def source_of(model: nn.Module, loss: Loss, example: Example, half_precision: bo
             "bound_gradients on a fresh model, with either."
         )
     walk = traced(model, example)
-    if walk is not None:
-        found = Propagated(walk, loss, half_precision, cache)
-        try:
-            found(None)
-            return found
-        except (UnboundedInputError, UnboundedOperationError):
-            if not bounds_gradients(model):  # else by code of the model itself, outside of the layers that have rules
-                raise
-    return Enforced(EnforcedModel(model, example), loss)
+    if walk is None:
+        return Enforced(EnforcedModel(model, example), loss)
+    found = Propagated(walk, loss, half_precision, cache)
+    try:
+        found(None)
+        return found
+    except (UnboundedInputError, UnboundedOperationError):
+        if bounds_gradients(model):  # perhaps by code of the model itself, outside of the layers that have rules
+            with suppress(DPLipError):
+                return Enforced(EnforcedModel(model, example), loss)
+        raise
 
 
 def traced(model: nn.Module, example: Example) -> Walk | None:

@@ -135,14 +135,26 @@ def a_subclass_with_a_rule_that_is_its_own() -> nn.Module:
     return nn.Sequential(Doubled(6, 4))
 
 
-@pytest.mark.parametrize(
-    "make", [one_stock_layer, one_in_evaluation_mode, Used, a_subclass_with_a_rule_that_is_its_own]
-)
+@pytest.mark.parametrize("make", [one_stock_layer, a_subclass_with_a_rule_that_is_its_own])
 def test_a_parameter_that_no_layer_bounds_by_itself_is_refused(make, rules_as_before):
     model = make()
     private(model)  # in float32 it is bounded
     with pytest.raises(UnboundedOperationError, match="a trainable parameter whose gradient no layer bounds by itself"):
         private(model, half_precision=True)
+
+
+@pytest.mark.parametrize("make", [one_in_evaluation_mode, Used])
+def test_a_weight_that_is_used_outside_of_its_layer_is_bounded_where_it_is_used(make):
+    """Where propagated norms do not hold, each use counts by the radius, and no example exceeds it."""
+    run = private(make(), half_precision=True)
+    assert run.optimizer.enforced
+    declared = run.optimizer.sensitivities()
+    for x, y in zip(X, torch.arange(12) % 4, strict=True):
+        run.model.zero_grad()
+        with half():
+            run.loss(run.model(x[None]), y[None]).backward()
+        for name, p in run.model.named_parameters():
+            assert 0 < length(p.grad) <= declared[name]
 
 
 def test_a_subclass_without_a_rule_is_refused():

@@ -21,7 +21,7 @@ from dplip.losses import CrossEntropy
 from dplip.nn import JointRadius, bound_gradients
 from dplip.sensitivities import Sensitivities
 from dplip.training.calls import Calls
-from dplip.training.step_bounds import StepBounds
+from dplip.training.step_bounds import Rounding, StepBounds
 
 LOSS = CrossEntropy()
 
@@ -124,7 +124,10 @@ def test_all_parameters_get_the_noise_of_the_joint_radius(neighboring: str, fact
 
 def test_the_rounding_of_a_joint_bound_is_the_largest_of_all_parameters(monkeypatch: Any) -> None:
     run = run_of(joint_model())
-    monkeypatch.setattr(StepBounds, "_rounding", lambda self: dict(zip(self.source.summations, range(6), strict=True)))
+    roundings = [Rounding(float(i), 0.0) for i in range(6)]
+    monkeypatch.setattr(
+        StepBounds, "_roundings", lambda self: dict(zip(self.source.summations, roundings, strict=True))
+    )
     assert run.optimizer.sensitivities().total == pytest.approx(0.1 * 6, rel=1e-4)
 
 

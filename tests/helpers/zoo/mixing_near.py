@@ -180,7 +180,7 @@ def experts_by_the_rank_in_the_batch(m: Any, x: Tensor) -> Tensor:
 
 
 @mixes(WORDS, {"experts": small(4, 8, 8), "gate": nn.Linear(8, 4)})
-def experts_with_a_capacity(m: Any, x: Tensor) -> Tensor:
+def experts_that_take_so_many_examples(m: Any, x: Tensor) -> Tensor:
     h = m.a(x).mean(1)
     chosen = F.one_hot(m.gate(h).argmax(-1), 4)
     free = (chosen.cumsum(0) <= 3) & (chosen > 0)

@@ -59,7 +59,8 @@ class NormCache:
         if entry is not None and entry.fits(weight):
             reference = entry.reference.copy_(weight.detach())
         else:
-            reference = weight.detach().clone()
+            with torch.inference_mode(False):  # a copy of later values is written into it, in whatever mode
+                reference = weight.detach().clone()
         self._entries[key] = _Entry(reference, bound, projected)
         return bound
 

@@ -27,7 +27,7 @@ from dplip.training.alike import facts, largest, standing
 from dplip.training.batches import Batches
 from dplip.training.gradient_monitor import GradientMonitor
 from dplip.training.learned import Learned, Learning
-from dplip.training.radii import Radii, Units
+from dplip.training.radii import Radii, change_units
 from dplip.training.replicas import unwrapped
 from dplip.training.sources import Enforced
 from dplip.training.step_bounds import StepBounds
@@ -124,7 +124,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         self.noise.separate(self._group.rank)
         self._group.share_([*model.parameters(), *model.buffers()])
         self._steps, self._learning = 0, Learning()
-        self.radii, self._units = Radii(model, batches.expected_batch_size), Units()
+        self.radii = Radii(model, batches.expected_batch_size)
         self._project_every = whole("project_every", project_every, least=1)
         example = input_shape if isinstance(input_shape, Example) else Example.of_shape(input_shape)
         self._bounds = StepBounds(model, loss, example, batches, neighboring, half_precision, drift, self._group.size)
@@ -246,7 +246,7 @@ class DPLipOptimizer(Fixed, Optimizer):
         deviations = {name: std / self.expected_batch_size for name, std in stds.items()}
         self._learning.record(parameters, deviations)
         if self.radii:
-            self._units.change(self.original, parameters, deviations)
+            change_units(self.original, parameters, deviations)
         if isinstance(self.original, CorrectedAdam):
             self.original.tell({p: deviations[name] for name, p in parameters.items()})
         keep_gradients_of(list(parameters.values()), self.original)

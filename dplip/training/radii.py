@@ -107,29 +107,25 @@ class Radii:
         return found
 
 
-_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "noise": 2}
+_MOMENTS = {"exp_avg": 1, "exp_inf": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "noise": 2}
 """What Adam and its kin keep of gradients: the power of a gradient that it is of."""
 
 
-class Units:
-    """Keeps Adam's moments in units of the present noise.
+def change_units(optimizer: Optimizer, parameters: Mapping[str, Tensor], deviations: Mapping[str, float]) -> None:
+    """Bring Adam's moments into units of the noise of the step that the optimizer is about to take.
 
     Most of a second moment is noise. Radii that shrink thirtyfold shrink the noise as much, and what was averaged
     before would hold back every step until it is forgotten, which takes a thousand steps. So when the deviation of a
     parameter's noise changes by a factor, the moments change with it, and Adam moves as if each gradient had been
     divided by the deviation of its own noise. All of it is public.
     """
-
-    def __init__(self) -> None:
-        self._before: dict[str, float] = {}
-
-    def change(self, optimizer: Optimizer, parameters: Mapping[str, Tensor], deviations: Mapping[str, float]) -> None:
-        """Bring what the optimizer keeps into the units of the step that it is about to take."""
-        for name, p in parameters.items():
-            before, now, state = self._before.get(name, 0.0), deviations[name], optimizer.state.get(p, {})
-            if before and now and before != now:
-                state.update({k: state[k] * (now / before) ** power for k, power in _MOMENTS.items() if k in state})
-        self._before = dict(deviations)
+    kept: Any = optimizer.state  # the units are saved and loaded with the moments
+    units = kept.get("deviations", {})
+    for name, p in parameters.items():
+        before, now, state = units.get(name, 0.0), deviations[name], optimizer.state.get(p, {})
+        if before and now and before != now:
+            state.update({k: state[k] * (now / before) ** power for k, power in _MOMENTS.items() if k in state})
+    kept["deviations"] = dict(deviations)
 
 
 def _name(path: str) -> str:

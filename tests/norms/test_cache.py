@@ -91,6 +91,18 @@ def test_a_cache_is_active_only_inside_its_block() -> None:
     assert active_cache() is None
 
 
+def test_a_norm_that_was_certified_in_inference_mode_is_certified_again_outside_of_it() -> None:
+    cache, weight = NormCache(), torch.randn(4, 4, generator=seeded(0))
+    with cache:
+        with torch.inference_mode():
+            matrix_norms(weight)
+        weight.data *= 3
+        assert matrix_norms(weight).two_two >= true_norm(weight)
+        with torch.inference_mode():
+            weight.data *= 3
+            assert matrix_norms(weight).two_two >= true_norm(weight)
+
+
 def test_an_entry_is_not_taken_for_another_weight() -> None:
     """Identities are reused after a weight is gone; the values are compared, so that costs nothing but a miss."""
     cache = NormCache()

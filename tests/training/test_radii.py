@@ -1,5 +1,6 @@
 """Radii that follow the gradients: what is released, what is charged for it, and what is refused."""
 
+import copy
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from dplip.noise.discrete import secure_noise
 from dplip.propagation import Walk
 from dplip.sensitivities import enforced_sensitivity
 from dplip.training import sources
-from dplip.training.radii import LEAST, NOISY, RATE, TARGET, Radii, Units
+from dplip.training.radii import LEAST, NOISY, RATE, TARGET, Radii, change_units
 
 
 def adaptive(width: int = 8) -> Any:
@@ -202,27 +203,46 @@ def test_radii_move_slowly_where_a_share_is_mostly_noise():
     assert followed.next(full, {"0.weight": 0.0, "2.weight": 0.0}, {"0.weight": 1, "2.weight": 1})["0"] == LEAST
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adamax, torch.optim.SGD])
 def test_moments_are_kept_in_units_of_the_noise(kind):
     """Adam moves by noise alone as far after its deviation has changed a thousandfold as before; SGD keeps no units."""
     p = nn.Parameter(torch.zeros(2000))
-    optimizer, units = kind([p], lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {})), Units()
+    optimizer = kind([p], lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
     moves, generator = [], torch.Generator().manual_seed(0)
     for step in range(60):
         deviation, before = (1.0 if step < 30 else 1e-3), p.detach().clone()
         p.grad = deviation * torch.randn(2000, generator=generator)
-        units.change(optimizer, {"p": p}, {"p": deviation})
+        change_units(optimizer, {"p": p}, {"p": deviation})
         optimizer.step()
         moves.append(float((p.detach() - before).norm()))
-    assert moves[31] == pytest.approx(moves[29], rel=0.2) if kind is torch.optim.Adam else moves[59] < 0.1 * moves[29]
+    assert (
+        moves[31] == pytest.approx(moves[29], rel=0.2) if kind is not torch.optim.SGD else moves[59] < 0.1 * moves[29]
+    )
+
+
+def test_the_units_of_moments_are_kept_with_them():
+    """An optimizer that goes on from a saved state moves as the one that was saved, though the noise has changed."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.Adam([p])
+    p.grad = torch.ones(3)
+    change_units(optimizer, {"p": p}, {"p": 1.0})
+    optimizer.step()
+    q = nn.Parameter(p.detach().clone())
+    other = torch.optim.Adam([q])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, weight in ((optimizer, p), (other, q)):
+        weight.grad = torch.full((3,), 0.1)
+        change_units(one, {"p": weight}, {"p": 0.1})
+        one.step()
+    assert torch.equal(p, q) and torch.equal(optimizer.state[p]["exp_avg"], other.state[q]["exp_avg"])
 
 
 def test_a_deviation_that_was_or_is_0_changes_no_moments():
     p = nn.Parameter(torch.zeros(3))
-    optimizer, units = torch.optim.Adam([p]), Units()
+    optimizer = torch.optim.Adam([p])
     for deviation in (0.0, 2.0, 0.0):
         p.grad = torch.ones(3)
-        units.change(optimizer, {"p": p}, {"p": deviation})
+        change_units(optimizer, {"p": p}, {"p": deviation})
         optimizer.step()
     assert torch.allclose(optimizer.state[p]["exp_avg"], torch.full((3,), 1 - 0.9**3))
 

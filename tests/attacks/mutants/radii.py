@@ -35,6 +35,20 @@ SLACK = [
         "training/test_radii.py::test_moments_are_kept_in_units_of_the_noise",
     ),
     mutant(
+        "moments saved without their units",
+        "training/radii.py",
+        "kept: Any = optimizer.state",
+        "kept: Any = vars(optimizer)",
+        "training/test_radii.py::test_the_units_of_moments_are_kept_with_them",
+    ),
+    mutant(
+        "a reference that only inference mode may write to",
+        "norms/cache.py",
+        "with torch.inference_mode(False):",
+        "if True:",
+        "norms/test_cache.py::test_a_norm_that_was_certified_in_inference_mode_is_certified_again_outside_of_it",
+    ),
+    mutant(
         "a slack beyond the radius",
         "nn/bounded/slack.py",
         "(inside**2 - norms.clamp(max=inside).square()).clamp_min(0).sqrt()",

@@ -117,7 +117,8 @@ def guarantee(report: Mapping[str, Any], spent: Mapping[str, Any]) -> list[tuple
         (
             "Parameters",
             f"ε = {at_most(privacy['epsilon'])} for this run, {together} for this folder, "
-            f"δ = {delta_at_most(delta)} (δ times the number of examples: {plain(delta * size)}). {privacy['steps']} steps, "
+            f"δ = {delta_at_most(delta)} (δ times the number of examples: {plain(delta * size)}). "
+            f"{privacy['steps']} steps, "
             f"noise multiplier {plain(privacy['noise_multiplier'])}, sample rate {plain(privacy['sample_rate'])}; "
             f"batches {batches}."
             + (

@@ -123,7 +123,9 @@ def train(
     try:
         trainer.fit(resume=resume, extra={"run": settings})
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: epsilon {trainer.get_epsilon():.4f} is spent; go on by: {before} --resume", err=True)
+        typer.echo(
+            f"interrupted: epsilon {upper(trainer.get_epsilon())} is spent; go on by: {before} --resume", err=True
+        )
         raise
     except LedgerError as wrong:
         if resume and before != now:
@@ -171,12 +173,13 @@ def _mention_earlier(folder: Path, delta: float) -> None:
     if ledger.exists():
         spent = Ledger.read(ledger).epsilon(delta)
         typer.echo(
-            f"an earlier run in {folder} spent epsilon {spent:.4f}; its ledger is kept, and the two add up", err=True
+            f"an earlier run in {folder} spent epsilon {upper(spent)}; its ledger is kept, and the two add up", err=True
         )
 
 
 def show(folder: Path) -> None:
     from dplip.records import read_report
+    from dplip.reports.rounded import at_least
 
     report = read_report(folder)
     privacy, certified = report["privacy"], report["certified"]
@@ -189,16 +192,17 @@ def show(folder: Path) -> None:
     at = [(radius, a) for radius, a in zip(certified["radii"], certified["accuracy"], strict=True) if radius > 0]
     norm = f"l{number(certified['norm'])}"
     if at and not any(accuracy for _, accuracy in at):
-        typer.echo(f"certified nothing at {norm} radius {at[0][0]:.4f} and beyond: this model was not made for radii")
+        typer.echo(
+            f"certified nothing at {norm} radius {upper(at[0][0])} and beyond: this model was not made for radii"
+        )
         at = []
     for radius, accuracy in at:
-        typer.echo(f"certified {accuracy:.4f} at {norm} radius {radius:.4f}")
+        typer.echo(f"certified {at_least(accuracy)} at {norm} radius {at_least(radius)}")
     seeded = " (SEEDED: not private)" if privacy["seeded"] else ""
-    epsilon = privacy["epsilon"] if isinstance(privacy["epsilon"], str) else f"{privacy['epsilon']:.4f}"
-    typer.echo(f"epsilon   {epsilon} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
+    typer.echo(f"epsilon   {upper(privacy['epsilon'])} at delta {privacy['delta']:g}, {privacy['neighboring']}{seeded}")
     if len(report["spent"]["runs"]) > 1:
         together = report["spent"]["epsilon"]
-        total = "unknown" if together is None else f"{together:.4f}"
+        total = "unknown" if together is None else upper(together)
         typer.echo(f"           {total} with the earlier runs of {folder}, on the same data: spent in the report")
     if isinstance(privacy["epsilon"], str):
         typer.echo("           no noise was added, so this model is not private")
@@ -207,3 +211,10 @@ def show(folder: Path) -> None:
 
 def number(norm: float | str) -> str:
     return norm if isinstance(norm, str) else f"{norm:g}"
+
+
+def upper(value: float | str) -> str:
+    """An upper bound, rounded up, in the letters of any terminal."""
+    from dplip.reports.rounded import at_most
+
+    return at_most(value).replace("∞", "inf")

@@ -34,6 +34,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """The sections of a report and the fields that each must have; further ones are allowed."""
 
+_KNOWN = {"accountant": ("rdp", "prv", "pld"), "neighboring": ("add_remove", "replace_one")}
 _NUMBERS = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
 
 
@@ -66,6 +67,9 @@ def validate_report(report: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"the report lacks {', '.join(missing)}: fill in every field of its schema")
     if not isinstance(report.get("run", {}), Mapping):
         raise ConfigurationError(f"run={report['run']!r} in the report: it is a section of its own; leave it out")
+    for name, known in _KNOWN.items():
+        if report["privacy"][name] not in known:
+            raise ConfigurationError(f"privacy.{name}={report['privacy'][name]!r} in the report: not one of {known}")
     for name in _NUMBERS:
         value = report["privacy"][name]
         if not isinstance(value, int | float) and value != "inf":

@@ -40,8 +40,8 @@ def read_ledgers(folder: str | Path) -> list[tuple[str, LedgerRecord | LedgerErr
     for path in sorted(paths, key=_age):
         try:
             found.append((path.name, Ledger.read(path)))
-        except LedgerError as damaged:
-            found.append((path.name, damaged))
+        except LedgerError as damaged:  # reports name the file, and not where it is on this machine
+            found.append((path.name, LedgerError(str(damaged).replace(str(path), path.name))))
     return found
 
 
@@ -82,5 +82,7 @@ def _run(name: str, record: LedgerRecord | LedgerError, delta: float) -> dict[st
         "accountant": record.mechanism,
         "neighboring": record.neighboring,
         "seeded": bool(record.facts.get("seeded")),
+        "trusted_optimizer": record.facts.get("trusted_optimizer"),
+        "distributed": record.facts.get("distributed"),
         "resumed": len(record.resumes),
     }

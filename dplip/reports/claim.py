@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dplip.reports.rounded import at_most, number, plain
+from dplip.reports.rounded import at_most, delta_at_most, number, plain
 
 PRIVATE, NOT_PRIVATE, UNKNOWN = "private", "not private", "unknown"
 
@@ -44,7 +44,7 @@ def claim(report: Mapping[str, Any], spent: Mapping[str, Any]) -> Claim:
         spent: what :func:`dplip.records.spends.spends` finds in the folder.
     """
     privacy, runs = report["privacy"], spent["runs"]
-    delta, change = plain(privacy["delta"]), RELATIONS[privacy["neighboring"]][0]
+    delta, change = delta_at_most(privacy["delta"]), RELATIONS[privacy["neighboring"]][0]
     alone = f"This run alone spent ε = {at_most(privacy['epsilon'])} at δ = {delta}."
     if privacy["seeded"] or any(run.get("seeded") for run in runs):
         which = "The run" if privacy["seeded"] else "Another run in this folder"
@@ -69,7 +69,28 @@ def claim(report: Mapping[str, Any], spent: Mapping[str, Any]) -> Claim:
         f"{what} (ε, δ)-differentially private with ε = {epsilon} and δ = {delta}: {change} in the training data "
         "changes the probability of no outcome by more than a factor of e^ε, but for δ."
     )
-    return Claim(PRIVATE, f"{sentence} {alone}" if len(runs) > 1 else sentence, epsilon)
+    said = [sentence, *([alone] if len(runs) > 1 else []), *provisos([privacy, *runs])]
+    return Claim(PRIVATE, " ".join(said), epsilon)
+
+
+def provisos(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What a claim rests on besides, for runs that took a part of it on trust."""
+    runs = list(runs)
+    trusted = sorted({str(run["trusted_optimizer"]) for run in runs if run.get("trusted_optimizer")})
+    if trusted:
+        yield (
+            f"This assumes that the optimizer ({', '.join(trusted)}), which nothing checked, moves the weights by the "
+            "noisy gradient alone."
+        )
+    if any(run.get("distributed") for run in runs):
+        yield "This was one of several processes: what the others released on the same data is spent besides."
+
+
+def accounting(privacy: Mapping[str, Any], spent: Mapping[str, Any]) -> str:
+    """How the steps of this run were composed, and those of the folder if in another way."""
+    alone, together = privacy["accountant"], spent.get("accountant")
+    more = f"; for this folder: {ACCOUNTANTS[together]}" if together not in (None, alone) else ""
+    return ACCOUNTANTS[alone] + more
 
 
 def guarantee(report: Mapping[str, Any], spent: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -96,14 +117,15 @@ def guarantee(report: Mapping[str, Any], spent: Mapping[str, Any]) -> list[tuple
         (
             "Parameters",
             f"ε = {at_most(privacy['epsilon'])} for this run, {together} for this folder, "
-            f"δ = {plain(delta)} (δ times the number of examples: {plain(delta * size)}). {privacy['steps']} steps, "
+            f"δ = {delta_at_most(delta)} (δ times the number of examples: {plain(delta * size)}). "
+            f"{privacy['steps']} steps, "
             f"noise multiplier {plain(privacy['noise_multiplier'])}, sample rate {plain(privacy['sample_rate'])}; "
             f"batches {batches}."
             + (
                 f" Before the first step {len(releases)} release of the inputs' mean, counted in ε." if releases else ""
             ),
         ),
-        ("Accounting", f"{ACCOUNTANTS[privacy['accountant']]}. Every epsilon is an upper bound, and rounded up here."),
+        ("Accounting", f"{accounting(privacy, spent)}. Every epsilon is an upper bound, and rounded up here."),
         (
             "Tuning",
             "Not accounted: if settings were chosen by looking at these data, by runs elsewhere or by their results, "

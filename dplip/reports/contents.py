@@ -11,12 +11,22 @@ from typing import Any
 
 from dplip.accounting import Accountant, TradeOff, tightest
 from dplip.data import read_schema
-from dplip.errors import ConfigurationError
+from dplip.errors import CheckpointError, ConfigurationError
 from dplip.records import read_report
 from dplip.records.spends import composed, read_ledgers, spends
+from dplip.records.weights import FILE, read_weights
 from dplip.reports.claim import ACCOUNTANTS, NOT_SHOWN, PRIVATE, claim, guarantee
 from dplip.reports.figures import Line, legend, plot
-from dplip.reports.rounded import at_least, at_most, number, percent, percent_at_least, percent_at_most, plain
+from dplip.reports.rounded import (
+    at_least,
+    at_most,
+    delta_at_most,
+    number,
+    percent,
+    percent_at_least,
+    percent_at_most,
+    plain,
+)
 
 FPRS = (1e-4, 1e-3, 1e-2, 1e-1)
 """The false-positive rates at which an attack's success is bounded."""
@@ -30,7 +40,9 @@ def contents(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     report = read_report(folder)
-    spent = checked(spends(folder, number(report["privacy"]["delta"])), report)
+    spent, audited = spends(folder, number(report["privacy"]["delta"])), audit(folder, report)
+    problem = spent["problem"] or unknown(folder, report, spent, audited)
+    spent = {**spent, "problem": problem, "epsilon": None if problem else spent["epsilon"]}
     claimed = claim(report, spent)
     together = composed(read_ledgers(folder)) if claimed.status == PRIVATE else None
     attack = attacks(together) if isinstance(together, Accountant) else None
@@ -44,9 +56,9 @@ def contents(folder: str | Path) -> dict[str, Any]:
         "guarantee": guarantee(report, spent),
         "spent": spent_rows(spent),
         "total": None if spent["epsilon"] is None else at_most(spent["epsilon"]),
-        "delta": plain(spent["delta"]),
+        "delta": delta_at_most(spent["delta"]),
         "problem": spent["problem"],
-        "audit": audit(folder, report),
+        "audit": audited,
         "utility": utility,
         "certified": certificates,
         "training": training(report),
@@ -55,14 +67,24 @@ def contents(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def checked(spent: dict[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ledgers show, or that it is not known: where one that the report names is gone, or has lost lines."""
-    there = {run["run"]: run["events"] for run in spent["runs"] if "run" in run}
-    for run in report.get("spent", {}).get("runs", []):
-        if "run" in run and there.get(run["run"], -1) < run["events"]:
-            lost = f"report.json names a run of {run['events']} releases, {run['run']}, which no ledger here holds"
-            return {**spent, "epsilon": None, "problem": spent["problem"] or lost}
-    return spent
+def unknown(
+    folder: Path, report: Mapping[str, Any], spent: Mapping[str, Any], audited: Mapping[str, Any] | None
+) -> str | None:
+    """Why nothing is known of these weights by these ledgers: they are others than those of the report, or attacked."""
+    named = report.get("spent", {}).get("runs", [])
+    if not named:
+        return "report.json names no run, so whose ledgers these are is not known"
+    there = {run["run"]: run for run in spent["runs"] if "run" in run}
+    for run in named:
+        if "run" in run and (run["run"] not in there or there[run["run"]]["events"] < run["events"]):
+            return f"report.json names a run of {run['events']} releases, {run['run']}, which no ledger here holds"
+    if {run["neighboring"] for run in there.values()} != {report["privacy"]["neighboring"]}:
+        return f"report.json is for {report['privacy']['neighboring']}, and the ledgers are not"
+    try:
+        read_weights(folder, report.get("provenance", {}).get("weights"))
+    except CheckpointError:
+        return f"{FILE} does not hold the weights that report.json is about"
+    return None if audited is None or audited["survived"] else "an attack of dplip audit broke a promise of this run"
 
 
 def name_of(folder: Path, report: Mapping[str, Any]) -> str:
@@ -165,7 +187,7 @@ def accuracy(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     elif "rmse" in utility:
         score = ("error", plain(utility["rmse"]), "root mean square, held-out data")
     confusion = utility.get("confusion")
-    names = class_names(folder, confusion)
+    names = class_names(folder, report)
     examples = sum(map(sum, confusion)) if confusion else None
     return {
         "rows": [(LABELS.get(n, n), percent(v) if n in ("accuracy", "majority") else plain(v)) for n, v in shown],
@@ -186,13 +208,12 @@ LABELS = {
 }
 
 
-def class_names(folder: Path, confusion: list[list[int]] | None) -> list[str]:
+def class_names(folder: Path, report: Mapping[str, Any]) -> list[str]:
     """The levels of a table's target, or the numbers of the classes."""
     schema = folder / "schema.json"
-    if schema.exists():
-        target = read_schema(schema).target
-        return list(target.levels or ("false", "true"))
-    return [str(k) for k in range(len(confusion or []))]
+    if "monotonicity" in report and schema.exists():  # else it is of an earlier run in the folder, on a table
+        return list(read_schema(schema).target.levels or ("false", "true"))
+    return [str(k) for k in range(len(report["utility"].get("confusion") or []))]
 
 
 def shaded(confusion: list[list[int]]) -> list[list[tuple[int, int]]]:

@@ -23,6 +23,15 @@ def at_most(value: Any, digits: int = DIGITS) -> str:
     return _rounded(number(value), digits, ROUND_CEILING)
 
 
+def delta_at_most(value: Any) -> str:
+    """A delta, rounded up to six digits.
+
+    >>> delta_at_most(1e-5), delta_at_most(1 / 1437)
+    ('1e-05', '0.000695895')
+    """
+    return plain(at_most(value, 6))
+
+
 def at_least(value: Any, digits: int = DIGITS) -> str:
     """A lower bound, such as a certified radius, rounded down.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def export(run: LoadedRun, path: str | Path, norm: float | None, low: float, hig
         "dplip": run.report["versions"]["dplip"],
         "torch": torch.__version__,
         "weights": run.report["provenance"]["weights"],
-        "privacy": {"epsilon": run.report["spent"]["epsilon"], "delta": run.report["privacy"]["delta"]},
+        "privacy": privacy(run.report),
         "input": {"shape": list(run.input_shape), "dtype": _dtype(run), "low": low, "high": high},
         "certificate": certificate(run, norm, low, high, largest),
     }
@@ -70,6 +71,13 @@ def export(run: LoadedRun, path: str | Path, norm: float | None, low: float, hig
         ) from None
     write_text(beside, json.dumps(description, indent=2, allow_nan=False) + "\n")
     return beside
+
+
+def privacy(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What was spent in the folder of the run; no epsilon if a run there was seeded, and so not private."""
+    spent = report["spent"]
+    seeded = report["privacy"]["seeded"] or any(each.get("seeded") for each in spent["runs"])
+    return {"epsilon": "inf" if seeded else spent["epsilon"], "delta": report["privacy"]["delta"]}
 
 
 @torch.no_grad()

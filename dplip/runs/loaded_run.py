@@ -41,7 +41,8 @@ def load_run(folder: str | Path, model: Callable[[], nn.Module] | None = None) -
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigurationError(f"folder={str(folder)!r}: there is no such folder. Give that of a finished run.")
-    report, schema = read_run_report(folder), schema_of(folder)
+    report = read_run_report(folder)
+    schema = schema_of(folder, report)
     make = partial(new_model, folder, report, schema) if model is None else model
     recipe = recipe_of(folder, report) if "run" in report else None
     scale = recipe.scale if isinstance(recipe, TabularPreset) else 1.0

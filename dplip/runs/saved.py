@@ -51,10 +51,13 @@ def recipe_of(folder: Path, report: Mapping[str, Any]) -> Recipe[Any]:
         ) from None
 
 
-def schema_of(folder: Path) -> Schema | None:
-    """The schema of the table that the run was on; None: it was on something else."""
+def schema_of(folder: Path, report: Mapping[str, Any]) -> Schema | None:
+    """The schema of the table that the run was on; None: it was on something else.
+
+    The folder of a run on images may hold the schema of an earlier run there.
+    """
     path = folder / "schema.json"
-    return read_schema(path) if path.exists() else None
+    return read_schema(path) if "monotonicity" in report and path.exists() else None
 
 
 def new_model(folder: Path, report: Mapping[str, Any], schema: Schema | None) -> nn.Module:

@@ -31,7 +31,7 @@ COUNTS = 5, 7
 """The numbers of public examples with which a model is tried: two tell what is proportional to the batch. Both are
 seldom the size of something else."""
 
-ROUNDED = 8 * CANCELLED * 2**-24
+ROUNDED = 32 * CANCELLED * 2**-24
 """A gradient below this part of its bound may be what rounding leaves of terms that cancel, as of a bias in front of a
 normalisation: a layer scales those of an example to at most ``CANCELLED`` radii."""
 

@@ -33,6 +33,8 @@ _SHARED = (
 )
 
 _TENSOR: Any = Tensor
+_TORCH: Any = torch
+DATA = _TENSOR.data.__get__
 EXITS: dict[Callable[..., Any], tuple[str, str]] = {
     **dict.fromkeys(
         [
@@ -45,11 +47,16 @@ EXITS: dict[Callable[..., Any], tuple[str, str]] = {
     ),
     **dict.fromkeys([_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook, _TENSOR.grad.__set__], _HOOK),
 }  # fmt: skip
+SHARED: set[Any] = {
+    DATA, _TENSOR.data.__set__, _TENSOR.set_, _TENSOR.numpy, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.storage,
+    _TENSOR.untyped_storage, _TENSOR._typed_storage, _TORCH.from_dlpack, torch.unsafe_chunk, _TENSOR.unsafe_chunk,
+    torch.unsafe_split, _TENSOR.unsafe_split, torch.unsafe_split_with_sizes, _TENSOR.unsafe_split_with_sizes,
+}  # fmt: skip
+"""Functions whose results share entries with their arguments behind the back of torch's count of writes."""
 _DIRECT = {"compute_mode": "donot_use_mm_for_euclid_dist"}
 """By itself ``torch.cdist`` takes another kernel beyond 25 rows, which may be the examples."""
-DATA = _TENSOR.data.__get__
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
-_LOOKED_AT: set[Any] = {*EXITS, DATA, F.one_hot, torch.cdist, *DROPOUTS, *QUESTIONS}
+_LOOKED_AT: set[Any] = {*EXITS, *SHARED, F.one_hot, torch.cdist, *DROPOUTS, *QUESTIONS}
 
 
 class Exits(TorchFunctionMode):
@@ -62,7 +69,7 @@ class Exits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _LOOKED_AT:
             return func(*args, **(kwargs or {}))
-        if func in EXITS or func == DATA:
+        if func in EXITS or func in SHARED:
             self._check(func, args)
         answer = shortcut(func, args, kwargs)
         if answer is not None and isinstance(self._watch.rows(args[0]), Rows):
@@ -88,8 +95,7 @@ class Exits(TorchFunctionMode):
         if called_from()[0].startswith("dplip."):
             return
         name = getattr(getattr(function, "__self__", None), "__name__", None) or function.__name__
-        if function == DATA:
-            if any(self._watch.made(t) for t in tensors):
-                self._watch.refuse(name, Refused(*_SHARED))
-        elif any(isinstance(self._watch.rows(t), Rows) for t in tensors):
+        if function in SHARED and any(self._watch.made(t) for t in tensors):
+            self._watch.refuse(name, Refused(*_SHARED))
+        if function in EXITS and any(isinstance(self._watch.rows(t), Rows) for t in tensors):
             self._watch.refuse(name, Refused(*EXITS[function]))

@@ -48,6 +48,11 @@ def current() -> Knowledge | None:
                 kept = _Kept.of(held["frame"])
                 found = None if kept is None else kept.again(held["gid"])
                 break
+    if found is not None and not all(str(hook.__module__).startswith("torch.") for hook in hooks):
+        raise MixedExamplesError(
+            "torch.autograd.graph.saved_tensors_hooks: code outside of torch may hand the backward pass other numbers "
+            "than were saved. Leave the hooks out, or use torch.autograd.graph.save_on_cpu."
+        )
     if found is not None and not around and hooks[0].__module__ == TORCH and found is active():
         raise MixedExamplesError(
             "activation checkpointing: it was begun in a way that is not known, and layers that run again would not be "

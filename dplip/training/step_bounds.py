@@ -129,7 +129,7 @@ class StepBounds:
                 f"neighbouring sums of the gradient of {name!r} may round apart by {most:.0%} of what one example "
                 "adds, and the noise is larger by as much. Give a smaller max_physical_batch_size (512, say), which "
                 "changes neither the batch nor what is spent.",
-                stacklevel=3,
+                stacklevel=4,  # beyond the optimizer, whose construction all processes agree about
             )
 
     def warn_of_growth(self, total: float) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 from dp_accounting.pld import PLDAccountant
 from helpers.epsilons import DELTA, epsilon
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dplip.accounting import GaussianEvent, to_dp_event
@@ -33,5 +33,6 @@ def test_pld_is_never_below_the_exact_gaussian():
 def test_rdp_is_never_below_pld(sigma, rate, steps):
     pld = PLDAccountant(value_discretization_interval=1e-2)
     pld.compose(to_dp_event([GaussianEvent(sigma, rate)] * steps))
-    rdp = epsilon("rdp", sigma, rate, steps)
-    assert pld.get_epsilon(DELTA) <= rdp * 1.02 + 0.02 * math.sqrt(steps) + 0.05
+    rdp, reference = epsilon("rdp", sigma, rate, steps), pld.get_epsilon(DELTA)
+    assume(reference < math.inf)  # it gives up on epsilons of several hundred
+    assert reference <= rdp * 1.02 + 0.02 * math.sqrt(steps) + 0.05

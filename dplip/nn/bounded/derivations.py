@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dplip.nn.bounded.parameter import derived, handles, made_of, own
+from dplip.nn.bounded.unwritten import Unwritten
 from dplip.separation import current
 
 
@@ -91,8 +92,10 @@ def alone(function: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     result = function(*args, **kwargs)
     leaves = [leaf.detach() if isinstance(leaf, Tensor) and not own(leaf) else leaf for leaf in leaves]
+    then = Unwritten(leaf for leaf in leaves if isinstance(leaf, Tensor) and not own(leaf))
 
     def again(at: int | None, *given: Tensor) -> Tensor:
+        then.require()
         filled = list(leaves)
         for i, (_, how, _), chosen in zip(found, made, taken, strict=True):
             mine = [given[k] for k in chosen]

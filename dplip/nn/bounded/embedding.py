@@ -31,6 +31,7 @@ from dplip.nn.bounded.enforcing import (
     sent,
 )
 from dplip.nn.bounded.parameter import derived
+from dplip.nn.bounded.unwritten import Unwritten
 from dplip.nn.bounded.use import trained
 from dplip.nn.gradient_ball import row_norms
 from dplip.nn.sums import BLOCK
@@ -148,7 +149,10 @@ def rows_of(ids: Tensor, table: Tensor, padding: int | None, radius: Radius) -> 
     if watch is None or watch.rows(ids) is not None:
         return examples_first(lambda first: lookup(first, table, padding, radius), ids)
 
+    constants = Unwritten([ids])
+
     def again(table: Tensor) -> Tensor:
+        constants.require()
         return F.embedding(ids, table, padding)
 
     with torch._C.DisableTorchFunctionSubclass():

@@ -16,7 +16,7 @@ ENFORCED = [
     mutant(
         "what rounding leaves of a gradient is taken for mixing",
         "sensitivities/enforced_model.py",
-        "ROUNDED = 8 * CANCELLED * 2**-24",
+        "ROUNDED = 32 * CANCELLED * 2**-24",
         "ROUNDED = 0.0",
         "separation/test_zoo.py::test_what_does_not_mix_is_trained[an instance norm behind a bias]",
     ),

@@ -104,7 +104,7 @@ RANDOMNESS = [
     mutant(
         "processes looked at only at first",
         "training/optimizer.py",
-        "        self._process.require()\n",
+        "            self._process.require()\n",
         "",
         "runtime/test_processes.py::test_a_step_is_refused_once_there_are_other_processes",
     ),

@@ -270,3 +270,70 @@ def the_count_through_a_softmax_over_copies(m: Any, x: Tensor) -> Tensor:
 @mixes()
 def the_count_through_bins(m: Any, x: Tensor) -> Tensor:
     return m.head(m.a(x) * torch.bincount(torch.zeros(len(x), dtype=torch.long))[0])
+
+
+def rare(x: Tensor) -> Tensor:
+    """What no trial sees: something of the examples that begin with one number."""
+    return (x[:, :1] == 777) * x / 10
+
+
+@mixes(parts={"p": nn.Parameter(torch.ones(6))})
+def a_constant_that_examples_are_written_into_after_a_product(m: Any, x: Tensor) -> Tensor:
+    c = x.new_ones(len(x), 6)
+    y = m.head(m.a(x * (m.p * c)[0]))
+    c.copy_(1 + rare(x))
+    return y
+
+
+@mixes(parts={"w": nn.Parameter(torch.ones(6, 6) / 6)})
+def a_constant_that_examples_are_written_into_after_a_weight(m: Any, x: Tensor) -> Tensor:
+    c = x.new_ones(len(x), 6)
+    y = m.head(m.a(F.linear(x, m.w * c[0])))
+    c.copy_(1 + rare(x))
+    return y
+
+
+@mixes(parts={"words": nn.Embedding(9, 6)})
+def ids_that_examples_are_written_into(m: Any, x: Tensor) -> Tensor:
+    ids = torch.zeros(len(x), 6, dtype=torch.long)
+    y = m.head(m.a(x * m.words(ids)[0, 0]))
+    ids.copy_(rare(x).long().clamp(0, 8))
+    return y
+
+
+def uncounted(m: Any, x: Tensor, taken: Any) -> Tensor:
+    """A product with a constant that is written to, past torch's count of writes, before the backward pass."""
+    c = x.new_ones(len(x), 8)
+    y = m.head(m.a(x) * c[0])
+    taken(c)[:, :4].copy_(1 + rare(x)[:, :4])
+    return y
+
+
+@mixes()
+def a_write_to_a_part_that_is_not_counted(m: Any, x: Tensor) -> Tensor:
+    return uncounted(m, x, lambda c: torch.unsafe_chunk(c, 2, 1)[0])
+
+
+@mixes()
+def a_write_to_a_tensor_that_was_set(m: Any, x: Tensor) -> Tensor:
+    return uncounted(m, x, lambda c: torch.empty(0).set_(c))
+
+
+@mixes()
+def a_write_to_a_tensor_whose_data_were_set(m: Any, x: Tensor) -> Tensor:
+    def taken(c: Tensor) -> Tensor:
+        other = torch.empty(0)
+        other.data = c
+        return other
+
+    return uncounted(m, x, taken)
+
+
+@mixes()
+def a_write_to_a_tensor_of_shared_memory(m: Any, x: Tensor) -> Tensor:
+    return uncounted(m, x, torch.utils.dlpack.from_dlpack)
+
+
+@mixes()
+def a_write_by_numpy(m: Any, x: Tensor) -> Tensor:
+    return uncounted(m, x, lambda c: torch.from_numpy(c.numpy()))

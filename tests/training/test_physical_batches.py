@@ -110,7 +110,7 @@ def test_a_part_that_is_not_finite_is_refused_whichever_it_is():
     x[7] = torch.nan
     model = nn.Sequential(nn.Tanh(), nn.Linear(6, 4))
     loader = PoissonLoader(TensorDataset(x, y), batch_size=30, max_physical_batch_size=4, seed=1)
-    loss, charged = dplip.losses.CrossEntropy(), []
+    loss, charged = dplip.losses.CrossEntropy(), list[dplip.accounting.Event]()
     optimizer = dplip.DPLipOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),
         model=model,
@@ -126,4 +126,5 @@ def test_a_part_that_is_not_finite_is_refused_whichever_it_is():
                 optimizer.zero_grad()
                 loss(model(inputs), targets).backward()
                 optimizer.step()
+    assert len(charged) < 4 * len(loader)
     assert all(bool(p.isfinite().all()) for p in model.parameters())

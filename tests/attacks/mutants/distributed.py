@@ -10,6 +10,13 @@ WEIGHTS = f"{SUM}::test_the_weights_are_those_of_one_process"
 
 DISTRIBUTED = [
     mutant(
+        "a ledger that only a rank without one asked for",
+        "training/trainer.py",
+        '{**same, "written": output_dir is not None}',
+        "same",
+        f"{TRAINER}::test_a_folder_that_only_another_rank_has_is_refused",
+    ),
+    mutant(
         "a blank row's state kept for that of the rows before it",
         "training/gradient_monitor.py",
         "self.examples, self.problem, self._state, self.seen, self._norms = self._settled",

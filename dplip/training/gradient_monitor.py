@@ -96,13 +96,13 @@ class GradientMonitor(Observer):
         """Forget the gradients seen so far."""
         self.examples = self._losses = self._together = 0
         self.problem: str | None = None
-        self._settled: tuple[int, str | None] = 0, None
         self.crowded: str | None = None  # as a sentence: more were summed at once than ``most``
         self._unfit: str | None = None  # why an output was not taken for the model's
         self._state: Any = None  # of the model and the loss at the forward pass
         self.seen = Seen()
         self._norms: tuple[Any, Norms] | None = None  # the shape of the loss's gradient, and its enforced bounds
         self._gradients: Any = None  # as the last backward pass left them
+        self._settled = self._of_passes()
         self._arrivals.reset()
         self._sent = [ref for ref in self._sent if ref() is not None]
         self._outputs = [(ref, version) for ref, version in self._outputs if ref() is not None]
@@ -129,14 +129,19 @@ class GradientMonitor(Observer):
         if self._gradients is not None and self._gradients != self._present_gradients():
             self._report(_EDITED)
         self._gradients, self._losses, self._together = None, 0, 0
-        self._settled = self.examples, self.problem
+        self._settled = self._of_passes()
         self._arrivals.settle()
 
     def discard(self) -> None:
         """Forget the passes since :meth:`settle`, which were of a blank row, and whose gradients are cleared."""
-        (self.examples, self.problem), self._gradients = self._settled, None
+        self.examples, self.problem, self._state, self.seen, self._norms = self._settled
+        self._gradients = None
         self.settle()
         self._gradients = self._present_gradients()
+
+    def _of_passes(self) -> tuple[Any, ...]:
+        """What is known of the passes so far; a blank row's state would hide that those before were of another."""
+        return self.examples, self.problem, self._state, self.seen, self._norms
 
     # What the loss reports (dplip.losses.base.Monitor).
 

@@ -220,7 +220,8 @@ class DPLipOptimizer(Fixed, Optimizer):
             _check_optimizer(self.original, self.model, self._trusted)
             self._check_constants()
             require_full_precision(self.model)
-            check_gradients(list(parameters.values()), self.batches, self._monitor, self.loss, self._bounds)
+            gradients = [*self._sums.values(), *(p.grad for p in parameters.values() if p.grad is not None)]
+            check_gradients(gradients, self.batches, self._monitor, self.loss, self._bounds)
             bounds = self._bounds(self._monitor.seen)
         bounds = largest(self._group, bounds)
         self._monitor.draws = self._bounds.source.draws

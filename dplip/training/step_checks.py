@@ -15,15 +15,18 @@ from dplip.training.step_bounds import StepBounds
 
 
 def check_gradients(
-    parameters: list[Tensor], batches: Batches, monitor: GradientMonitor, loss: Loss, bounds: StepBounds
+    gradients: list[Tensor], batches: Batches, monitor: GradientMonitor, loss: Loss, bounds: StepBounds
 ) -> None:
     """Refuse gradients that are not those of one pass of the loss over one batch that the loader handed out.
+
+    Args:
+        gradients: the sums of the parts before the last, and the last part's.
+        batches, monitor, loss, bounds: the optimizer's.
 
     Raises:
         ConfigurationError: says what was seen instead.
     """
     handed, seen = batches.handed_out, monitor.examples
-    gradients = [p.grad for p in parameters if p.grad is not None]
     if batches.logical_batches != 1:
         raise ConfigurationError(
             f"step(): the loader handed out {batches.logical_batches} batches since the last step, and an "

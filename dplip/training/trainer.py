@@ -140,7 +140,8 @@ class DPLipTrainer(Fixed):
         self.model, self.loss, self.epochs, self.delta = model, loss, epochs, target_delta
         self.budget = Budget(math.inf if target_epsilon is None else target_epsilon, target_delta)
         self.accountant = create_accountant(accountant, neighboring)
-        group.same(lambda: {"epochs": epochs, "budget": self.budget, "accountant": accountant, "ema_decay": ema_decay})
+        same = {"epochs": epochs, "budget": self.budget, "accountant": accountant, "ema_decay": ema_decay}
+        group.same(lambda: {**same, "written": output_dir is not None})  # else a folder of rank 1 alone stays empty
         self.eval_dataset, self.seed, self.secure, self.norm = eval_dataset, seed, secure, norm
         self.show_private_loss, self.autocast, self.progress = show_private_loss, autocast, progress and not group.rank
         model.to(resolve_device(device, model))  # in place: the optimizer's parameters stay the model's

@@ -128,6 +128,33 @@ def test_a_rank_with_a_problem_stops_all_before_anything_is_spent(name):
     assert re.match(text, sentence), sentence
 
 
+def test_a_blank_row_does_not_hide_what_changed_before_it():
+    """The weights of a rank's only part with examples are others than those that its bound is computed for."""
+
+    def train(group):
+        loader = dplip.PoissonLoader(DATA, batch_size=4, seed=5, max_physical_batch_size=1, steps_per_epoch=20)
+        joint, deal, drawn = Joint(group, loader=loader, lr=0.0), loader._parts, []
+        number = place = 0
+
+        def noted(chosen):
+            drawn.append(parts := deal(chosen))
+            return parts
+
+        loader._parts = noted
+        for x, y in loader:
+            place, number = (0 if number != loader.number else place + 1), loader.number
+            lengths = [len(part) for part in drawn[-1]]
+            other = group.rank == 1 and lengths[place] and sum(lengths) == lengths[place] and not lengths[-1]
+            joint.model[1].weight.data.mul_(128.0 if other else 1.0)
+            joint.backward(x, y)
+            joint.model[1].weight.data.div_(128.0 if other else 1.0)
+            joint.optimizer.step()
+
+    kind, text = refusals(2, train)
+    assert kind is ConfigurationError
+    assert "rank 1 of 2: step(): the weights" in text
+
+
 def test_a_refusal_by_the_first_ranks_ledger_reaches_all():
     def charge(group):
         def full(event):

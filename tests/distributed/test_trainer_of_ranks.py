@@ -133,6 +133,13 @@ def test_ranks_with_other_plans_are_refused():
     assert "epochs=2" in text
 
 
+def test_a_folder_that_only_another_rank_has_is_refused(tmp_path):
+    """The first rank writes the ledger, so nobody would."""
+    kind, text = refusals(2, lambda group: trainer(group, output_dir=tmp_path if group.rank else None))
+    assert kind is GroupError
+    assert "written=True, and rank 0 has written=False" in text
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment", range(4))
 def test_a_killed_rank_leaves_at_least_as_many_lines_as_draws(victim, moment, tmp_path, monkeypatch):

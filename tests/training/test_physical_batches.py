@@ -4,8 +4,11 @@ import pytest
 import torch
 from helpers.models import built
 from helpers.runs import Run, X, Y, examples, private
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+import dplip
+from dplip.errors import ConfigurationError
 from dplip.losses import CrossEntropy
 from dplip.sampling import PoissonLoader
 
@@ -99,3 +102,29 @@ def test_a_batch_may_be_passed_back_in_parts(order):
     whole.step(X, Y)
     for name, gradient in run.released().items():
         torch.testing.assert_close(gradient, whole.released()[name])
+
+
+def test_a_part_that_is_not_finite_is_refused_whichever_it_is():
+    """A Tanh bounds its output and lets NaN through; the part with it is seldom a batch's last."""
+    x, y = torch.randn(60, 6), torch.randint(4, (60,))
+    x[7] = torch.nan
+    model = nn.Sequential(nn.Tanh(), nn.Linear(6, 4))
+    loader = PoissonLoader(TensorDataset(x, y), batch_size=30, max_physical_batch_size=4, seed=1)
+    loss, charged = dplip.losses.CrossEntropy(), list[dplip.accounting.Event]()
+    optimizer = dplip.DPLipOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model=model,
+        loss=loss,
+        input_shape=(6,),
+        noise_multiplier=1.0,
+        batches=loader,
+        charge=charged.append,
+    )
+    with pytest.raises(ConfigurationError, match="a gradient is NaN or infinite"):
+        for _ in range(4):
+            for inputs, targets in loader:
+                optimizer.zero_grad()
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+    assert len(charged) < 4 * len(loader)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -10,6 +10,27 @@ WEIGHTS = f"{SUM}::test_the_weights_are_those_of_one_process"
 
 DISTRIBUTED = [
     mutant(
+        "a ledger that only a rank without one asked for",
+        "training/trainer.py",
+        '{**same, "written": output_dir is not None}',
+        "same",
+        f"{TRAINER}::test_a_folder_that_only_another_rank_has_is_refused",
+    ),
+    mutant(
+        "a blank row's state kept for that of the rows before it",
+        "training/gradient_monitor.py",
+        "self.examples, self.problem, self._state, self.seen, self._norms = self._settled",
+        "self.examples, self.problem = self._settled[:2]",
+        f"{REFUSED}::test_a_blank_row_does_not_hide_what_changed_before_it",
+    ),
+    mutant(
+        "not-a-number in an earlier part of a batch",
+        "training/optimizer.py",
+        "gradients = [*self._sums.values(), *(p.grad",
+        "gradients = [*(p.grad",
+        "training/test_physical_batches.py::test_a_part_that_is_not_finite_is_refused_whichever_it_is",
+    ),
+    mutant(
         "noise in the first rank's entries alone",
         "runtime/group.py",
         "if max(start, first) < min(start + len(part), last):",

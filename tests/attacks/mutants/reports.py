@@ -20,7 +20,7 @@ REPORTS = [
     mutant(
         "a ledger that is gone is not missed",
         "reports/contents.py",
-        'if "run" in run and there.get(run["run"], -1) < run["events"]:',
+        'if "run" in run and (run["run"] not in there or there[run["run"]]["events"] < run["events"]):',
         "if False:",
         "reports/test_pages.py::test_what_is_not_known_is_not_claimed",
     ),

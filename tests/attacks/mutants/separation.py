@@ -163,8 +163,8 @@ SEPARATION = [
     mutant(
         "ways out of torch",
         "separation/exits.py",
-        "elif any(isinstance(self._watch.rows(t), Rows) for t in tensors):",
-        "elif False:",
+        "if function in EXITS and any(isinstance(self._watch.rows(t), Rows) for t in tensors):",
+        "if False:",
         f"{_MIXED}[sequence: hook]",
     ),
     mutant(

@@ -49,12 +49,12 @@ def run(group, **arguments):
 
 
 def test_one_run_with_the_epsilon_of_one_process(tmp_path):
-    alone = run(Group(), output_dir=tmp_path / "alone")
-    found = values(2, lambda group: run(group, output_dir=tmp_path / "both"))
+    alone = run(Group(), output_dir=tmp_path / "alone", seed=3)
+    found = values(2, lambda group: run(group, output_dir=tmp_path / "both", seed=3))
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1:] == found[1][1:]
     assert (found[0][1], found[0][3]) == (alone[1], alone[3])
-    assert found[0][2]["accuracy"] > 0.6
+    assert found[0][2]["accuracy"] > 0.6  # 0.25 by chance
     assert sorted(os.listdir(tmp_path / "both")) == sorted(os.listdir(tmp_path / "alone"))
     reports = [read_report(tmp_path / name) for name in ("alone", "both")]
     assert reports[0]["privacy"] == reports[1]["privacy"]

@@ -133,6 +133,7 @@ def seeds() -> dict[str, list[bytes]]:
     metadata = json.dumps({"checkpoint": "dplip", "version": checkpoints._VERSION, "state": packed})
     full: dict[str, dict[str, Any]] = {section: dict.fromkeys(names, 0.5) for section, names in FIELDS.items()}
     full["certified"] |= {"radii": [0.0, 0.1], "accuracy": [0.5, 0.4]}
+    full["privacy"] |= {"accountant": "rdp", "neighboring": "add_remove"}
     columns = {
         "age": {"kind": "numeric", "low": 0, "high": 100.0, "monotone": 1, "missing": True},
         "job": {"kind": "categorical", "levels": ["a", "b", 3]},

@@ -9,7 +9,7 @@ from helpers.commands import QUICK, refused
 
 import dplip
 from dplip.accounting import GaussianEvent, create_accountant
-from dplip.cli.train import show
+from dplip.cli.train import show, upper
 from dplip.records import validate_report
 
 
@@ -35,7 +35,7 @@ def test_a_second_run_in_a_folder_reports_what_the_first_has_spent(dplip_command
     assert [run["ledger"] for run in second["runs"]] == ["ledger-1.jsonl", "ledger.jsonl"]
     assert second["runs"][0]["epsilon"] == first["epsilon"] == reports[0]["privacy"]["epsilon"]
     assert second["epsilon"] > reports[1]["privacy"]["epsilon"]
-    assert f"{second['epsilon']:.4f} with the earlier runs" in ran.out and "an earlier run" in ran.err
+    assert f"{upper(second['epsilon'])} with the earlier runs" in ran.out and "an earlier run" in ran.err
 
 
 def test_a_model_for_accuracy_is_not_shown_as_a_failure_at_radii(finished, capsys):
@@ -105,7 +105,10 @@ def test_train_says_where_it_is_seeded_and_what_it_spent(dplip_command, tmp_path
     ran = dplip_command("train", *QUICK, "--seed", 3, "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert "SEEDED" in ran.out
-    assert f"{report['privacy']['epsilon']:.4f}" in ran.out and f"{report['utility']['accuracy']:.4f}" in ran.out
+    assert (
+        f"epsilon   {upper(report['privacy']['epsilon'])} " in ran.out
+        and f"{report['utility']['accuracy']:.4f}" in ran.out
+    )
 
 
 def test_train_with_an_infinite_budget_has_no_noise_and_no_privacy(dplip_command, tmp_path):

@@ -48,13 +48,6 @@ JOINT = [
         f"{LAWS}::test_whatever_changes_between_the_passes_the_radius_holds",
     ),
     mutant(
-        "an example that is not finite has shares",
-        "nn/bounded/joint.py",
-        "torch.where(of_all <= LARGEST_NORM, norms * factor, 0.0)",
-        "norms * factor",
-        f"{LAWS}::test_an_example_that_is_not_finite_adds_nothing_and_changes_no_other",
-    ),
-    mutant(
         "shares of the batch's largest example",
         "nn/bounded/joint.py",
         "inside / of_all.clamp_min(inside)",

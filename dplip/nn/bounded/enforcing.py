@@ -207,7 +207,7 @@ def of_bias(v: Tensor, radius: Within, told: list[Tensor] | None = None, lengths
         return of_rows(summed)
     norms = row_norms(summed)
     if v.shape[1] > 1:
-        magnitudes = row_norms(v.abs().sum(1)) if lengths is None else lengths.sum(1)
+        magnitudes = row_norms(torch.linalg.vector_norm(v, 1, dim=1)) if lengths is None else lengths.sum(1)
         norms = torch.maximum(norms, magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)

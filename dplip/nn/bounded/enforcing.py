@@ -245,7 +245,7 @@ def scaled_rows(rows: Tensor, norms: Tensor, radius: float | Tensor) -> tuple[Te
     if not known(kept):
         rows = torch.where(kept[:, None], rows, 0.0)
         norms = torch.where(kept, norms, math.inf)
-    return rows, scale_into(radius, norms, rows[:, 0])
+    return rows, scale_into(radius, norms, rows.new_empty(0))  # one factor a row, also of rows without entries
 
 
 def known(condition: Tensor) -> bool:

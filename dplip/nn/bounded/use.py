@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from dplip.errors import ConfigurationError
 from dplip.nn.bounded.enforcing import (
     CANCELLED,
-    LARGEST_NORM,
     Enforcing,
     JointRadius,
     Radius,
     Within,
     checked_radius,
+    scaled_rows,
     sent,
 )
 from dplip.nn.gradient_ball import row_norms, scale_into
@@ -113,8 +113,8 @@ def sum_of_examples(gradients: Tensor, magnitudes: Tensor | None, radius: Within
         norms = torch.maximum(norms, magnitudes / CANCELLED)
     if told is not None:
         told.append(norms)
-    kept = norms <= LARGEST_NORM  # False for NaN
-    return of_rows(torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)).reshape(gradients.shape[1:])
+    rows, scale = scaled_rows(rows, norms, radius)
+    return of_rows(rows * scale[:, None]).reshape(gradients.shape[1:])
 
 
 @dataclass(frozen=True)

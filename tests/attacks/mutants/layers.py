@@ -6,13 +6,13 @@ OWN_GRADIENTS = [
     mutant(
         "each example's slice of a parameter added whole",
         "nn/bounded/use.py",
-        "torch.where(kept[:, None], rows, 0.0) * scale_into(radius, norms, rows)",
-        "rows",
+        "of_rows(rows * scale[:, None])",
+        "of_rows(rows)",
         "nn/test_bounded_affine.py::test_each_example_s_gradient_is_scaled_into_the_radius_and_reaches_it",
     ),
     mutant(
         "a slice that is not finite kept",
-        "nn/bounded/use.py",
+        "nn/bounded/enforcing.py",
         "kept = norms <= LARGEST_NORM",
         "kept = norms >= 0",
         "nn/test_bounded_affine.py::test_no_magnitude_takes_an_example_beyond_the_radius",
